@@ -1,0 +1,76 @@
+"""Every constant of the controller, with its unit and range."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Final
+
+_RANGES: Final[dict[str, tuple[float, float]]] = {
+    "min_demand": (0.01, 1.0),
+    "margin": (0.0, 0.5),
+    "down_band": (0.0, 0.5),
+    "up_band": (0.0, 0.5),
+    "rise": (0.01, 1.0),
+    "handover": (0.01, 1.0),
+    "tail_up": (0.0, 1.0),
+    "tail_down": (0.0, 1.0),
+    "cap_slack": (1.0, 10.0),
+    "forgetting": (0.9, 0.9999),
+    "slope_forgetting": (0.9, 0.9999),
+    "prior_share": (0.05, 0.95),
+    "prior_slope_ms": (1e-9, 1e3),
+    "prior_noise": (0.005, 0.5),
+    "prior_natural": (0.1, 1.0),
+    "prior_bend": (0.5, 8.0),
+    "window_steps": (16, 1024),
+    "warmup_steps": (0, 100),
+    "adopt_steps": (10, 10_000_000),
+    "lag_steps": (0, 8),
+    "floor": (1, 1024),
+    "max_step_ms": (1.0, 1e7),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerConfig:
+    """Defaults suit a plant with 5 % noise and two steps of lag."""
+
+    min_demand: float = 0.5  # the operator's quality floor: demand is never below it
+    floor: int = 1  # own experts a row never loses (select's k0)
+
+    margin: float = 0.02  # share of the SLO kept free
+    down_band: float = 0.015  # predicted this share above the target: cut
+    up_band: float = 0.05  # predicted this share below the target: give back
+    rise: float = 0.2  # share of the way up per step
+    handover: float = 0.1  # largest demand change per step after an override ends
+    tail_up: float = 0.25  # gain per step while the measured tail is above the trim
+    tail_down: float = 0.01  # gain per step while it is below
+    cap_slack: float = 1.2  # cap per layer over the expected active experts
+
+    forgetting: float = 0.98  # per sample, of a slot's mean
+    slope_forgetting: float = 0.998  # per informative sample, of the slope
+    prior_share: float = 0.5  # of a step's time spent reading experts, before anything is known
+    prior_slope_ms: float | None = None  # ms per expert and layer; None: from prior_share
+    prior_noise: float = 0.05  # relative standard deviation of a step's time
+    prior_natural: float = 0.85  # natural active experts over those of uniform routing
+    prior_bend: float = 2.5  # exponent of active experts in demand
+
+    window_steps: int = 64  # decode gaps behind the measured percentile
+    warmup_steps: int = 2  # samples of a new slot that may be ignored as warm-up
+    adopt_steps: int = 2000  # until a lasting disturbance counts as the plant's own cost
+    lag_steps: int = 2  # from a decision to its first step, where observations do not say
+    max_step_ms: float = 60_000.0  # longer steps are not believed
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            low, high = _RANGES[field.name]
+            if value is None and field.name == "prior_slope_ms":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"{field.name} must be a number, got {value!r}")
+            if isinstance(low, int) and not isinstance(value, int):
+                raise ValueError(f"{field.name} must be a whole number, got {value!r}")
+            if not math.isfinite(value) or not low <= value <= high:
+                raise ValueError(f"{field.name} must be in [{low}, {high}], got {value!r}")

@@ -1,0 +1,167 @@
+"""What a step costs: ms = base(slot) + row_ms * rows + slope_ms * active experts, fitted online."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Final
+
+from .config import ControllerConfig
+from .types import Key
+
+CLIP: Final = 3.0  # residuals beyond this many standard deviations are clipped
+DRIFT: Final = 0.5  # CUSUM allowance, in standard deviations
+ALARM: Final = 8.0  # CUSUM threshold, in standard deviations
+SETTLED: Final = 4  # samples before a slot's residuals are clipped
+PRIOR_SPREAD: Final = 0.7  # relative standard deviation of the slope's prior
+ROW_SPREAD: Final = 0.02  # standard deviation of row_ms's prior, as a share of a step per row
+TRACE: Final = 0.02  # gain of the noise estimate
+
+
+@dataclass(slots=True)
+class SlotCost:
+    """Means of one slot; its base is implicit: mean_ms - slope * mean_active - row * mean_rows."""
+
+    samples: float = 0.0
+    skipped: int = 0
+    mean_ms: float = 0.0
+    mean_active: float = 0.0
+    mean_rows: float = 0.0
+    excess_ms: float = 0.0  # how far the base has risen above its undisturbed self
+    above: float = 0.0  # CUSUM of slower than predicted
+    below: float = 0.0
+    shifting: int = 0  # samples left in which a shifted base is re-learned
+
+
+@dataclass(slots=True)
+class CostModel:
+    """Least squares with forgetting on within-slot deviations: the slope never sees the bases.
+
+    - slope: shared by all slots, ridge towards the slope over all slots, which is itself a ridge
+      towards `prior_share` of the step; never below 2 % of a step nor so steep that base < 0.
+    - forgetting only drops what a sample replaces, so steady operation does not unlearn the slope.
+    - residuals are clipped at 3 standard deviations, widened by how far the sample is from home.
+    - a CUSUM on the residual re-opens a slot's mean when its base shifts.
+    """
+
+    config: ControllerConfig
+    slots: dict[Key, SlotCost] = field(default_factory=dict)
+    slope_ms: float = 0.0
+    row_ms: float = 0.0
+    sigma: float = 0.0  # relative standard deviation of the residual
+    shifts: int = 0
+    within: list[float] = field(default_factory=lambda: [0.0] * 5)  # xx, xr, rr, xy, ry
+    pooled: list[float] = field(default_factory=lambda: [0.0] * 5)  # weight, x, y, xx, xy
+
+    def __post_init__(self) -> None:
+        self.sigma = self.config.prior_noise
+
+    def base_ms(self, key: Key, rows: float) -> float | None:
+        """Cost of a step that reads no expert; an unseen slot borrows its nearest neighbour's."""
+        slot = self.slots.get(key)
+        if slot is None or not slot.samples:
+            known = [s for s in self.slots.values() if s.samples]
+            if not known:
+                return None
+            slot = min(known, key=lambda s: abs(math.log(s.mean_rows / rows)))
+        away = self.row_ms * (rows - slot.mean_rows)
+        return max(0.0, slot.mean_ms - self.slope_ms * slot.mean_active + away)
+
+    def excess_ms(self, key: Key) -> float:
+        """The disturbance in a slot's base, where it is more than noise."""
+        slot = self.slots.get(key)
+        if slot is None or slot.excess_ms < 2.0 * self.sigma * slot.mean_ms:
+            return 0.0
+        return slot.excess_ms
+
+    def learn(self, key: Key, rows: float, active: float, ms: float) -> float | None:
+        """Take one sample; its relative residual, or None while the slot warms up."""
+        slot = self.slots.setdefault(key, SlotCost())
+        if not slot.samples:
+            expected = self.base_ms(key, rows)
+            plausible = expected is not None and ms < 2.0 * (expected + self.slope_ms * active)
+            if not plausible and slot.skipped < self.config.warmup_steps:
+                slot.skipped += 1
+                return None
+            slot.mean_ms, slot.mean_active, slot.mean_rows = ms, active, rows
+            slot.samples = 1.0
+            self._pool(active, ms)
+            self._solve(slot)
+            return None
+        apart_active, apart_rows = active - slot.mean_active, rows - slot.mean_rows
+        fitted = slot.mean_ms + self.slope_ms * apart_active + self.row_ms * apart_rows
+        fitted = max(fitted, 0.05 * slot.mean_ms)
+        residual = ms - fitted
+        leverage = apart_active**2 / (self.within[0] + self._ridge(slot))
+        spread = self.sigma * fitted * math.sqrt(1.0 + leverage)
+        self._watch(slot, residual / spread)
+        is_steady = slot.samples >= SETTLED
+        bound = CLIP * spread if is_steady else math.inf
+        clipped = min(max(residual, -bound), bound)
+        gain = max(1.0 / (1.0 + slot.samples), 1.0 - self.config.forgetting)
+        if slot.shifting:
+            slot.shifting -= 1
+        else:
+            deviation = fitted + clipped - slot.mean_ms
+            self._accumulate(apart_active, apart_rows, deviation, 1.0 - gain, leverage)
+        if is_steady or slot.shifting:  # a residual far from home speaks of the slope
+            risen = slot.excess_ms + gain * clipped / (1.0 + leverage)
+            slot.excess_ms = max(0.0, risen * (1.0 - 1.0 / self.config.adopt_steps))
+        slot.samples += 1.0
+        slot.mean_ms += gain * (fitted + clipped - slot.mean_ms)
+        slot.mean_active += gain * apart_active
+        slot.mean_rows += gain * apart_rows
+        if is_steady and leverage < 1.0:
+            scale = 1.25 * min(abs(clipped) / spread, 2.5) * self.sigma
+            self.sigma = min(max(self.sigma + TRACE * (scale - self.sigma), 0.005), 0.5)
+        self._pool(active, fitted + clipped)
+        self._solve(slot)
+        return residual / fitted
+
+    def _watch(self, slot: SlotCost, score: float) -> None:
+        score = min(max(score, -4.0), 4.0)
+        slot.above = max(0.0, slot.above + score - DRIFT)
+        slot.below = max(0.0, slot.below - score - DRIFT)
+        if max(slot.above, slot.below) > ALARM:
+            slot.above = slot.below = 0.0
+            slot.samples = 1.0
+            slot.shifting = SETTLED
+            self.shifts += 1
+
+    def _ridge(self, slot: SlotCost) -> float:
+        spread = PRIOR_SPREAD * self.config.prior_share
+        return max((self.sigma * slot.mean_active / spread) ** 2, 1e-9)
+
+    def _accumulate(self, x: float, r: float, y: float, weight: float, leverage: float) -> None:
+        sums = self.within
+        keep = 1.0 - min(1.0 - self.config.slope_forgetting, leverage)
+        for i, product in enumerate((x * x, x * r, r * r, x * y, r * y)):
+            sums[i] = keep * sums[i] + weight * product
+
+    def _pool(self, x: float, y: float) -> None:
+        pooled = self.pooled
+        pooled[0] = min(pooled[0] + 1.0, 1.0 / (1.0 - self.config.slope_forgetting))
+        gain = 1.0 / pooled[0]
+        dx, dy = x - pooled[1], y - pooled[2]
+        pooled[1] += gain * dx
+        pooled[2] += gain * dy
+        keep = self.config.slope_forgetting
+        pooled[3] = keep * pooled[3] + (1.0 - gain) * dx * dx
+        pooled[4] = keep * pooled[4] + (1.0 - gain) * dx * dy
+
+    def _solve(self, slot: SlotCost) -> None:
+        steepest = 0.98 * slot.mean_ms / max(slot.mean_active, 1e-9)
+        ridge = self._ridge(slot)
+        prior = self.config.prior_slope_ms
+        if prior is None:
+            prior = self.config.prior_share * self.pooled[2] / max(self.pooled[1], 1e-9)
+        prior = (self.pooled[4] + ridge * prior) / (self.pooled[3] + ridge)
+        prior = min(max(prior, 0.02 * steepest), steepest)
+        xx, xr, rr, xy, ry = self.within
+        row_ridge = (self.sigma / ROW_SPREAD) ** 2
+        xx, rr = xx + ridge, rr + row_ridge
+        xy += ridge * prior
+        row_ms = (ry * xx - xr * xy) / (xx * rr - xr * xr)
+        self.row_ms = min(max(row_ms, 0.0), slot.mean_ms / max(slot.mean_rows, 1.0))
+        slope_ms = (xy - self.row_ms * xr) / xx
+        self.slope_ms = min(max(slope_ms, 0.02 * steepest), steepest)

@@ -1,0 +1,117 @@
+"""What is known about the plant: cost, response, layers and the measured tail, learned per step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from operator import ge
+
+import numpy as np
+
+from .config import ControllerConfig
+from .cost import CostModel
+from .forecast import Forecast
+from .history import Applied
+from .response import Response
+from .types import Key
+from .window import Window
+
+LAYER_GAIN = 0.05  # per step, of each layer's share of the active experts
+LOUD = 4.0  # standard deviations beyond which a residual is a disturbance, not noise
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The rows of one step, and the state they belong to."""
+
+    key: Key  # phase and slot
+    rows: int
+    flexible: int
+
+
+@dataclass(slots=True)
+class Estimator:
+    config: ControllerConfig
+    num_layers: int
+    num_experts: int
+    top_k: int
+    cost: CostModel = field(init=False)
+    response: Response = field(init=False)
+    window: Window = field(init=False)
+    layer_share: np.ndarray[tuple[int], np.dtype[np.float64]] = field(init=False)
+    tail: float | None = None  # the trim, relative to the step's own time
+    ignored: int = 0  # gaps in the window that no cut could pay for
+    last_active: float | None = None
+
+    def __post_init__(self) -> None:
+        self.cost = CostModel(self.config)
+        self.response = Response(self.config, self.num_layers, self.num_experts, self.top_k)
+        self.window = Window.prior(self.config.window_steps, self.config.prior_noise)
+        self.layer_share = np.full(self.num_layers, 1.0 / self.num_layers)
+
+    def forecast(self, batch: Batch) -> Forecast | None:
+        """None until one step's cost is known."""
+        base_ms = self.cost.base_ms(batch.key, batch.rows)
+        if base_ms is None:
+            return None
+        uniform = self.response.uniform(batch.rows)
+        values = self.response.curve(batch.key, batch.rows).values
+        exact = self._exact_share(batch)
+        top = values[-1]
+        active = tuple(uniform * (exact * top + (1.0 - exact) * value) for value in values)
+        return Forecast(base_ms, self.cost.slope_ms, active)
+
+    def learn(
+        self, batch: Batch, applied: Applied, active: list[float], step_ms: float, gap_ms: float
+    ) -> None:
+        """Take a decode step: its cost, its response, its layers, and its gap for the tail."""
+        total = sum(active)
+        self.last_active = total
+        residual = self.cost.learn(batch.key, batch.rows, total, step_ms)
+        if residual is not None:
+            loud = LOUD * self.cost.sigma
+            noise = min(max(residual, -loud), loud)
+            own_ms = step_ms / (1.0 + residual)
+            self.window = self.window.push(noise, gap_ms - own_ms * (1.0 + noise), gap_ms)
+        shares = np.array(active) / total
+        self.layer_share += LAYER_GAIN * (shares - self.layer_share)
+        if applied.is_certain:
+            self._learn_response(batch, applied, active, total)
+
+    def learn_gap(self, batch: Batch, applied: Applied, gap_ms: float) -> None:
+        """Take a mixed step: only what its decode rows lost against a step of their own."""
+        forecast = self.forecast(batch)
+        if forecast is not None:
+            self.window = self.window.push(0.0, gap_ms - forecast.ms(applied.demand), gap_ms)
+
+    def track_tail(self, percentile: float, own_ms: float, payable_ms: float) -> None:
+        """Move the trim towards the measured percentile: fast up, slow down."""
+        measured_ms, self.ignored = self.window.tail_ms(percentile, own_ms, payable_ms)
+        measured = measured_ms / own_ms
+        if self.tail is None:
+            self.tail = measured
+        config = self.config
+        self.tail += (config.tail_up if measured > self.tail else config.tail_down) * (
+            measured - self.tail
+        )
+
+    def _exact_share(self, batch: Batch) -> float:
+        """Share of the natural union that exact rows hold, whatever the demand."""
+        exact = batch.rows - batch.flexible
+        if exact <= 0:
+            return 0.0
+        return self.response.uniform(exact) / self.response.uniform(batch.rows)
+
+    def _learn_response(
+        self, batch: Batch, applied: Applied, active: list[float], total: float
+    ) -> None:
+        curve = self.response.curve(batch.key, batch.rows)
+        ratio = total / self.response.uniform(batch.rows)
+        exact = self._exact_share(batch)
+        if applied.demand < 1.0 and exact > 0.0:
+            if exact > 0.7:
+                return
+            ratio = (ratio - exact * curve.values[-1]) / (1.0 - exact)
+        capped = 0
+        if min(applied.budget) < self.num_experts:
+            capped = sum(map(ge, active, applied.budget))
+        self.response.learn(curve, applied.demand, ratio, 4 * capped >= self.num_layers)

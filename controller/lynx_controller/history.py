@@ -1,0 +1,58 @@
+"""What was decided lately, to know what a step ran under."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final
+
+from .types import Decision, Observation
+
+MEMORY: Final = 16  # decisions
+SAME: Final = 0.02  # demands this close need not be told apart
+UNSURE: Final = 2  # steps by which the assumed lag may be wrong
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What a step ran under."""
+
+    demand: float
+    budget: tuple[int, ...]  # [L]
+    is_certain: bool  # False while a decision may or may not have arrived
+
+
+@dataclass(slots=True)
+class History:
+    full: tuple[int, ...]  # [L] the budget that cuts nothing
+    lag_steps: int
+    decisions: deque[tuple[int, Decision]] = field(default_factory=lambda: deque(maxlen=MEMORY))
+
+    def remember(self, step: int, decision: Decision) -> None:
+        self.decisions.append((step, decision))
+
+    def forget(self) -> None:
+        self.decisions.clear()
+
+    def applied(self, seen: Observation) -> Applied:
+        """What the observation says, else what was decided lag_steps before it."""
+        remembered = self._recall(seen.step)
+        demand, budget, is_certain = remembered.demand, remembered.budget, remembered.is_certain
+        if seen.demand is not None and 0.0 <= seen.demand <= 1.0:
+            demand, is_certain = float(seen.demand), True
+        if isinstance(seen.budget_applied, int):
+            budget = (seen.budget_applied,) * len(self.full)
+        elif seen.budget_applied is not None and len(seen.budget_applied) == len(self.full):
+            budget = tuple(seen.budget_applied)
+        return Applied(demand, budget, is_certain)
+
+    def _recall(self, step: int) -> Applied:
+        demand, budget = 1.0, self.full
+        lately = []
+        for made, decision in self.decisions:
+            if made + self.lag_steps <= step:
+                demand, budget = decision.demand, decision.budget
+            if made + self.lag_steps + UNSURE > step:
+                lately.append(decision.demand)
+        is_certain = all(abs(each - demand) < SAME for each in lately)
+        return Applied(demand, budget, is_certain)

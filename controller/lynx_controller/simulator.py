@@ -1,0 +1,122 @@
+"""A small decode plant in closed loop, for tests and benchmarks: no clock, one seed, no prior.
+
+Its response (floor and bend of T in demand, unlike layers, bursty routing) is not the form that
+the controller assumes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+
+from .types import Observation, Phase
+
+Setting: TypeAlias = tuple[float, Sequence[int]]
+"""Demand, and cap per layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What arrives at one step."""
+
+    rows: int
+    outside_ms: float = 0.0  # lost between steps: prefill, a sleeping scheduler
+    inside_ms: float = 0.0  # lost within the step
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One decode step as it truly went."""
+
+    load: Load
+    demand: float
+    gap_ms: float
+    active: float  # over all layers
+    natural: float  # what full quality would have read
+
+
+@dataclass(slots=True)
+class Plant:
+    num_layers: int = 8
+    num_experts: int = 64
+    top_k: int = 4
+    base_ms: float = 6.0
+    row_ms: float = 0.1
+    slope_ms: float = 0.03  # per expert and layer
+    concentration: float = 0.8  # natural active experts over uniform routing's, at many rows
+    bend: float = 2.0  # exponent of active experts in demand
+    noise: float = 0.05  # relative standard deviation of a step's time
+    jitter: float = 0.06  # relative standard deviation of a layer's active experts
+    warmup: float = 1.0  # factor on the first step of each slot
+    seed: int = 0
+    rng: np.random.Generator = field(init=False)
+    layer_factor: np.ndarray[tuple[int], np.dtype[np.float64]] = field(init=False)
+    warm: set[int] = field(default_factory=set)
+    steps: int = 0
+
+    def __post_init__(self) -> None:
+        self.rng = np.random.default_rng(self.seed)
+        self.layer_factor = self.rng.uniform(0.85, 1.15, self.num_layers)
+        self.layer_factor /= self.layer_factor.mean()
+
+    def natural(self, rows: int) -> float:
+        """Expected active experts of a layer at full quality."""
+        share = self.top_k / self.num_experts
+        uniform = self.num_experts * (1.0 - (1.0 - share) ** rows)
+        return uniform * (self.concentration + (1.0 - self.concentration) / rows)
+
+    def active(self, rows: int, demand: float) -> float:
+        """Expected active experts of a layer."""
+        least = 1.0 / self.top_k + 0.04 * np.log2(rows)
+        return float(self.natural(rows) * (least + (1.0 - least) * demand**self.bend))
+
+    def step_ms(self, rows: int, active: float) -> float:
+        return self.base_ms + self.row_ms * rows + self.slope_ms * active
+
+    def run(self, load: Load, setting: Setting) -> tuple[Observation, Sample]:
+        demand, budget = setting
+        spread = 1.0 + self.jitter * self.rng.standard_normal(self.num_layers)
+        mean = self.active(load.rows, demand) * self.layer_factor * spread
+        least = min(self.top_k, self.active(load.rows, 0.0))
+        cap = np.minimum(np.array(budget), self.num_experts)
+        active = np.rint(np.clip(np.minimum(mean, cap), least, self.num_experts))
+        step_ms = self.step_ms(load.rows, float(active.sum())) + load.inside_ms
+        step_ms *= max(0.5, 1.0 + self.noise * self.rng.standard_normal())
+        slot = 1 << (load.rows - 1).bit_length()
+        if slot not in self.warm:
+            self.warm.add(slot)
+            step_ms *= self.warmup
+        gap_ms = step_ms + load.outside_ms
+        self.steps += 1
+        observation = Observation(
+            step=self.steps,
+            phase=Phase.DECODE,
+            rows=load.rows,
+            slot=slot,
+            step_ms=step_ms,
+            active_experts=active.astype(int).tolist(),
+            itl_ms=gap_ms,
+        )
+        natural = self.natural(load.rows) * self.num_layers
+        return observation, Sample(load, demand, gap_ms, float(active.sum()), natural)
+
+
+def simulate(
+    plant: Plant,
+    decide: Callable[[Observation], Setting],
+    loads: Iterable[Load],
+    lag_steps: int = 2,
+) -> list[Sample]:
+    """Run the loop; a decision made from one step reaches the step `lag_steps` later."""
+    full: Setting = (1.0, (plant.num_experts,) * plant.num_layers)
+    coming: deque[Setting] = deque([full] * lag_steps)
+    samples = []
+    for load in loads:
+        observation, sample = plant.run(load, coming.popleft())
+        samples.append(sample)
+        coming.append(decide(observation))
+    return samples

@@ -1,0 +1,99 @@
+"""The controller's vocabulary: what it is told, what it is asked for, what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import Any, TypeAlias
+
+
+class Phase(Enum):
+    """What a step did. Set by the engine."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+    MIXED = "mixed"
+    VERIFY = "verify"
+    IDLE = "idle"
+
+
+class Reason(Enum):
+    """Why a decision is what it is."""
+
+    FULL = "full"  # full quality fits, or there is no SLO
+    FEED_FORWARD = "feed_forward"  # the model says that another demand fits the SLO better
+    TRIM = "trim"  # the measured tail moved the target, not the model
+    HOLD = "hold"  # the held demand is inside the dead band
+    SATURATED = "saturated"  # the SLO cannot be met at the floor, or nothing can be cut
+    GUARD = "guard"  # time lost outside the experts, which no cut could win back, was ignored
+    FROZEN = "frozen"  # nothing to learn from this step: the previous decision stands
+    OVERRIDE = "override"  # an operator fixed the budget or the demand
+    FAILED = "failed"  # the controller raised: full quality
+
+
+Key: TypeAlias = tuple[Phase, int]
+"""What is learned is learned per phase and slot."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """`percentile` % of a stream's inter-token gaps stay within `itl_ms`; None: no promise."""
+
+    itl_ms: float | None = None
+    percentile: float = 95.0
+
+    def __post_init__(self) -> None:
+        if self.itl_ms is not None and not 0.0 < self.itl_ms < 1e6:
+            raise ValueError(f"itl_ms must be in (0, 1e6) ms or None, got {self.itl_ms!r}")
+        if not 50.0 <= self.percentile <= 99.9:
+            raise ValueError(f"percentile must be in [50, 99.9], got {self.percentile!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One finished step, as the engine saw it. Never validated here: `step` must take anything."""
+
+    step: int  # the engine's step number, strictly increasing
+    phase: Phase
+    rows: int  # decode (or verify) rows, without padding
+    slot: int  # padded batch size; 0: the next power of two of rows
+    step_ms: float  # duration of the step itself
+    active_experts: Sequence[float]  # [L] experts read in each layer
+    retained_mass: Sequence[float] = ()  # [L] share of top-k gate mass kept
+    kv_tokens: int = 0
+    itl_ms: float | None = None  # gap a stream saw since the previous decode; None: step_ms
+    flexible_rows: int | None = None  # rows that may be cut; None: all
+    queue: int | None = None  # waiting requests; recorded, not used by the law
+    demand: float | None = None  # in force while the step ran; None: the controller's memory
+    budget_applied: Sequence[int] | int | None = None  # in force while the step ran
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "phase": self.phase.value}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Observation:
+        return cls(**{**record, "phase": Phase(record["phase"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the next steps are to run under, and the terms that made it."""
+
+    budget: tuple[int, ...]  # [L] cap on active experts
+    demand: float  # share of each flexible row's top-k mass that is insisted on
+    expected_active: tuple[float, ...]  # [L]
+    reason: Reason
+    saturated: bool
+    predicted_ms: float  # expected step time; 0 before anything was learned
+    target_ms: float = 0.0  # step time that was aimed for; 0 without an SLO
+    trim_ms: float = 0.0  # part of the target given to the measured tail (<= 0 as a rule)
+    outside_ms: float = 0.0  # disturbance that the guard ignored
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "reason": self.reason.value}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Decision:
+        lists = {name: tuple(record[name]) for name in ("budget", "expected_active")}
+        return cls(**{**record, **lists, "reason": Reason(record["reason"])})

@@ -1,0 +1,61 @@
+"""The last decode gaps, stored so that they can be re-read at another operating point."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import NormalDist
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Immutable; oldest first."""
+
+    noise: tuple[float, ...]  # relative residual of the step's own time
+    outside_ms: tuple[float, ...]  # lost outside the step
+    gaps_ms: tuple[float, ...] = ()  # as measured, for telemetry
+
+    @classmethod
+    def prior(cls, window_steps: int, sigma: float) -> Window:
+        """A window of quantiles of the assumed noise: the prior leaves as samples arrive."""
+        normal = NormalDist(0.0, sigma)
+        # 37 is prime to any window a power of two: every stretch of the prior looks alike.
+        order = [(37 * i) % window_steps for i in range(window_steps)]
+        noise = tuple(normal.inv_cdf((i + 0.5) / window_steps) for i in order)
+        return cls(noise, (0.0,) * window_steps)
+
+    def push(self, noise: float, outside_ms: float, gap_ms: float) -> Window:
+        size = len(self.noise)
+        return Window(
+            (*self.noise[1:], noise),
+            (*self.outside_ms[1:], outside_ms),
+            (*self.gaps_ms[-size + 1 :], gap_ms),
+        )
+
+    def gap_ms(self, percentile: float) -> float | None:
+        """The windowed percentile as a stream saw it; None before the first gap."""
+        return quantile(sorted(self.gaps_ms), percentile) if self.gaps_ms else None
+
+    def tail_ms(self, percentile: float, own_ms: float, payable_ms: float) -> tuple[float, int]:
+        """Percentile of (gap - own) if every step had cost own_ms, and how many gaps it ignores.
+
+        Gaps that lost more than payable_ms outside the experts count with their step alone: they
+        would miss the SLO at the floor too, so no cut is asked for on their account.
+        """
+        ignored = 0
+        gaps = []
+        for noise, outside in zip(self.noise, self.outside_ms, strict=True):
+            if outside > payable_ms:
+                ignored += 1
+                gaps.append(noise * own_ms)
+            else:
+                gaps.append(noise * own_ms + outside)
+        gaps.sort()
+        return quantile(gaps, percentile), ignored
+
+
+def quantile(ordered: list[float], percentile: float) -> float:
+    """Linear interpolation between order statistics, as numpy's default."""
+    place = (len(ordered) - 1) * percentile / 100.0
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])

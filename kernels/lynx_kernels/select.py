@@ -1,0 +1,117 @@
+"""Batch-aware expert selection: the public `select`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lynx_kernels.policies import MAX_ROWS, POLICIES, Policy
+from lynx_kernels.select_cpu import select_cpu
+from lynx_kernels.select_torch import select_torch
+from lynx_kernels.selection import Selection
+
+ID_DTYPES = (torch.int32, torch.int64)
+
+
+def select(
+    scores: Tensor,
+    topk_ids: Tensor,
+    topk_weights: Tensor,
+    row_class: Tensor,
+    *,
+    budget: Tensor,
+    floor: Tensor,
+    demand: Tensor | None = None,
+    policy: str = "lynx",
+    correction_bias: Tensor | None = None,
+) -> Selection:
+    """Let flexible rows share experts, so that at most `budget` of them are active.
+
+    demanded  = each flexible row's own experts that the policy insists on, at least its top `floor`
+    active    = exact rows' experts + floors, then demanded ones by importance up to `budget`
+    row       = its own active experts, lost slots re-filled from the active ones (policy)
+
+    Args:
+        scores: float32 [M, E], router scores, not negative (softmax or sigmoid).
+        topk_ids: int32 or int64 [M, K], distinct in a row. Ids from E up are fused shared experts,
+            negative ids empty slots: both pass through, are not counted and hold no mass.
+        topk_weights: float32 [M, K], at any scale.
+        row_class: uint8 [M], `RowClass`.
+        budget: int32 [], cap on the number of active experts T.
+        floor: int32 [], own experts that a flexible row never loses.
+        demand: float32 [] in [0, 1], what a row insists on; None and NaN: 1.
+        policy: a name from `POLICIES`.
+        correction_bias: float32 [E]; refills are ranked by scores + bias, weighed by scores.
+
+    The inputs are not written; where nothing changes, the result holds the inputs themselves.
+    The guarantees and the maths of each policy: kernels/README.md.
+    """
+    chosen = find_policy(policy)
+    check_arguments(
+        scores, topk_ids, topk_weights, row_class, budget, floor, demand, correction_bias
+    )
+    run = select_cpu if scores.device.type == "cpu" else select_torch
+    return run(
+        scores,
+        topk_ids,
+        topk_weights,
+        row_class,
+        budget=budget,
+        floor=floor,
+        demand=demand,
+        policy=chosen,
+        correction_bias=correction_bias,
+    )
+
+
+def find_policy(name: str) -> Policy:
+    try:
+        return POLICIES[name]
+    except KeyError:
+        raise ValueError(f"policy: expected one of {', '.join(POLICIES)}; got {name!r}") from None
+
+
+def check_arguments(
+    scores: Tensor,
+    topk_ids: Tensor,
+    topk_weights: Tensor,
+    row_class: Tensor,
+    budget: Tensor,
+    floor: Tensor,
+    demand: Tensor | None,
+    correction_bias: Tensor | None,
+) -> None:
+    """Raise ValueError for the first argument that does not fit; no tensor is read."""
+    if scores.ndim != 2 or topk_ids.ndim != 2:
+        name, got = ("scores", scores) if scores.ndim != 2 else ("topk_ids", topk_ids)
+        raise ValueError(f"{name}: expected 2 dimensions, got shape {tuple(got.shape)}")
+    num_rows, num_experts = scores.shape
+    top_k = topk_ids.shape[1]
+    if num_rows > MAX_ROWS or num_experts == 0 or top_k == 0:
+        raise ValueError(
+            f"scores, topk_ids: expected at most {MAX_ROWS} rows, and at least 1 expert and slot; "
+            f"got shapes {tuple(scores.shape)}, {tuple(topk_ids.shape)}"
+        )
+    if topk_ids.dtype not in ID_DTYPES:
+        raise ValueError(f"topk_ids: expected dtype int32 or int64, got {topk_ids.dtype}")
+    device = scores.device
+    _check("scores", scores, torch.float32, (num_rows, num_experts), device)
+    _check("topk_ids", topk_ids, topk_ids.dtype, (num_rows, top_k), device)
+    _check("topk_weights", topk_weights, torch.float32, (num_rows, top_k), device)
+    _check("row_class", row_class, torch.uint8, (num_rows,), device)
+    _check("budget", budget, torch.int32, (), device)
+    _check("floor", floor, torch.int32, (), device)
+    if demand is not None:
+        _check("demand", demand, torch.float32, (), device)
+    if correction_bias is not None:
+        _check("correction_bias", correction_bias, torch.float32, (num_experts,), device)
+
+
+def _check(
+    name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device
+) -> None:
+    if tensor.dtype != dtype or tensor.shape != shape or tensor.device != device:
+        raise ValueError(
+            f"{name}: expected {dtype} {shape} on {device}, "
+            f"got {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
+        )

@@ -1,0 +1,1 @@
+"""Lynx for SGLang: MoE decoding under a latency SLO, by sharing experts within a batch."""

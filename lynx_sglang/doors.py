@@ -1,0 +1,135 @@
+"""Every SGLang name that Lynx hooks, calls or reads, and the versions it was checked against.
+
+This table is the whole surface between the two projects. ``tests/sglang/test_doors.py`` walks it
+against the installed SGLang: each name must exist with these parameters. At start the plugin
+refuses a version that is not listed, so that an upgrade can never half-apply.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import pkgutil
+from dataclasses import dataclass
+
+SUPPORTED_VERSIONS = ("0.5.23",)
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """One SGLang name and the parameters that Lynx relies on."""
+
+    path: str
+    parameters: tuple[str, ...] = ()
+    use: str = ""
+
+    def fault(self) -> str | None:
+        """Why this door does not fit the installed SGLang, or None."""
+        try:
+            target = pkgutil.resolve_name(self.path)
+        except (ImportError, AttributeError) as error:
+            return f"{self.path}: {error}"
+        if not self.parameters:
+            return None
+        present = inspect.signature(target).parameters
+        missing = [name for name in self.parameters if name not in present]
+        return f"{self.path}: no parameter {', '.join(missing)}" if missing else None
+
+
+# Public extension points.
+ADD_MOE_CHOICES = Door(
+    "sglang.srt.arg_groups.choices:add_moe_runner_backend_choices", use="accept --moe-backend lynx"
+)
+ADD_ATTENTION_CHOICES = Door(
+    "sglang.srt.arg_groups.choices:add_attention_backend_choices", use="CPU attention by name"
+)
+RESOLUTION_HOOK = Door(
+    "sglang.srt.arg_groups.resolution_hooks:register_resolution_hook", ("name",), "CPU defaults"
+)
+DECLARE_RESOLUTION = Door(
+    "sglang.srt.arg_groups.overrides:declare_resolution", ("server_args", "source"), "CPU defaults"
+)
+RESOLVING_VIEW = Door(
+    "sglang.srt.arg_groups.overrides:resolving_view", ("server_args",), "read resolved arguments"
+)
+MODEL_CONFIG_OF = Door(
+    "sglang.srt.arg_groups.overrides:model_config_of", ("server_args",), "is it a MoE model"
+)
+REGISTER_CORE = Door(
+    "sglang.srt.layers.moe.moe_runner.runner:register_moe_runner_core",
+    ("backend_name", "factory"),
+    "the MoE runner",
+)
+RESOLVE_BACKEND = Door(
+    "sglang.srt.layers.moe.utils:resolve_moe_runner_backend", ("backend",), "the MoE runner"
+)
+MOE_RUNNER = Door(
+    "sglang.srt.layers.moe.moe_runner.runner:MoeRunner", ("runner_backend", "config"), "the runner"
+)
+DISPATCH_CORE = Door(
+    "sglang.srt.layers.moe.moe_runner.base:DispatchMoeRunnerCore.run_from_dispatch",
+    ("dispatch_output", "quant_info", "runner_config", "hooks"),
+    "base of the MoE runner",
+)
+OOT_FORWARD = Door(
+    "sglang.kernels.fused_op:BaseFusedOp.register_oot_forward",
+    ("op_cls", "fn", "platform_key"),
+    "unquantised MoE on the CPU platform",
+)
+OUTPUT_STREAMER = Door(
+    "sglang.srt.managers.scheduler_components.output_streamer:"
+    "SchedulerOutputStreamer.build_additional_customized_info",
+    ("reqs",),
+    "per-request report in meta_info",
+)
+# Hooked functions (sglang.srt.plugins.hook_registry).
+ADD_CLI_ARGS = Door("sglang.srt.server_args:ServerArgs.add_cli_args", ("parser",), "flags")
+FROM_CLI_ARGS = Door("sglang.srt.server_args:ServerArgs.from_cli_args", ("args",), "flags")
+ENGINE_ARGS = Door("sglang.srt.entrypoints.engine:Engine.server_args_class", use="Engine(lynx_...)")
+CREATE_RUNNER = Door(
+    "sglang.srt.layers.quantization.unquant:UnquantizedFusedMoEMethod.create_moe_runner",
+    ("layer", "moe_runner_config"),
+    "the quant method ends in TRITON for names it does not know",
+)
+POST_PROCESS_TOPK = Door(
+    "sglang.srt.layers.moe.topk:_post_process_topk_ids",
+    (
+        "topk_ids",
+        "topk_weights",
+        "topk_config",
+        "router_logits",
+        "layer_id",
+        "num_token_non_padded",
+        "expert_location_dispatch_info",
+    ),
+    "selection: after top-k, before pad masks, EPLB remap and capture",
+)
+RUN_BATCH = Door(
+    "sglang.srt.managers.scheduler:Scheduler.run_batch", ("batch",), "step begin and end"
+)
+STREAMER_CLASS = Door(
+    "sglang.srt.managers.scheduler:Scheduler.get_output_streamer_class", ("self",), "meta_info"
+)
+GET_STATE = Door(
+    "sglang.srt.managers.scheduler_components.internal_state:"
+    "SchedulerInternalStateController.get_internal_state",
+    ("recv_req",),
+    "lynx in /server_info",
+)
+UPDATE_HANDLERS = Door(
+    "sglang.srt.managers.scheduler_components.internal_state:"
+    "SchedulerInternalStateController._update_handlers",
+    ("self",),
+    "/set_internal_state",
+)
+
+DOORS: tuple[Door, ...] = tuple(value for value in list(globals().values()) if type(value) is Door)
+
+
+def sglang_version() -> str:
+    return importlib.metadata.version("sglang")
+
+
+def is_supported() -> bool:
+    """Whether the installed SGLang is one that this table was checked against."""
+    return sglang_version() in SUPPORTED_VERSIONS

@@ -1,0 +1,20 @@
+"""The errors that Lynx raises.
+
+LynxError
+├── SettingError (also ValueError): a flag, variable or file entry is wrong
+└── UnsupportedError (also ValueError): a valid setting that this server cannot honour
+"""
+
+from __future__ import annotations
+
+
+class LynxError(Exception):
+    """Base of every error that Lynx raises on purpose."""
+
+
+class SettingError(LynxError, ValueError):
+    """A setting has a value outside its range; the message names setting, range and value."""
+
+
+class UnsupportedError(LynxError, ValueError):
+    """The model or another SGLang option rules Lynx out; the message says which and what to do."""

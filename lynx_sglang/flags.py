@@ -1,0 +1,105 @@
+"""``--moe-backend lynx`` and the ``--lynx-*`` options, on the command line and in ``Engine``.
+
+SGLang's ``ServerArgs`` is a closed record, so Lynx's options are taken out before it is built,
+resolved, and handed to the server's processes in one environment variable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lynx_sglang import settings
+from lynx_sglang.errors import LynxError, SettingError
+from lynx_sglang.settings import OPTIONS, Settings
+
+BACKEND = "lynx"
+
+
+def add_cli_args(_result: None, parser: argparse.ArgumentParser) -> None:
+    """Hook after ``ServerArgs.add_cli_args``."""
+    group = parser.add_argument_group(
+        "lynx", "Batch-aware expert sharing for MoE decoding; active with --moe-backend lynx."
+    )
+    group.add_argument(
+        "--moe-backend",
+        dest="moe_runner_backend",
+        default=argparse.SUPPRESS,
+        metavar="NAME",
+        help="lynx, or any name that --moe-runner-backend takes. Default: auto.",
+    )
+    group.add_argument(
+        settings.flag_of("config"),
+        dest="lynx_config",
+        default=argparse.SUPPRESS,
+        metavar="FILE",
+        help="JSON or YAML file of the settings below. Default: none.",
+    )
+    for name, spec in OPTIONS.items():
+        about, allowed = spec.metadata["about"], spec.metadata["allowed"]
+        help_text = f"{about} Takes {allowed}. Default: {spec.default}."
+        group.add_argument(
+            settings.flag_of(name),
+            dest=f"lynx_{name}",
+            default=argparse.SUPPRESS,
+            metavar="VALUE",
+            help=help_text.replace("%", "%%"),
+        )
+
+
+def from_cli_args(
+    build: Callable[..., Any], cls: type, args: argparse.Namespace
+) -> Any:
+    """Hook around ``ServerArgs.from_cli_args``: a wrong setting ends the launcher with its text."""
+    given = _take_options(vars(args))
+    try:
+        publish(getattr(args, "moe_runner_backend", None), given)
+    except LynxError as error:
+        raise SystemExit(f"lynx: {error}") from None
+    return build(cls, args)
+
+
+def engine_args(build: Callable[..., Any]) -> Callable[..., Any]:
+    """A stand-in for ``Engine.server_args_class`` that takes ``moe_backend`` and ``lynx_*``."""
+
+    def server_args(**kwargs: Any) -> Any:
+        given = _take_options(kwargs)
+        if "moe_backend" in kwargs:
+            kwargs["moe_runner_backend"] = kwargs.pop("moe_backend")
+        publish(kwargs.get("moe_runner_backend"), given)
+        return build(**kwargs)
+
+    return server_args
+
+
+def _take_options(values: dict[str, Any]) -> dict[str, Any]:
+    """Remove and return the Lynx options among ``values``, by field name."""
+    names = [f"lynx_{name}" for name in (*OPTIONS, "config")]
+    return {name.removeprefix("lynx_"): values.pop(name) for name in names if name in values}
+
+
+def publish(backend: str | None, given: Mapping[str, Any]) -> Settings | None:
+    """Resolve the settings and hand them to the processes that this one will start.
+
+    Raises:
+        SettingError: a bad value, or an option without ``--moe-backend lynx``.
+    """
+    os.environ.pop(settings.TRANSPORT_VARIABLE, None)
+    if backend != BACKEND:
+        if given:
+            flags = ", ".join(settings.flag_of(name) for name in given)
+            raise SettingError(f"{flags}: needs --moe-backend lynx, got {backend or 'none'}")
+        return None
+    options = dict(given)
+    config_file = options.pop("config", None)
+    resolved = settings.resolve(options, os.environ, config_file)
+    os.environ[settings.TRANSPORT_VARIABLE] = resolved.to_json()
+    return resolved
+
+
+def published() -> Settings | None:
+    """The settings of the server that this process belongs to; None when it is not Lynx's."""
+    text = os.environ.get(settings.TRANSPORT_VARIABLE)
+    return Settings.from_json(text) if text else None

@@ -1,0 +1,269 @@
+"""Lynx inside one scheduler process: the two loops, and the buffer in which they meet.
+
+Data path, per layer: ``select`` reads the buffer and edits the routing.
+Control path, per step: ``begin`` describes the batch, ``end`` tells the controller what the step
+cost and writes its decision into the buffer. The budget is decided in ``Runtime.end``.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from bisect import bisect_left
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from lynx_controller import Controller, ControllerConfig, Decision, Observation, Phase, Slo
+from lynx_kernels import RowClass, select
+
+from lynx_sglang import doors, routing, runner, telemetry, tier
+from lynx_sglang.errors import LynxError
+from lynx_sglang.plugin import hook_path
+from lynx_sglang.settings import Settings
+from lynx_sglang.step import Step, step_of
+from lynx_sglang.tier import Tier
+
+logger = logging.getLogger(__name__)
+
+SLOTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+
+Routing = tuple[torch.Tensor, torch.Tensor]  # topk_ids [M, K], topk_weights [M, K]
+
+
+class Buffer:
+    """What selection reads, at fixed addresses: a decision is data, never a shape."""
+
+    def __init__(self, layer_ids: list[int], num_experts: int, floor: int) -> None:
+        self.caps = {layer: torch.tensor(num_experts, dtype=torch.int32) for layer in layer_ids}
+        self.demand = torch.tensor(1.0)
+        self.floor = torch.tensor(floor, dtype=torch.int32)
+        self.is_full = True  # nothing is cut: selection need not run
+
+    def write(self, decision: Decision, num_experts: int) -> None:
+        for cap, value in zip(self.caps.values(), decision.budget, strict=True):
+            cap.fill_(value)
+        self.demand.fill_(decision.demand)
+        self.is_full = decision.demand >= 1.0 and min(decision.budget) >= num_experts
+
+
+class Runtime:
+    """One model replica's selection and control. Holds the state of the step that is running."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.default_tier = Tier(settings.default_tier)
+        self.layer_ids: list[int] = []  # set while the model is built
+        self.num_experts = 0
+        self.top_k = 0
+        self.controller: Controller | None = None  # set by the first step
+        self.buffer: Buffer | None = None
+        self.decision: Decision | None = None
+        self.telemetry = telemetry.Telemetry()
+        self._step: Step | None = None
+        self._last_end_s: float | None = None  # end of the previous forward
+        self._last_decode_end_s: float | None = None  # end of the previous decoding forward
+
+    # ------------------------------------------------------------------ start
+
+    def add_layer(self, config: Any) -> None:
+        """Note a MoE layer as SGLang builds it."""
+        shared = config.num_fused_shared_experts or 0
+        self.layer_ids.append(config.layer_id)
+        self.num_experts = config.num_experts - shared
+        self.top_k = config.top_k - shared
+
+    def start(self) -> None:
+        """The model is built: make the controller, say that Lynx is on."""
+        if not self.layer_ids:
+            raise LynxError("--moe-backend lynx: the model was built without a MoE layer of Lynx's")
+        self.layer_ids.sort()
+        self.buffer = Buffer(self.layer_ids, self.num_experts, self.settings.floor)
+        settings = self.settings
+        self.controller = Controller(
+            slo=Slo(itl_ms=settings.slo_itl_ms, percentile=settings.slo_percentile),
+            num_layers=len(self.layer_ids),
+            num_experts=self.num_experts,
+            top_k=self.top_k,
+            config=ControllerConfig(min_demand=settings.min_demand, floor=settings.floor),
+        )
+        self.apply_overrides(settings)
+        logger.info(
+            "lynx is active: policy %s, %s, budget %s, demand %s (at least %s), floor %d, "
+            "%d MoE layers of %d experts, top-%d",
+            settings.policy,
+            f"SLO p{settings.slo_percentile:g} ITL {settings.slo_itl_ms:g} ms"
+            if settings.slo_itl_ms is not None
+            else "no SLO",
+            settings.budget,
+            settings.demand,
+            settings.min_demand,
+            settings.floor,
+            len(self.layer_ids),
+            self.num_experts,
+            self.top_k,
+        )
+
+    def apply_overrides(self, settings: Settings) -> None:
+        """Put the operator's fixed budget and demand, SLO and floors in force."""
+        assert self.controller is not None
+        assert self.buffer is not None
+        self.settings = settings
+        if settings.budget == "full":
+            budget: int | str | None = "full"
+        else:
+            budget = None if settings.budget == "auto" else settings.cap(self.num_experts)
+        demand = None if settings.demand == "auto" else float(settings.demand)
+        self.controller.set_slo(Slo(settings.slo_itl_ms, settings.slo_percentile))
+        self.controller.set_min_demand(settings.min_demand)
+        self.controller.override(budget=budget, demand=demand)
+        self.buffer.floor.fill_(settings.floor)
+        self._put_in_force(self.controller._decision)
+
+    # -------------------------------------------------------------- data path
+
+    def select(
+        self,
+        layer_id: int,
+        topk_ids: torch.Tensor,
+        topk_weights: torch.Tensor,
+        scores: Callable[[], torch.Tensor],
+        correction_bias: torch.Tensor | None,
+    ) -> Routing | None:
+        """One layer's routing after selection; None leaves it as it is."""
+        step, buffer = self._step, self.buffer
+        if step is None or buffer is None or not step.rows:
+            return None
+        if not step.is_selecting:
+            step.num_active[layer_id] = count_active(topk_ids, self.num_experts)
+            return None
+        selection = select(
+            scores(),
+            topk_ids,
+            topk_weights,
+            pad_to(step.row_class, topk_ids.shape[0]),
+            budget=buffer.caps[layer_id],
+            floor=buffer.floor,
+            demand=buffer.demand,
+            policy=self.settings.policy,
+            correction_bias=correction_bias,
+        )
+        step.note_layer(layer_id, int(selection.num_active), selection.retained_mass.numpy())
+        return selection.topk_ids, selection.topk_weights
+
+    # ----------------------------------------------------------- control path
+
+    def run_batch(self, original: Callable[..., Any], scheduler: Any, batch: Any, *rest: Any) -> Any:
+        """The hook around ``Scheduler.run_batch``: one step, begun and ended."""
+        if self.controller is None:
+            self.start()
+            self.telemetry.open(scheduler)
+        step = step_of(batch, scheduler.forward_ct + 1, self.default_tier)
+        step.is_selecting = step.num_flexible > 0 and not self._is_full()
+        self._step = step
+        try:
+            result = original(scheduler, batch, *rest)
+        finally:
+            self._step = None
+        self.end(step, batch, time.perf_counter())
+        return result
+
+    def end(self, step: Step, batch: Any, now_s: float) -> None:
+        """Account for a finished step and decide the next one's budget."""
+        assert self.controller is not None
+        began_s = now_s - (time.monotonic() - batch.launch_ts)
+        is_first = self._last_end_s is None or batch.after_idle_gap
+        step_ms = (now_s - (began_s if is_first else self._last_end_s)) * 1e3
+        self._last_end_s = now_s
+        self.telemetry.step_ended(step, step_ms)
+        if not step.rows:
+            if step.phase is Phase.IDLE:
+                self._last_decode_end_s = None
+            return
+        itl_ms = step_ms
+        if self._last_decode_end_s is not None and not batch.after_idle_gap:
+            itl_ms = (now_s - self._last_decode_end_s) * 1e3
+        self._last_decode_end_s = now_s
+        if step.row_retained_mass is None:
+            masses = [1.0] * step.rows
+        else:
+            masses = (step.row_retained_mass / len(self.layer_ids)).tolist()
+        for request, mass in zip(step.requests, masses, strict=True):
+            tier.account_of(request).add(min(1.0, mass))
+        if len(step.num_active) < len(self.layer_ids):
+            return  # the forward did not reach every layer
+        caps = self.decision.budget
+        self._put_in_force(self.controller.step(self._observation(step, step_ms, itl_ms)))
+        self.telemetry.decided(self, step, caps)
+
+    def _observation(self, step: Step, step_ms: float, itl_ms: float) -> Observation:
+        decision = self.decision
+        assert decision is not None
+        return Observation(
+            step=step.number,
+            phase=step.phase,
+            rows=step.rows,
+            slot=slot_of(step.rows),
+            step_ms=step_ms,
+            itl_ms=itl_ms,
+            active_experts=[step.num_active[layer] for layer in self.layer_ids],
+            retained_mass=[step.retained_mass.get(layer, 1.0) for layer in self.layer_ids],
+            kv_tokens=step.kv_tokens,
+            flexible_rows=step.num_flexible,
+            demand=decision.demand,
+            budget_applied=decision.budget,
+        )
+
+    def _put_in_force(self, decision: Decision) -> None:
+        assert self.buffer is not None
+        self.decision = decision
+        self.buffer.write(decision, self.num_experts)
+
+    def _is_full(self) -> bool:
+        return self.settings.budget == "full" or self.buffer is None or self.buffer.is_full
+
+
+def count_active(topk_ids: torch.Tensor, num_experts: int) -> int:
+    """Distinct routed experts in ``topk_ids`` [M, K] (CPU); shared and empty slots don't count."""
+    is_used = np.zeros(num_experts, dtype=bool)
+    ids = topk_ids.numpy()
+    is_used[ids[(ids >= 0) & (ids < num_experts)]] = True
+    return int(is_used.sum())
+
+
+def pad_to(row_class: torch.Tensor, rows: int) -> torch.Tensor:
+    """``row_class`` [rows]: rows that SGLang padded the batch with are PAD."""
+    if rows == row_class.shape[0]:
+        return row_class
+    padded = torch.full((rows,), RowClass.PAD, dtype=torch.uint8)
+    padded[: row_class.shape[0]] = row_class
+    return padded
+
+
+def slot_of(rows: int) -> int:
+    """Batch-size class of a step that runs without a captured graph."""
+    return SLOTS[bisect_left(SLOTS, rows)] if rows <= SLOTS[-1] else -(-rows // 256) * 256
+
+
+def install(settings: Settings) -> Runtime:
+    """Make this process's runtime and hook it into the scheduler, the layers and the server."""
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    runtime = Runtime(settings)
+    runner.install(runtime.add_layer)
+    around: dict[doors.Door, Callable[..., Any]] = {
+        doors.CREATE_RUNNER: runner.create_moe_runner,
+        doors.POST_PROCESS_TOPK: routing.post_process_topk(runtime),
+        doors.RUN_BATCH: runtime.run_batch,
+    }
+    after: dict[doors.Door, Callable[..., Any]] = {
+        doors.STREAMER_CLASS: lambda base, _: tier.reporting_streamer(base, runtime.default_tier),
+        doors.GET_STATE: telemetry.add_server_info(runtime),
+        doors.UPDATE_HANDLERS: telemetry.add_update_handlers(runtime),
+    }
+    for door, hook in around.items():
+        HookRegistry.register(hook_path(door), hook, HookType.AROUND)
+    for door, hook in after.items():
+        HookRegistry.register(hook_path(door), hook, HookType.AFTER)
+    return runtime

@@ -1,0 +1,240 @@
+"""Everything an operator can set, in one frozen dataclass.
+
+A value comes from the first source that has it: command line (``--lynx-slo-itl-ms``), environment
+(``LYNX_SLO_ITL_MS``), file (``--lynx-config``, keys ``slo_itl_ms``), default. Each option states
+its range once, here; the command line, the help text and the errors are derived from it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from lynx_kernels import POLICIES
+
+from lynx_sglang.errors import SettingError
+
+ENV_PREFIX = "LYNX_"
+# Carries the resolved settings from the launcher to SGLang's child processes.
+TRANSPORT_VARIABLE = "LYNX_RESOLVED_SETTINGS"
+
+T = TypeVar("T")
+
+
+def _number(text: object) -> float:
+    if isinstance(text, bool):
+        raise ValueError
+    value = float(text)  # type: ignore[arg-type]
+    if not math.isfinite(value):
+        raise ValueError
+    return value
+
+
+def _in_range(low: float, high: float, *, is_open_low: bool = False) -> Callable[[object], float]:
+    def parse(text: object) -> float:
+        value = _number(text)
+        if value > high or value < low or (is_open_low and value == low):
+            raise ValueError
+        return value
+
+    return parse
+
+
+def _whole(low: int, high: int) -> Callable[[object], int]:
+    def parse(text: object) -> int:
+        value = _number(text)
+        if value != int(value) or not low <= value <= high:
+            raise ValueError
+        return int(value)
+
+    return parse
+
+
+def _one_of(*names: str) -> Callable[[object], str]:
+    def parse(text: object) -> str:
+        if text not in names:
+            raise ValueError
+        return str(text)
+
+    return parse
+
+
+def _word_or(words: tuple[str, ...], parse: Callable[[object], T]) -> Callable[[object], str | T]:
+    return lambda text: str(text) if text in words else parse(text)
+
+
+def _cap(text: object) -> int | str:
+    """A cap on active experts: a count (int), or a share of E kept as text (``"25%"``)."""
+    if isinstance(text, str) and text.endswith("%"):
+        _in_range(0, 100, is_open_low=True)(text[:-1])
+        return text
+    return _whole(1, 1 << 20)(text)
+
+
+def option(
+    default: Any, parse: Callable[[object], Any], allowed: str, about: str
+) -> Any:
+    """A dataclass field that knows its parser, its range in words and its help text."""
+    return field(default=default, metadata={"parse": parse, "allowed": allowed, "about": about})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The operator's settings; see each field's ``about``."""
+
+    slo_itl_ms: float | None = option(
+        None,
+        _word_or(("none",), _in_range(0.0, 60_000.0, is_open_low=True)),
+        "a number of milliseconds in (0, 60000], or none",
+        "Inter-token latency to hold, in ms. Without it nothing is cut unless a fixed "
+        "budget or demand says so.",
+    )
+    slo_percentile: float = option(
+        95.0,
+        _in_range(50.0, 99.9),
+        "a percentile in [50, 99.9]",
+        "Percentile of the inter-token latency that the SLO speaks of.",
+    )
+    budget: int | str = option(
+        "auto",
+        _word_or(("auto", "full"), _cap),
+        "auto, full, a whole number of experts >= 1, or a share of all experts in (0%, 100%]",
+        "Cap on the distinct experts of each layer and decode step. auto: the controller's; "
+        "full: no cap and no selection.",
+    )
+    demand: float | str = option(
+        "auto",
+        _word_or(("auto",), _in_range(0.0, 1.0)),
+        "auto, or a number in [0, 1]",
+        "Share of each token's own routing mass that its experts must hold before the batch's "
+        "cap. auto: the controller's; a number fixes it.",
+    )
+    min_demand: float = option(
+        0.5,
+        _in_range(0.01, 1.0),
+        "a number in [0.01, 1]",
+        "Quality floor: the controller never asks for a demand below this.",
+    )
+    floor: int = option(
+        1,
+        _whole(1, 64),
+        "a whole number in [1, 64]",
+        "Own experts that a token never loses, whatever the budget.",
+    )
+    policy: str = option(
+        "lynx",
+        _one_of(*POLICIES),
+        "one of " + ", ".join(POLICIES),
+        "How the shared experts are chosen.",
+    )
+    default_tier: str = option(
+        "flexible",
+        _one_of("flexible", "exact"),
+        "flexible or exact",
+        'Tier of requests that name none with custom_params {"lynx": ...}.',
+    )
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Settings:
+        return cls(**json.loads(text))
+
+    @property
+    def is_controlled(self) -> bool:
+        """Whether the controller decides: an SLO is set, and a knob is left to it."""
+        return self.slo_itl_ms is not None and self.budget != "full" and self.demand == "auto"
+
+    def cap(self, num_experts: int) -> int:
+        """The fixed cap in experts, ``num_experts`` where there is none."""
+        if isinstance(self.budget, int):
+            return min(self.budget, num_experts)
+        if self.budget.endswith("%"):
+            return max(1, math.floor(num_experts * float(self.budget[:-1]) / 100 + 0.5))
+        return num_experts
+
+
+def flag_of(name: str) -> str:
+    return "--lynx-" + name.replace("_", "-")
+
+
+def variable_of(name: str) -> str:
+    return ENV_PREFIX + name.upper()
+
+
+OPTIONS = {option_field.name: option_field for option_field in fields(Settings)}
+
+
+def parse_value(name: str, value: object, source: str) -> Any:
+    """``value`` of setting ``name`` in its type, or SettingError naming ``source``."""
+    metadata = OPTIONS[name].metadata
+    try:
+        parsed = metadata["parse"](value)
+    except (TypeError, ValueError):
+        raise SettingError(
+            f"{source}: expected {metadata['allowed']}, got {value!r}. {metadata['about']}"
+        ) from None
+    return None if parsed == "none" else parsed
+
+
+def resolve(
+    flags: Mapping[str, object],
+    environment: Mapping[str, str] = os.environ,
+    config_file: str | None = None,
+) -> Settings:
+    """Settings from command line, environment and file, each checked where it was given.
+
+    Args:
+        flags: values given on the command line or to ``Engine``, by field name.
+        environment: the process environment; an unknown ``LYNX_*`` name is an error.
+        config_file: JSON or YAML mapping of field names, from ``--lynx-config``.
+
+    Raises:
+        SettingError: names the flag, variable or file entry, its range and what it got.
+    """
+    config_file = config_file or environment.get(variable_of("config"))
+    values = _from_file(config_file) if config_file else {}
+    values |= _from_environment(environment)
+    for name, value in flags.items():
+        values[name] = parse_value(name, value, flag_of(name))
+    return Settings(**values)
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    known = {variable_of(name): name for name in OPTIONS}
+    values = {}
+    for variable, text in environment.items():
+        if not variable.startswith(ENV_PREFIX):
+            continue
+        if variable in (TRANSPORT_VARIABLE, variable_of("config")):
+            continue
+        if variable not in known:
+            raise SettingError(f"{variable}: no such setting; known: {', '.join(known)}")
+        values[known[variable]] = parse_value(known[variable], text, variable)
+    return values
+
+
+def _from_file(path: str) -> dict[str, Any]:
+    where = f"--lynx-config {path}"
+    try:
+        entries = yaml.safe_load(Path(path).read_text())  # YAML reads JSON too
+    except OSError as error:
+        raise SettingError(f"{where}: cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise SettingError(f"{where}: neither JSON nor YAML: {error}") from error
+    if not isinstance(entries, dict):
+        raise SettingError(f"{where}: expected a mapping of settings, got {entries!r}")
+    values = {}
+    for key, value in entries.items():
+        name = str(key).removeprefix("--").replace("-", "_").removeprefix("lynx_")
+        if name not in OPTIONS:
+            raise SettingError(f"{where}: no such setting {key!r}; known: {', '.join(OPTIONS)}")
+        values[name] = parse_value(name, value, f"{where}: {key}")
+    return values

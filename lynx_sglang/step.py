@@ -1,0 +1,94 @@
+"""One forward step of the scheduler, as selection and the controller see it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from lynx_controller import Phase
+from lynx_kernels import RowClass
+
+from lynx_sglang.tier import Tier, tier_of
+
+HEALTH_CHECK_PREFIX = "HEALTH_CHECK"  # SGLang's probes; no user's traffic
+
+
+@dataclass(slots=True)
+class Step:
+    """A batch about to run. ``runtime`` fills in what each layer did."""
+
+    number: int
+    phase: Phase
+    row_class: torch.Tensor  # uint8 [rows]; empty where nothing is selected
+    requests: list[Any]  # the decoding requests, in the order of their rows
+    first_decode_row: int
+    num_flexible: int
+    kv_tokens: int
+    is_selecting: bool = False  # set when the decision in force cuts anything
+    num_active: dict[int, int] = field(default_factory=dict)  # by layer id
+    retained_mass: dict[int, float] = field(default_factory=dict)  # mean over flexible rows
+    row_retained_mass: np.ndarray[Any, Any] | None = None  # sum over layers, [decode rows]
+
+    @property
+    def rows(self) -> int:
+        """Decoding rows: one token of each decoding request."""
+        return len(self.requests)
+
+    def note_layer(
+        self, layer_id: int, num_active: int, row_mass: np.ndarray[Any, Any]
+    ) -> None:
+        """Record one selected layer: T, and each row's retained mass [M >= rows]."""
+        masses = row_mass[self.first_decode_row : self.first_decode_row + self.rows]
+        self.num_active[layer_id] = num_active
+        # Exact rows keep all of theirs, so the sum of losses is the flexible rows' own.
+        self.retained_mass[layer_id] = 1.0 - float((1.0 - masses).sum()) / self.num_flexible
+        if self.row_retained_mass is None:
+            self.row_retained_mass = np.zeros(self.rows)
+        self.row_retained_mass += masses
+
+
+def phase_of(batch: Any) -> Phase:
+    """SGLang's forward mode; MIXED answers ``is_extend()`` too, so it is asked first."""
+    mode = batch.forward_mode
+    if mode.is_mixed():
+        return Phase.MIXED
+    if mode.is_decode():
+        return Phase.DECODE
+    if mode.is_target_verify():
+        return Phase.VERIFY
+    if mode.is_idle() or mode.is_prebuilt():
+        return Phase.IDLE
+    return Phase.PREFILL
+
+
+def step_of(batch: Any, number: int, default_tier: Tier) -> Step:
+    """Describe a ``ScheduleBatch``; only decoding requests of the flexible tier are flexible."""
+    phase = phase_of(batch)
+    if phase is Phase.DECODE:
+        requests, first_row = list(batch.reqs), 0
+    elif phase is Phase.MIXED:
+        requests = list(batch.decoding_reqs or [])
+        first_row = sum(batch.extend_lens) - len(requests)
+    else:
+        requests, first_row = [], 0
+    flexible = [
+        tier_of(request, default_tier) is Tier.FLEXIBLE and not is_probe(request)
+        for request in requests
+    ]
+    classes = np.full(first_row + len(requests), RowClass.EXACT, dtype=np.uint8)
+    classes[first_row:][flexible] = RowClass.FLEXIBLE
+    return Step(
+        number=number,
+        phase=phase,
+        row_class=torch.from_numpy(classes),
+        requests=requests,
+        first_decode_row=first_row,
+        num_flexible=sum(flexible),
+        kv_tokens=int(batch.seq_lens_cpu.sum()) if batch.seq_lens_cpu is not None else 0,
+    )
+
+
+def is_probe(request: Any) -> bool:
+    return isinstance(request.rid, str) and request.rid.startswith(HEALTH_CHECK_PREFIX)

@@ -1,0 +1,205 @@
+"""What Lynx tells and takes at run time: Prometheus, ``/server_info``, ``/set_internal_state``.
+
+Metrics follow SGLang's conventions: ``sglang:lynx_*``, seconds, gauges ``mostrecent``, SGLang's
+labels. They exist with ``--enable-metrics``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from lynx_sglang import doors, settings
+from lynx_sglang.errors import SettingError
+
+if TYPE_CHECKING:
+    from lynx_sglang.runtime import Runtime
+    from lynx_sglang.step import Step
+
+GAUGES = {
+    "lynx_slo_itl_seconds": "The inter-token latency to hold; 0 without an SLO.",
+    "lynx_demand": "Share of each token's routing mass that its experts must hold.",
+    "lynx_budget_experts": "Cap on the distinct experts of a layer, mean over layers.",
+    "lynx_active_experts": "Distinct experts of a layer in the last decode step, mean over layers.",
+    "lynx_retained_mass": "Top-k gate mass that flexible rows kept, mean over layers.",
+    "lynx_saturated": "1 while the SLO cannot be met at the quality floor.",
+    "lynx_predicted_step_seconds": "Predicted time of the next decode step.",
+}
+STEP_BUCKETS_S = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.2, 0.5, 1.0)
+
+# /set_internal_state takes numbers alone, so words are spelled as numbers.
+NUMERIC_WORDS: dict[str, dict[float, str]] = {
+    "slo_itl_ms": {0: "none"},
+    "budget": {0: "auto", -1: "full"},
+    "demand": {-1: "auto"},
+}
+UPDATABLE = ("slo_itl_ms", "budget", "demand", "min_demand", "floor")
+
+
+class Telemetry:
+    """Counts what happened; mirrors it to Prometheus when the server does."""
+
+    def __init__(self) -> None:
+        self.steps: Counter[str] = Counter()  # by phase
+        self.decisions: Counter[str] = Counter()  # by reason
+        self.floor_hits = 0  # layer-steps whose floors needed more than the cap
+        self.decode_steps = 0
+        self.active_experts_sum = 0.0  # over decoding steps, of the mean over layers
+        self.retained_mass_sum = 0.0
+        self._gauges: dict[str, Any] = {}
+        self._steps_s: Any = None
+        self._decisions: Any = None
+        self._floor_hits: Any = None
+        self._failures: Any = None
+        self._labels: dict[str, Any] = {}
+
+    def open(self, scheduler: Any) -> None:
+        """Create the metrics, with the labels of the scheduler's own."""
+        reporter = scheduler.metrics_reporter
+        if not reporter.enable_metrics:
+            return
+        # Import after SGLang has set PROMETHEUS_MULTIPROC_DIR.
+        from prometheus_client import Counter as PrometheusCounter
+        from prometheus_client import Gauge, Histogram
+
+        labels = self._labels = reporter.metrics_collector.labels
+        for name, about in GAUGES.items():
+            gauge = Gauge(
+                f"sglang:{name}", about, labelnames=[*labels], multiprocess_mode="mostrecent"
+            )
+            self._gauges[name] = gauge.labels(**labels)
+        self._steps_s = Histogram(
+            "sglang:lynx_step_seconds",
+            "Time from one forward's end to the next's, by phase.",
+            labelnames=[*labels, "phase"],
+            buckets=STEP_BUCKETS_S,
+        )
+        self._decisions = PrometheusCounter(
+            "sglang:lynx_decisions_total",
+            "Controller decisions, by reason.",
+            labelnames=[*labels, "reason"],
+        )
+        for attribute, name, about in (
+            ("_floor_hits", "floor_hits", "Layer-steps whose floors needed more than the cap."),
+            ("_failures", "controller_failures", "Controller errors, answered by full quality."),
+        ):
+            counter = PrometheusCounter(f"sglang:lynx_{name}_total", about, labelnames=[*labels])
+            setattr(self, attribute, counter.labels(**labels))
+
+    def step_ended(self, step: Step, step_ms: float) -> None:
+        self.steps[step.phase.value] += 1
+        if self._steps_s is not None:
+            self._steps_s.labels(**self._labels, phase=step.phase.value).observe(step_ms / 1e3)
+
+    def decided(self, runtime: Runtime, step: Step, caps: tuple[int, ...]) -> None:
+        """Record a decoding step that ran under ``caps``, and the decision after it."""
+        decision = runtime.decision
+        assert decision is not None
+        num_layers = len(caps)
+        hits = sum(
+            step.num_active[layer] > cap
+            for layer, cap in zip(runtime.layer_ids, caps, strict=True)
+        )
+        reason = decision.reason.value
+        active_experts = sum(step.num_active.values()) / num_layers
+        retained_mass = mean_retained_mass(step)
+        self.decisions[reason] += 1
+        self.floor_hits += hits
+        self.decode_steps += 1
+        self.active_experts_sum += active_experts
+        self.retained_mass_sum += retained_mass
+        if not self._gauges:
+            return
+        slo_ms = runtime.settings.slo_itl_ms
+        values = {
+            "lynx_slo_itl_seconds": 0.0 if slo_ms is None else slo_ms / 1e3,
+            "lynx_demand": decision.demand,
+            "lynx_budget_experts": sum(decision.budget) / num_layers,
+            "lynx_active_experts": active_experts,
+            "lynx_retained_mass": retained_mass,
+            "lynx_saturated": float(decision.saturated),
+            "lynx_predicted_step_seconds": decision.predicted_ms / 1e3,
+        }
+        for name, value in values.items():
+            self._gauges[name].set(value)
+        self._decisions.labels(**self._labels, reason=reason).inc()
+        self._floor_hits.inc(hits)
+        if reason == "failed":
+            self._failures.inc()
+
+
+def mean_retained_mass(step: Step) -> float:
+    masses = step.retained_mass.values()
+    return sum(masses) / len(masses) if masses else 1.0
+
+
+def add_server_info(runtime: Runtime) -> Callable[..., None]:
+    """The hook after ``get_internal_state``: a ``lynx`` part per scheduler in ``/server_info``."""
+
+    def hook(output: Any, _controller: Any, _request: Any) -> None:
+        output.internal_state["lynx"] = server_info(runtime)
+
+    return hook
+
+
+def server_info(runtime: Runtime) -> dict[str, Any]:
+    decision, telemetry = runtime.decision, runtime.telemetry
+    return {
+        "sglang": doors.sglang_version(),
+        "settings": asdict(runtime.settings),
+        "num_layers": len(runtime.layer_ids),
+        "num_experts": runtime.num_experts,
+        "top_k": runtime.top_k,
+        "decision": None if decision is None else decision.to_dict(),
+        "controller": None if runtime.controller is None else runtime.controller.state(),
+        "steps": dict(telemetry.steps),
+        "decisions": dict(telemetry.decisions),
+        "floor_hits": telemetry.floor_hits,
+        # Sums over decoding steps: take differences of two readings for a window's mean.
+        "decode_steps": telemetry.decode_steps,
+        "active_experts_sum": telemetry.active_experts_sum,
+        "retained_mass_sum": telemetry.retained_mass_sum,
+    }
+
+
+def add_update_handlers(runtime: Runtime) -> Callable[..., dict[str, Any]]:
+    """The hook after ``_update_handlers``: Lynx's keys for ``/set_internal_state``.
+
+    ``lynx_slo_itl_ms`` (0: none), ``lynx_budget`` (0: auto, -1: full), ``lynx_demand`` (-1: auto),
+    ``lynx_min_demand``, ``lynx_floor``.
+    """
+    from sglang.srt.managers.scheduler_components.internal_state import (
+        UpdateRejected,
+        _UpdateHandler,
+    )
+
+    def validate(key: str, value: float) -> None:
+        try:
+            parse_update(key, value)
+        except SettingError as error:
+            raise UpdateRejected(str(error)) from None
+
+    def apply(key: str, value: float) -> None:
+        name, parsed = parse_update(key, value)
+        runtime.apply_overrides(replace(runtime.settings, **{name: parsed}))
+
+    def hook(handlers: dict[str, Any], _controller: Any) -> dict[str, Any]:
+        ours = {f"lynx_{name}": _UpdateHandler(validate, apply) for name in UPDATABLE}
+        return {**handlers, **ours}
+
+    return hook
+
+
+def parse_update(key: str, value: float) -> tuple[str, Any]:
+    """Setting name and value of one ``/set_internal_state`` entry.
+
+    Raises:
+        SettingError: names the key, its range and what it got.
+    """
+    name = key.removeprefix("lynx_")
+    word = NUMERIC_WORDS.get(name, {}).get(value)
+    spelled = ", ".join(f"{k:g} for {w}" for k, w in NUMERIC_WORDS.get(name, {}).items())
+    source = f"{key} ({spelled})" if spelled else key
+    return name, settings.parse_value(name, value if word is None else word, source)

@@ -1,0 +1,169 @@
+"""The six guarantees of `select`, for every policy and kind of router.
+
+A case follows from a seed, so an example costs little and thousands run in seconds.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lynx_kernels import POLICIES, RowClass, Selection, select, select_reference
+from lynx_kernels.select_torch import select_torch
+
+SEEDS = st.integers(0, 2**32 - 1)
+every_policy = pytest.mark.parametrize("policy", POLICIES)
+bounded_policy = pytest.mark.parametrize("policy", [name for name in POLICIES if name != "full"])
+examples = settings(max_examples=300, deadline=None, derandomize=True, database=None)
+
+
+def assert_same(got: Selection, expected: Selection) -> None:
+    assert torch.equal(got.topk_ids, expected.topk_ids)
+    assert got.topk_ids.dtype == expected.topk_ids.dtype
+    assert torch.equal(got.active, expected.active)
+    assert torch.equal(got.num_active, expected.num_active)
+    torch.testing.assert_close(got.topk_weights, expected.topk_weights, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(got.retained_mass, expected.retained_mass, rtol=1e-6, atol=0)
+
+
+def own_experts(case, row: int) -> list[int]:
+    return [e for e in case.topk_ids[row].tolist() if 0 <= e < case.num_experts]
+
+
+def floor_experts(case, row: int) -> list[int]:
+    pairs = zip(case.topk_ids[row].tolist(), case.topk_weights[row].tolist(), strict=True)
+    own = [(e, w) for e, w in pairs if 0 <= e < case.num_experts]
+    own.sort(key=lambda pair: -pair[1])
+    return [e for e, _ in own[: max(int(case.floor), 0)]]
+
+
+@every_policy
+@settings(examples, max_examples=700)
+@given(seed=SEEDS)
+def test_both_paths_equal_the_reference(case_of, policy, seed):
+    arguments = case_of(seed).arguments()
+    expected = select_reference(**arguments, policy=policy)
+    assert_same(select(**arguments, policy=policy), expected)
+    assert_same(select_torch(**arguments, policy=POLICIES[policy]), expected)
+
+
+@every_policy
+@examples
+@given(seed=SEEDS)
+def test_full_budget_and_demand_change_no_bit(case_of, policy, seed):
+    case = case_of(seed)
+    case = case.with_controls(budget=case.num_experts, demand=1.0)
+    is_live = case.row_class != RowClass.PAD
+    for got in (
+        select(**case.arguments(), policy=policy),
+        select_torch(**case.arguments(), policy=POLICIES[policy]),
+    ):
+        assert torch.equal(got.topk_ids[is_live], case.topk_ids[is_live])
+        assert torch.equal(got.topk_weights[is_live], case.topk_weights[is_live])
+        assert torch.equal(got.retained_mass, torch.ones(len(is_live)))
+
+
+@every_policy
+@examples
+@given(seed=SEEDS)
+def test_pads_come_out_empty_and_exact_rows_untouched(case_of, policy, seed):
+    case = case_of(seed)
+    got = select(**case.arguments(), policy=policy)
+    is_pad, is_exact = (case.row_class == kind for kind in (RowClass.PAD, RowClass.EXACT))
+    assert (got.topk_ids[is_pad] == -1).all()
+    assert (got.topk_weights[is_pad] == 0).all()
+    assert torch.equal(got.topk_ids[is_exact], case.topk_ids[is_exact])
+    assert torch.equal(got.topk_weights[is_exact], case.topk_weights[is_exact])
+    assert (got.retained_mass[is_pad | is_exact] == 1).all()
+
+
+@every_policy
+@examples
+@given(seed=SEEDS)
+def test_flexible_rows_keep_floor_and_every_active_own_expert(case_of, policy, seed):
+    case = case_of(seed)
+    got = select(**case.arguments(), policy=policy)
+    active = set(got.active.nonzero().flatten().tolist())
+    assert len(active) == int(got.num_active)
+    used: set[int] = set()
+    for row, kind in enumerate(case.row_class.tolist()):
+        after = [e for e in got.topk_ids[row].tolist() if 0 <= e < case.num_experts]
+        used.update(after)
+        assert len(after) == len(set(after))
+        if kind != RowClass.FLEXIBLE:
+            continue
+        own = own_experts(case, row)
+        assert set(floor_experts(case, row)) <= set(after)
+        assert set(own) & active <= set(after)
+        if set(own) <= active:
+            assert torch.equal(got.topk_weights[row], case.topk_weights[row])
+        for slot, expert in enumerate(case.topk_ids[row].tolist()):
+            is_routed = 0 <= expert < case.num_experts
+            if not is_routed or expert in after:  # stays in its slot
+                assert got.topk_ids[row, slot] == expert
+            if not is_routed:
+                assert got.topk_weights[row, slot] == case.topk_weights[row, slot]
+    assert used == active
+
+
+@bounded_policy
+@examples
+@given(seed=SEEDS)
+def test_active_experts_stay_within_budget_or_protected_set(case_of, policy, seed):
+    case = case_of(seed)
+    protected: set[int] = set()
+    for row, kind in enumerate(case.row_class.tolist()):
+        if kind == RowClass.EXACT:
+            protected.update(own_experts(case, row))
+        elif kind == RowClass.FLEXIBLE:
+            protected.update(floor_experts(case, row))
+    got = select(**case.arguments(), policy=policy)
+    assert int(got.num_active) <= max(int(case.budget), len(protected))
+
+
+@every_policy
+@examples
+@given(seed=SEEDS)
+def test_permuting_rows_permutes_the_output(case_of, policy, seed):
+    case = case_of(seed)
+    order = torch.randperm(len(case.row_class), generator=torch.Generator().manual_seed(seed))
+    got = select(**case.with_rows(order).arguments(), policy=policy)
+    expected = select(**case.arguments(), policy=policy)
+    for name in ("topk_ids", "topk_weights", "retained_mass"):
+        assert torch.equal(getattr(got, name), getattr(expected, name)[order])
+    assert torch.equal(got.active, expected.active)
+
+
+@every_policy
+@examples
+@given(seed=SEEDS)
+def test_inputs_are_not_written(case_of, policy, seed):
+    case, untouched = case_of(seed), case_of(seed).arguments()
+    select(**case.arguments(), policy=policy)
+    for name, value in case.arguments().items():
+        assert value is untouched[name] is None or torch.equal(value, untouched[name])
+
+
+@every_policy
+@examples
+@given(seed=SEEDS, poison=st.sampled_from([float("nan"), float("inf"), -float("inf"), -1.0]))
+def test_a_poisoned_row_acts_as_zeros_for_the_others(case_of, policy, seed, poison):
+    bad, zero = case_of(seed), case_of(seed)
+    if not len(bad.row_class):
+        return
+    for case, value in ((bad, poison), (zero, 0.0)):
+        case.scores[0] = value
+        case.topk_weights[0] = value
+    got, expected = (select(**case.arguments(), policy=policy) for case in (bad, zero))
+    assert torch.equal(got.topk_ids, expected.topk_ids)
+    assert torch.equal(got.topk_weights[1:], expected.topk_weights[1:])
+    assert torch.equal(got.retained_mass, expected.retained_mass)
+    assert_same(got_without_row_0(select_torch(**bad.arguments(), policy=POLICIES[policy])),
+                got_without_row_0(got))
+
+
+def got_without_row_0(got: Selection) -> Selection:
+    return Selection(
+        got.topk_ids[1:], got.topk_weights[1:], got.active, got.num_active, got.retained_mass[1:]
+    )

@@ -1,0 +1,63 @@
+"""The table of SGLang names against the installed SGLang, and the import graph."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import pkgutil
+from pathlib import Path
+
+import pytest
+from lynx_sglang import doors
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("door", doors.DOORS, ids=lambda door: door.path.rsplit(".", 1)[-1])
+def test_the_door_fits(door: doors.Door) -> None:
+    assert door.fault() is None
+
+
+def test_a_missing_name_or_parameter_is_said() -> None:
+    assert "nowhere" in str(doors.Door("sglang.srt.nowhere:thing").fault())
+    gone = doors.Door(doors.POST_PROCESS_TOPK.path, ("topk_ids", "gone"))
+    assert gone.fault() == f"{gone.path}: no parameter gone"
+
+
+def test_the_installed_version_is_listed() -> None:
+    assert doors.sglang_version() in doors.SUPPORTED_VERSIONS
+
+
+def test_sglang_calls_the_routing_door_by_keyword() -> None:
+    source = inspect.getsource(pkgutil.resolve_name("sglang.srt.layers.moe.topk:select_experts"))
+    calls = [
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "_post_process_topk_ids"
+    ]
+    assert len(calls) == 1
+    assert not calls[0].args
+    assert {"topk_ids", "topk_weights"} <= {keyword.arg for keyword in calls[0].keywords}
+
+
+def imported(folder: str) -> set[str]:
+    """Top-level packages that a source folder imports."""
+    names: set[str] = set()
+    for file in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names.add(node.module.split(".")[0])
+    return names
+
+
+def test_imports_go_one_way() -> None:
+    assert not imported("kernels/lynx_kernels") & {"sglang", "lynx_sglang", "lynx_controller"}
+    assert not imported("controller/lynx_controller") & {
+        "torch",
+        "sglang",
+        "lynx_sglang",
+        "lynx_kernels",
+        "time",
+    }

@@ -1,0 +1,114 @@
+"""Settings: sources in order of precedence, ranges, and errors that name what was wrong."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from lynx_sglang.errors import SettingError
+from lynx_sglang.settings import OPTIONS, Settings, flag_of, resolve, variable_of
+
+
+def test_defaults_cut_nothing() -> None:
+    settings = resolve({}, {})
+    assert settings == Settings()
+    assert not settings.is_controlled
+    assert settings.cap(64) == 64
+
+
+def test_flag_beats_variable_beats_file(tmp_path) -> None:
+    file = tmp_path / "lynx.yaml"
+    file.write_text("slo_itl_ms: 10\nfloor: 2\nmin-demand: 0.3\n")
+    environment = {"LYNX_SLO_ITL_MS": "20", "LYNX_FLOOR": "3"}
+    settings = resolve({"slo_itl_ms": "30"}, environment, str(file))
+    assert (settings.slo_itl_ms, settings.floor, settings.min_demand) == (30.0, 3, 0.3)
+
+
+@pytest.mark.parametrize("key", ["slo_itl_ms", "--lynx-slo-itl-ms", "lynx_slo_itl_ms"])
+def test_file_takes_the_flags_names(tmp_path, key: str) -> None:
+    file = tmp_path / "lynx.json"
+    file.write_text(json.dumps({key: 25}))
+    assert resolve({}, {"LYNX_CONFIG": str(file)}).slo_itl_ms == 25.0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("slo_itl_ms", "0"),
+        ("slo_itl_ms", "-3"),
+        ("slo_itl_ms", "nan"),
+        ("slo_itl_ms", "fast"),
+        ("slo_itl_ms", True),
+        ("slo_percentile", "100"),
+        ("budget", "0"),
+        ("budget", "1.5"),
+        ("budget", "0%"),
+        ("budget", "101%"),
+        ("budget", "most"),
+        ("demand", "1.01"),
+        ("demand", "-0.1"),
+        ("min_demand", "0"),
+        ("floor", "0"),
+        ("floor", "two"),
+        ("policy", "tiger"),
+        ("default_tier", "gold"),
+    ],
+)
+def test_a_bad_value_names_setting_range_and_value(name: str, value: object) -> None:
+    with pytest.raises(SettingError) as caught:
+        resolve({name: value}, {})
+    text = str(caught.value)
+    assert flag_of(name) in text
+    assert OPTIONS[name].metadata["allowed"] in text
+    assert repr(value) in text
+
+
+def test_a_bad_variable_is_named() -> None:
+    with pytest.raises(SettingError, match="LYNX_FLOOR"):
+        resolve({}, {"LYNX_FLOOR": "none"})
+
+
+def test_an_unknown_variable_stops_the_server() -> None:
+    with pytest.raises(SettingError, match="LYNX_SLO_MS: no such setting"):
+        resolve({}, {"LYNX_SLO_MS": "20"})
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("slo: 20", "no such setting 'slo'"),
+        ("- 1", "expected a mapping"),
+        ("{", "neither JSON nor YAML"),
+        ("floor: many", "floor: expected a whole number"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path, text: str, what: str) -> None:
+    file = tmp_path / "lynx.yaml"
+    file.write_text(text)
+    with pytest.raises(SettingError, match=what) as caught:
+        resolve({}, {}, str(file))
+    assert str(file) in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path) -> None:
+    with pytest.raises(SettingError, match=r"lynx\.yaml: cannot be read"):
+        resolve({}, {}, str(tmp_path / "lynx.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("budget", "cap"), [("auto", 64), ("full", 64), ("16", 16), ("25%", 16), ("0.1%", 1), (99, 64)]
+)
+def test_caps_in_experts(budget: object, cap: int) -> None:
+    assert resolve({"budget": budget}, {}).cap(64) == cap
+
+
+def test_settings_travel_as_json() -> None:
+    settings = resolve({"slo_itl_ms": "none", "budget": "30%", "demand": 0.7}, {})
+    assert Settings.from_json(settings.to_json()) == settings
+
+
+def test_every_option_states_its_range() -> None:
+    for name, spec in OPTIONS.items():
+        assert spec.metadata["allowed"], name
+        assert spec.metadata["about"], name
+        assert variable_of(name) == "LYNX_" + name.upper()
