@@ -66,7 +66,9 @@ def refusal(settings: Settings, args: Any, num_experts: int) -> str | None:
     for name in ("tp_size", "pp_size", "dp_size", "ep_size"):
         if getattr(args, name) > 1:
             flag = "--" + name.replace("_", "-")
-            return f"{flag} must be 1 (ranks do not share decisions yet), got {getattr(args, name)}."
+            return (
+                f"{flag} must be 1 (ranks do not share decisions yet), got {getattr(args, name)}."
+            )
     if args.speculative_algorithm is not None:
         return (
             f"--speculative-algorithm {args.speculative_algorithm} is not served: verify steps "

@@ -15,13 +15,14 @@ from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from torch.nn.functional import scaled_dot_product_attention
 
 
-class BatchedDecodeAttention(TorchNativeAttnBackend):  # type: ignore[misc]
+class BatchedDecodeAttention(TorchNativeAttnBackend):
     """``torch_native`` with a batched decode."""
 
     def __init__(self, model_runner: Any) -> None:
         super().__init__(model_runner)
+        self.dtype = model_runner.dtype
         self._kv_slots: torch.Tensor | None = None  # int64 [B * L], None when not decoding
-        self._kv_mask: torch.Tensor | None = None  # bool [B, 1, 1, L]
+        self._kv_mask: torch.Tensor | None = None  # float [B, 1, 1, L], 0 or -inf
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
         super().init_forward_metadata(forward_batch)
@@ -31,9 +32,10 @@ class BatchedDecodeAttention(TorchNativeAttnBackend):  # type: ignore[misc]
         seq_lens = forward_batch.seq_lens
         max_len = int(seq_lens.max()) if seq_lens.numel() else 0
         slots = self.req_to_token_pool.req_to_token[forward_batch.req_pool_indices, :max_len]
-        mask = torch.arange(max_len) < seq_lens.unsqueeze(1)
+        is_past_end = torch.arange(max_len) >= seq_lens.unsqueeze(1)
         # Slots past a sequence's end may hold anything; slot 0 is SGLang's padding slot.
-        self._kv_slots = slots.masked_fill(~mask, 0).to(torch.int64).reshape(-1)
+        self._kv_slots = slots.masked_fill(is_past_end, 0).to(torch.int64).reshape(-1)
+        mask = torch.zeros(slots.shape, dtype=self.dtype).masked_fill(is_past_end, -torch.inf)
         self._kv_mask = mask[:, None, None, :]
 
     def forward_decode(
@@ -52,7 +54,8 @@ class BatchedDecodeAttention(TorchNativeAttnBackend):  # type: ignore[misc]
             write_slots = KVWriteLoc(forward_batch.out_cache_loc, self.swa_out_cache_loc)
             self.token_to_kv_pool.set_kv_buffer(layer, write_slots, k, v)
 
-        query = q.reshape(-1, layer.tp_q_head_num, 1, layer.qk_head_dim)  # [B, heads, 1, D]
+        # The query heads of a KV head stand where a query's tokens would: [B, KV heads, group, D].
+        query = q.reshape(q.shape[0], layer.tp_k_head_num, -1, layer.qk_head_dim)
         keys = self._gather(self.token_to_kv_pool.get_key_buffer(layer.layer_id), query)
         values = self._gather(self.token_to_kv_pool.get_value_buffer(layer.layer_id), query)
         out = scaled_dot_product_attention(
@@ -61,11 +64,11 @@ class BatchedDecodeAttention(TorchNativeAttnBackend):  # type: ignore[misc]
             values,
             attn_mask=self._kv_mask,
             scale=layer.scaling,
-            enable_gqa=layer.tp_q_head_num != layer.tp_k_head_num,
         )
         return out.reshape(-1, layer.tp_q_head_num * layer.v_head_dim)
 
     def _gather(self, cache: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
-        """This step's rows of ``cache`` [slots, heads, D] as [B, heads, L, D]."""
+        """This step's rows of ``cache`` [slots, KV heads, D] as [B, KV heads, L, D]."""
+        assert self._kv_slots is not None
         rows = cache.index_select(0, self._kv_slots).to(query.dtype)
         return rows.view(query.shape[0], -1, *cache.shape[1:]).transpose(1, 2)

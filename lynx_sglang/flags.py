@@ -49,9 +49,7 @@ def add_cli_args(_result: None, parser: argparse.ArgumentParser) -> None:
         )
 
 
-def from_cli_args(
-    build: Callable[..., Any], cls: type, args: argparse.Namespace
-) -> Any:
+def from_cli_args(build: Callable[..., Any], cls: type, args: argparse.Namespace) -> Any:
     """Hook around ``ServerArgs.from_cli_args``: a wrong setting ends the launcher with its text."""
     given = _take_options(vars(args))
     try:

@@ -36,7 +36,7 @@ def activate() -> str | None:
 
 
 def _keep_freed_memory() -> None:
-    """Stop glibc from returning freed blocks to the system; first touches of fresh pages are slow."""
+    """Keep freed blocks in the process: first touches of fresh pages are slow."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:  # glibc only
         mallopt(M_MMAP_THRESHOLD, 1 << 30)

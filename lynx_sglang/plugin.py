@@ -56,7 +56,9 @@ def _register_launcher() -> None:
         # Engine.__init__ loads the plugins itself: a hook on it would come too late, and the
         # registry would replace every binding of ServerArgs rather than this attribute.
         engine_class: Any = engine.Engine
-        engine_class.server_args_class = staticmethod(flags.engine_args(engine_class.server_args_class))
+        engine_class.server_args_class = staticmethod(
+            flags.engine_args(engine_class.server_args_class)
+        )
     admission.register()
     if platform.activate() is not None:
         add_attention_backend_choices([platform.ATTENTION_BACKEND])

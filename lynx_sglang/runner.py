@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lynx_kernels import CpuExperts
 from sglang.srt.layers.moe.moe_runner.base import DispatchMoeRunnerCore
 from sglang.srt.layers.moe.moe_runner.runner import MoeRunner, register_moe_runner_core
 from sglang.srt.layers.moe.moe_runner.triton import TritonMoeQuantInfo
 from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput
 from sglang.srt.layers.moe.utils import resolve_moe_runner_backend
 
+from lynx_kernels import CpuExperts
 from lynx_sglang.errors import UnsupportedError
 from lynx_sglang.flags import BACKEND
 
 
-class LynxRunnerCore(DispatchMoeRunnerCore):  # type: ignore[misc]
+class LynxRunnerCore(DispatchMoeRunnerCore):
     """Runs one layer's experts on the ids that selection left."""
 
     def __init__(self, config: Any) -> None:

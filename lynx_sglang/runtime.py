@@ -11,13 +11,13 @@ import logging
 import time
 from bisect import bisect_left
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+
 from lynx_controller import Controller, ControllerConfig, Decision, Observation, Phase, Slo
 from lynx_kernels import RowClass, select
-
 from lynx_sglang import doors, routing, runner, telemetry, tier
 from lynx_sglang.errors import LynxError
 from lynx_sglang.plugin import hook_path
@@ -111,7 +111,7 @@ class Runtime:
         assert self.buffer is not None
         self.settings = settings
         if settings.budget == "full":
-            budget: int | str | None = "full"
+            budget: int | Literal["full"] | None = "full"
         else:
             budget = None if settings.budget == "auto" else settings.cap(self.num_experts)
         demand = None if settings.demand == "auto" else float(settings.demand)
@@ -154,7 +154,9 @@ class Runtime:
 
     # ----------------------------------------------------------- control path
 
-    def run_batch(self, original: Callable[..., Any], scheduler: Any, batch: Any, *rest: Any) -> Any:
+    def run_batch(
+        self, original: Callable[..., Any], scheduler: Any, batch: Any, *rest: Any
+    ) -> Any:
         """The hook around ``Scheduler.run_batch``: one step, begun and ended."""
         if self.controller is None:
             self.start()
@@ -172,9 +174,11 @@ class Runtime:
     def end(self, step: Step, batch: Any, now_s: float) -> None:
         """Account for a finished step and decide the next one's budget."""
         assert self.controller is not None
+        assert self.decision is not None
         began_s = now_s - (time.monotonic() - batch.launch_ts)
-        is_first = self._last_end_s is None or batch.after_idle_gap
-        step_ms = (now_s - (began_s if is_first else self._last_end_s)) * 1e3
+        if self._last_end_s is not None and not batch.after_idle_gap:
+            began_s = self._last_end_s
+        step_ms = (now_s - began_s) * 1e3
         self._last_end_s = now_s
         self.telemetry.step_ended(step, step_ms)
         if not step.rows:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from lynx_kernels import POLICIES
 
+from lynx_kernels import POLICIES
 from lynx_sglang.errors import SettingError
 
 ENV_PREFIX = "LYNX_"
@@ -77,9 +77,7 @@ def _cap(text: object) -> int | str:
     return _whole(1, 1 << 20)(text)
 
 
-def option(
-    default: Any, parse: Callable[[object], Any], allowed: str, about: str
-) -> Any:
+def option(default: Any, parse: Callable[[object], Any], allowed: str, about: str) -> Any:
     """A dataclass field that knows its parser, its range in words and its help text."""
     return field(default=default, metadata={"parse": parse, "allowed": allowed, "about": about})
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from lynx_controller import Phase
 from lynx_kernels import RowClass
-
 from lynx_sglang.tier import Tier, tier_of
 
 HEALTH_CHECK_PREFIX = "HEALTH_CHECK"  # SGLang's probes; no user's traffic
@@ -36,9 +36,7 @@ class Step:
         """Decoding rows: one token of each decoding request."""
         return len(self.requests)
 
-    def note_layer(
-        self, layer_id: int, num_active: int, row_mass: np.ndarray[Any, Any]
-    ) -> None:
+    def note_layer(self, layer_id: int, num_active: int, row_mass: np.ndarray[Any, Any]) -> None:
         """Record one selected layer: T, and each row's retained mass [M >= rows]."""
         masses = row_mass[self.first_decode_row : self.first_decode_row + self.rows]
         self.num_active[layer_id] = num_active

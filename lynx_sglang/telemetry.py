@@ -99,8 +99,7 @@ class Telemetry:
         assert decision is not None
         num_layers = len(caps)
         hits = sum(
-            step.num_active[layer] > cap
-            for layer, cap in zip(runtime.layer_ids, caps, strict=True)
+            step.num_active[layer] > cap for layer, cap in zip(runtime.layer_ids, caps, strict=True)
         )
         reason = decision.reason.value
         active_experts = sum(step.num_active.values()) / num_layers

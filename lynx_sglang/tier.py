@@ -68,7 +68,7 @@ def account_of(request: Any) -> Account:
 def reporting_streamer(base: type, default: Tier) -> type:
     """SGLang's output streamer ``base`` with a ``lynx`` report on each finished request."""
 
-    class LynxOutputStreamer(base):  # type: ignore[misc]
+    class LynxOutputStreamer(base):
         __slots__ = ()
         has_additional_customized_info = True
 

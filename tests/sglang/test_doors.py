@@ -8,6 +8,7 @@ import pkgutil
 from pathlib import Path
 
 import pytest
+
 from lynx_sglang import doors
 
 ROOT = Path(__file__).parents[2]

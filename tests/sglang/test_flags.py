@@ -7,6 +7,7 @@ import os
 from types import SimpleNamespace
 
 import pytest
+
 from lynx_sglang import flags
 from lynx_sglang.errors import SettingError
 from lynx_sglang.settings import OPTIONS, TRANSPORT_VARIABLE, flag_of

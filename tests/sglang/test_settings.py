@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from lynx_sglang.errors import SettingError
 from lynx_sglang.settings import OPTIONS, Settings, flag_of, resolve, variable_of
 

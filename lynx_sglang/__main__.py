@@ -1,0 +1,7 @@
+"""``python -m lynx_sglang``: the same as the ``lynx-sglang`` command."""
+
+import sys
+
+from lynx_sglang.command import main
+
+sys.exit(main())

@@ -1,0 +1,91 @@
+"""The ``lynx-sglang`` command: is this installation sound, and what is a server doing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import urllib.error
+import urllib.request
+from typing import Any
+
+from lynx_sglang import doors, platform, settings
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one subcommand; 0 when all is well, 1 when something is not."""
+    parser = argparse.ArgumentParser(prog="lynx-sglang", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    check = commands.add_parser("check", help="check this installation against SGLang")
+    check.set_defaults(run=lambda _args: run_check())
+
+    options = commands.add_parser("settings", help="list every setting, its range and default")
+    options.set_defaults(run=lambda _args: run_settings())
+
+    status = commands.add_parser("status", help="show what a running server's controller does")
+    status.add_argument(
+        "--url", default="http://127.0.0.1:30000", help="server (default %(default)s)"
+    )
+    status.add_argument("--json", action="store_true", help="print the whole state as JSON")
+    status.set_defaults(run=lambda args: run_status(args.url, args.json))
+
+    args = parser.parse_args(argv)
+    code: int = args.run(args)
+    return code
+
+
+def run_check() -> int:
+    version = doors.sglang_version()
+    print(f"sglang {version}: {'supported' if doors.is_supported() else 'NOT supported'}")
+    print(f"platform: {'CPU (torch operators)' if platform.activate() else 'SGLang in-tree'}")
+    faults = [fault for door in doors.DOORS if (fault := door.fault())]
+    for fault in faults:
+        print(f"door does not fit: {fault}")
+    print(f"doors: {len(doors.DOORS) - len(faults)} of {len(doors.DOORS)} fit")
+    return int(bool(faults) or not doors.is_supported())
+
+
+def run_settings() -> int:
+    for name, spec in settings.OPTIONS.items():
+        print(f"{settings.flag_of(name)}  ({settings.variable_of(name)})")
+        print(f"    {spec.metadata['about']}")
+        print(f"    Takes {spec.metadata['allowed']}. Default: {spec.default}.")
+    return 0
+
+
+def run_status(url: str, as_json: bool) -> int:
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/server_info", timeout=10) as response:
+            states = json.load(response)["internal_states"]
+    except (urllib.error.URLError, TimeoutError) as error:
+        print(f"lynx-sglang: {url}: {error}", file=sys.stderr)
+        return 1
+    parts = [state["lynx"] for state in states if "lynx" in state]
+    if not parts:
+        print(f"lynx-sglang: {url} runs without --moe-backend lynx", file=sys.stderr)
+        return 1
+    for part in parts:
+        print(json.dumps(part, indent=2) if as_json else describe(part))
+    return 0
+
+
+def describe(part: dict[str, Any]) -> str:
+    """A server's ``lynx`` part of ``/server_info`` as a few lines of text."""
+    decision, steps = part["decision"], max(part["decode_steps"], 1)
+    set_to = part["settings"]
+    budget = sum(decision["budget"]) / part["num_layers"]
+    slo = set_to["slo_itl_ms"]
+    promise = "no SLO" if slo is None else f"SLO p{set_to['slo_percentile']:g} ITL {slo:g} ms"
+    return "\n".join(
+        [
+            f"policy {set_to['policy']}, {promise}",
+            f"now: demand {decision['demand']:.3f}, cap {budget:.1f} of {part['num_experts']} "
+            f"experts, {decision['reason']}{', saturated' if decision['saturated'] else ''}, "
+            f"predicted {decision['predicted_ms']:.1f} ms",
+            f"since start: {part['decode_steps']} decode steps, "
+            f"{part['active_experts_sum'] / steps:.1f} active experts, "
+            f"{part['retained_mass_sum'] / steps:.4f} retained mass",
+            f"decisions: {part['decisions']}",
+        ]
+    )

@@ -1,0 +1,117 @@
+"""What the scheduler's batch means to selection: phases, row classes, tiers and accounts."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+from lynx_controller import Phase
+from lynx_kernels import RowClass
+from lynx_sglang.step import phase_of, step_of
+from lynx_sglang.tier import Account, Tier, account_of, reporting_streamer, tier_of
+
+
+def request(rid: str = "a", **params: Any) -> SimpleNamespace:
+    return SimpleNamespace(
+        rid=rid,
+        sampling_params=SimpleNamespace(custom_params=params or None),
+        finished=lambda: True,
+    )
+
+
+def batch(mode: ForwardMode, requests: list[Any], **more: Any) -> SimpleNamespace:
+    return SimpleNamespace(
+        forward_mode=mode, reqs=requests, seq_lens_cpu=torch.tensor([5] * len(requests)), **more
+    )
+
+
+@pytest.mark.parametrize(
+    ("mode", "phase"),
+    [
+        (ForwardMode.EXTEND, Phase.PREFILL),
+        (ForwardMode.DECODE, Phase.DECODE),
+        (ForwardMode.MIXED, Phase.MIXED),
+        (ForwardMode.IDLE, Phase.IDLE),
+        (ForwardMode.TARGET_VERIFY, Phase.VERIFY),
+        (ForwardMode.PREBUILT, Phase.IDLE),
+        (ForwardMode.SPLIT_PREFILL, Phase.PREFILL),
+    ],
+)
+def test_phases(mode: ForwardMode, phase: Phase) -> None:
+    assert phase_of(SimpleNamespace(forward_mode=mode)) is phase
+
+
+def test_decode_rows_follow_the_requests_tier() -> None:
+    requests = [request(), request(lynx="exact"), request("HEALTH_CHECK_1"), request(lynx="gold")]
+    step = step_of(batch(ForwardMode.DECODE, requests), 7, Tier.FLEXIBLE)
+    flexible, exact = RowClass.FLEXIBLE, RowClass.EXACT
+    assert step.row_class.tolist() == [flexible, exact, exact, exact]
+    assert (step.number, step.rows, step.num_flexible, step.kv_tokens) == (7, 4, 1, 20)
+
+
+def test_mixed_batches_keep_prefill_rows_exact() -> None:
+    decoding = [request("d1"), request("d2")]
+    mixed = batch(
+        ForwardMode.MIXED, [request("p"), *decoding], decoding_reqs=decoding, extend_lens=[3, 1, 1]
+    )
+    step = step_of(mixed, 1, Tier.FLEXIBLE)
+    assert step.row_class.tolist() == [RowClass.EXACT] * 3 + [RowClass.FLEXIBLE] * 2
+    assert (step.first_decode_row, step.rows) == (3, 2)
+
+
+def test_prefill_selects_nothing() -> None:
+    step = step_of(batch(ForwardMode.EXTEND, [request()]), 1, Tier.FLEXIBLE)
+    assert (step.rows, step.num_flexible) == (0, 0)
+
+
+def test_the_default_tier_is_for_requests_that_name_none() -> None:
+    assert tier_of(request(), Tier.EXACT) is Tier.EXACT
+    assert tier_of(request(lynx="flexible"), Tier.EXACT) is Tier.FLEXIBLE
+    assert tier_of(request(other=1), Tier.FLEXIBLE) is Tier.FLEXIBLE
+
+
+def test_layers_add_up_to_a_rows_retained_mass() -> None:
+    requests = [request("a"), request("b", lynx="exact")]
+    step = step_of(batch(ForwardMode.DECODE, requests), 1, Tier.FLEXIBLE)
+    step.note_layer(0, 9, torch.tensor([0.5, 1.0]).numpy())
+    step.note_layer(1, 7, torch.tensor([0.7, 1.0]).numpy())
+    assert step.num_active == {0: 9, 1: 7}
+    assert step.retained_mass == pytest.approx({0: 0.5, 1: 0.7})
+    assert step.row_retained_mass is not None
+    assert step.row_retained_mass.tolist() == pytest.approx([1.2, 2.0])
+
+
+def test_an_account_reports_its_requests_loss() -> None:
+    one = request()
+    account = account_of(one)
+    account.add(1.0)
+    account.add(0.5)
+    assert account_of(one) is account
+    assert account.report(Tier.FLEXIBLE) == {
+        "tier": "flexible",
+        "degraded": True,
+        "degraded_tokens": 1,
+        "decode_tokens": 2,
+        "retained_mass": 0.75,
+    }
+    assert Account().report(Tier.EXACT)["retained_mass"] == 1.0
+
+
+def test_only_finished_requests_report() -> None:
+    class Base:
+        __slots__ = ()
+
+        def build_additional_customized_info(self, reqs: list[Any]) -> dict[str, list[Any]]:
+            return {}
+
+    streamer = reporting_streamer(Base, Tier.FLEXIBLE)()
+    done, running = request("a"), request("b")
+    running.finished = lambda: False
+    info = streamer.build_additional_customized_info([running, done])
+    assert info["lynx"][0] == []
+    assert info["lynx"][1][0]["tier"] == "flexible"
+    assert streamer.build_additional_customized_info([running]) == {}
