@@ -16,9 +16,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from lynx_controller import Controller, ControllerConfig, Decision, Observation, Phase, Slo
+from lynx_controller import Controller, ControllerConfig, Decision, Observation, Slo
 from lynx_kernels import RowClass, select
 from lynx_sglang import doors, routing, runner, telemetry, tier
+from lynx_sglang.clock import StepClock
 from lynx_sglang.errors import LynxError
 from lynx_sglang.plugin import hook_path
 from lynx_sglang.settings import Settings
@@ -62,8 +63,7 @@ class Runtime:
         self.decision: Decision | None = None
         self.telemetry = telemetry.Telemetry()
         self._step: Step | None = None
-        self._last_end_s: float | None = None  # end of the previous forward
-        self._last_decode_end_s: float | None = None  # end of the previous decoding forward
+        self._clock = StepClock()
 
     # ------------------------------------------------------------------ start
 
@@ -168,27 +168,22 @@ class Runtime:
             result = original(scheduler, batch, *rest)
         finally:
             self._step = None
-        self.end(step, batch, time.perf_counter())
+        self.end(step, batch, time.monotonic())
         return result
 
     def end(self, step: Step, batch: Any, now_s: float) -> None:
         """Account for a finished step and decide the next one's budget."""
         assert self.controller is not None
         assert self.decision is not None
-        began_s = now_s - (time.monotonic() - batch.launch_ts)
-        if self._last_end_s is not None and not batch.after_idle_gap:
-            began_s = self._last_end_s
-        step_ms = (now_s - began_s) * 1e3
-        self._last_end_s = now_s
+        step_ms, itl_ms = self._clock.end(
+            now_s,
+            batch.launch_ts,
+            is_after_idle=batch.after_idle_gap,
+            streams=[request.rid for request in step.requests],
+        )
         self.telemetry.step_ended(step, step_ms)
         if not step.rows:
-            if step.phase is Phase.IDLE:
-                self._last_decode_end_s = None
             return
-        itl_ms = step_ms
-        if self._last_decode_end_s is not None and not batch.after_idle_gap:
-            itl_ms = (now_s - self._last_decode_end_s) * 1e3
-        self._last_decode_end_s = now_s
         if step.row_retained_mass is None:
             masses = [1.0] * step.rows
         else:
