@@ -11,12 +11,12 @@ import logging
 import time
 from bisect import bisect_left
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
-from lynx_controller import Controller, ControllerConfig, Decision, Observation, Slo
+from lynx_controller import Controller, ControllerConfig, Decision, Observation, Phase, Slo
 from lynx_kernels import RowClass, select
 from lynx_sglang import doors, routing, runner, telemetry, tier
 from lynx_sglang.clock import StepClock
@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 SLOTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
+Batch = tuple[Phase, int, int]  # phase, rows, flexible rows
 Routing = tuple[torch.Tensor, torch.Tensor]  # topk_ids [M, K], topk_weights [M, K]
 
 
@@ -63,6 +64,7 @@ class Runtime:
         self.decision: Decision | None = None
         self.telemetry = telemetry.Telemetry()
         self._step: Step | None = None
+        self._planned_for: Batch | None = None
         self._clock = StepClock()
 
     # ------------------------------------------------------------------ start
@@ -110,16 +112,15 @@ class Runtime:
         assert self.controller is not None
         assert self.buffer is not None
         self.settings = settings
-        if settings.budget == "full":
-            budget: int | Literal["full"] | None = "full"
-        else:
-            budget = None if settings.budget == "auto" else settings.cap(self.num_experts)
+        budget = None if settings.budget == "auto" else settings.cap(self.num_experts)
         demand = None if settings.demand == "auto" else float(settings.demand)
+        if settings.budget == "full":
+            demand = 1.0
         self.controller.set_slo(Slo(settings.slo_itl_ms, settings.slo_percentile))
         self.controller.set_min_demand(settings.min_demand)
         self.controller.override(budget=budget, demand=demand)
         self.buffer.floor.fill_(settings.floor)
-        self._put_in_force(self.controller._decision)
+        self._planned_for = None  # the next step is planned under the new settings
 
     # -------------------------------------------------------------- data path
 
@@ -162,6 +163,8 @@ class Runtime:
             self.start()
             self.telemetry.open(scheduler)
         step = step_of(batch, scheduler.forward_ct + 1, self.default_tier)
+        if step.rows:
+            self._plan(step)
         step.is_selecting = step.num_flexible > 0 and not self._is_full()
         self._step = step
         try:
@@ -174,7 +177,6 @@ class Runtime:
     def end(self, step: Step, batch: Any, now_s: float) -> None:
         """Account for a finished step and decide the next one's budget."""
         assert self.controller is not None
-        assert self.decision is not None
         step_ms, itl_ms = self._clock.end(
             now_s,
             batch.launch_ts,
@@ -184,6 +186,7 @@ class Runtime:
         self.telemetry.step_ended(step, step_ms)
         if not step.rows:
             return
+        assert self.decision is not None
         if step.row_retained_mass is None:
             masses = [1.0] * step.rows
         else:
@@ -192,9 +195,19 @@ class Runtime:
             tier.account_of(request).add(min(1.0, mass))
         if len(step.num_active) < len(self.layer_ids):
             return  # the forward did not reach every layer
-        caps = self.decision.budget
+        ran_under = self.decision
         self._put_in_force(self.controller.step(self._observation(step, step_ms, itl_ms)))
-        self.telemetry.decided(self, step, caps)
+        self._planned_for = batch_of(step)
+        self.telemetry.decided(self, step, ran_under)
+
+    def _plan(self, step: Step) -> None:
+        """The last step's decision holds for a like batch; another batch gets one of its own."""
+        assert self.controller is not None
+        if batch_of(step) == self._planned_for:
+            return
+        self._put_in_force(
+            self.controller.plan(step.rows, slot_of(step.rows), step.phase, step.num_flexible)
+        )
 
     def _observation(self, step: Step, step_ms: float, itl_ms: float) -> Observation:
         decision = self.decision
@@ -221,6 +234,10 @@ class Runtime:
 
     def _is_full(self) -> bool:
         return self.settings.budget == "full" or self.buffer is None or self.buffer.is_full
+
+
+def batch_of(step: Step) -> Batch:
+    return step.phase, step.rows, step.num_flexible
 
 
 def count_active(topk_ids: torch.Tensor, num_experts: int) -> int:

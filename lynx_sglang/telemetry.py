@@ -15,6 +15,7 @@ from lynx_sglang import doors, settings
 from lynx_sglang.errors import SettingError
 
 if TYPE_CHECKING:
+    from lynx_controller import Decision
     from lynx_sglang.runtime import Runtime
     from lynx_sglang.step import Step
 
@@ -93,13 +94,14 @@ class Telemetry:
         if self._steps_s is not None:
             self._steps_s.labels(**self._labels, phase=step.phase.value).observe(step_ms / 1e3)
 
-    def decided(self, runtime: Runtime, step: Step, caps: tuple[int, ...]) -> None:
-        """Record a decoding step that ran under ``caps``, and the decision after it."""
+    def decided(self, runtime: Runtime, step: Step, ran_under: Decision) -> None:
+        """Record a decoding step, the decision that it ran under and the one after it."""
         decision = runtime.decision
         assert decision is not None
-        num_layers = len(caps)
+        num_layers = len(runtime.layer_ids)
         hits = sum(
-            step.num_active[layer] > cap for layer, cap in zip(runtime.layer_ids, caps, strict=True)
+            step.num_active[layer] > cap
+            for layer, cap in zip(runtime.layer_ids, ran_under.budget, strict=True)
         )
         reason = decision.reason.value
         active_experts = sum(step.num_active.values()) / num_layers

@@ -39,10 +39,10 @@ class ControllerConfig:
     min_demand: float = 0.5  # the operator's quality floor: demand is never below it
     floor: int = 1  # own experts a row never loses (select's k0)
 
-    margin: float = 0.02  # share of the SLO kept free
+    margin: float = 0.03  # share of the SLO kept free
     down_band: float = 0.015  # predicted this share above the target: cut
     up_band: float = 0.05  # predicted this share below the target: give back
-    rise: float = 0.2  # share of the way up per step
+    rise: float = 0.5  # share of the way up per step
     handover: float = 0.1  # largest demand change per step after an override ends
     tail_up: float = 0.25  # gain per step while the measured tail is above the trim
     tail_down: float = 0.01  # gain per step while it is below
@@ -58,7 +58,7 @@ class ControllerConfig:
 
     window_steps: int = 64  # decode gaps behind the measured percentile
     warmup_steps: int = 2  # samples of a new slot that may be ignored as warm-up
-    adopt_steps: int = 2000  # until a lasting disturbance counts as the plant's own cost
+    adopt_steps: int = 100_000  # until a lasting disturbance counts as the plant's own cost
     lag_steps: int = 2  # from a decision to its first step, where observations do not say
     max_step_ms: float = 60_000.0  # longer steps are not believed
 

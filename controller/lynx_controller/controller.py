@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -12,12 +12,13 @@ import numpy as np
 from .config import ControllerConfig
 from .estimator import Batch, Estimator
 from .forecast import Forecast
+from .gate import Gate
 from .history import History
 from .law import Move, Situation, decide
+from .override import Override
 from .types import Decision, Key, Observation, Phase, Reason, Slo
 
-DECIDING: Final = (Phase.DECODE, Phase.VERIFY, Phase.MIXED)
-RESTART: Final = 16  # steps until an engine that counts from zero again is believed
+PROBE: Final = 10  # saturated decisions until a slow base is taken for a disturbance
 
 
 @dataclass(slots=True)
@@ -25,7 +26,8 @@ class Hold:
     """What the law remembers of one phase and slot."""
 
     demand: float = 1.0
-    tail_ms: float = 0.0
+    tail: float = 0.0
+    floored: int = 0  # saturated decisions in a row
 
 
 class Controller:
@@ -51,17 +53,14 @@ class Controller:
         self.num_layers, self.num_experts, self.top_k = num_layers, num_experts, top_k
         self._estimator = self._new_estimator()
         self._holds: dict[Key, Hold] = {}
-        self._override: tuple[int | None, float | None] | None = None
+        self._override: Override | None = None
         self._handing_over = False
         self._is_guarded = False
-        self._last_step: int | None = None
-        self._stale_step: int | None = None
-        self._stale_run = 0
+        self._gate = Gate(self.config.max_step_ms)
         full = (num_experts,) * num_layers
         self._history = History(full, self.config.lag_steps)
         self._counts: Counter[str] = Counter()
         self._failure: str | None = None
-        self._retained: float | None = None
         self._decision = self._full(Reason.FULL)
 
     def step(self, observation: Observation) -> Decision:
@@ -72,8 +71,8 @@ class Controller:
             self._failure = repr(error)[:200]
             decision = self._full(Reason.FAILED)
         self._counts[decision.reason.value] += 1
-        if decision.reason is not Reason.FROZEN and self._last_step is not None:
-            self._history.remember(self._last_step, decision)
+        if decision.reason is not Reason.FROZEN and self._gate.last_step is not None:
+            self._history.remember(self._gate.last_step, decision)
         self._decision = decision
         return decision
 
@@ -105,21 +104,15 @@ class Controller:
     def override(
         self, budget: int | Literal["full"] | None = None, demand: float | None = None
     ) -> None:
-        """Fix the cap, the demand or both; with neither, hand back to the law without a jump."""
+        """Fix the cap, the demand or both; with neither, hand back to the law without a jump.
+
+        Under an SLO a cap alone leaves the demand to the law, which then works below the cap.
+        """
         if budget is None and demand is None:
             self._handing_over = self._override is not None
             self._override = None
             return
-        if budget == "full":
-            budget = self.num_experts
-        if budget is not None and (
-            isinstance(budget, bool) or not isinstance(budget, int) or budget < 1
-        ):
-            raise ValueError(f'budget must be at least 1, "full" or None, got {budget!r}')
-        if demand is not None and not 0.0 <= demand <= 1.0:
-            raise ValueError(f"demand must be in [0, 1] or None, got {demand!r}")
-        cap = None if budget is None else min(budget, self.num_experts)
-        self._override = (cap, None if demand is None else float(demand))
+        self._override = Override.make(budget, demand, self.num_experts)
 
     def state(self) -> dict[str, Any]:
         """For telemetry and logs: plain numbers, strings and dicts."""
@@ -141,15 +134,13 @@ class Controller:
             "noise": cost.sigma,
             "shifts": cost.shifts,
             "ignored_gaps": estimator.ignored,
-            "retained_mass": self._retained,
+            "retained_mass": estimator.retained,
             "windowed_itl_ms": estimator.window.gap_ms(self.slo.percentile),
             "bases_ms": {
                 f"{phase.value}/{slot}": cost.base_ms((phase, slot), hold_rows)
                 for (phase, slot), hold_rows in self._known_rows().items()
             },
-            "override": None
-            if self._override is None
-            else {"budget": self._override[0], "demand": self._override[1]},
+            "override": None if self._override is None else asdict(self._override),
             "steps": sum(self._counts.values()),
             "counts": dict(self._counts),
             "failure": self._failure,
@@ -157,10 +148,10 @@ class Controller:
 
     def _known_rows(self) -> dict[Key, float]:
         slots = self._estimator.cost.slots
-        return {key: slots[key].mean_rows for key in self._holds if key in slots}
+        return {key: slot.mean_rows for key, slot in slots.items() if slot.samples}
 
     def _step(self, seen: Observation) -> Decision:
-        if not self._is_usable(seen):
+        if not self._gate.admits(seen):
             return replace(self._decision, reason=Reason.FROZEN)
         batch = self._batch(seen.phase, seen.rows, seen.slot, seen.flexible_rows)
         gap_ms = seen.step_ms
@@ -172,26 +163,9 @@ class Controller:
             self._estimator.learn_gap(batch, applied, gap_ms)
         elif active is not None:
             self._estimator.learn(batch, applied, active, seen.step_ms, gap_ms)
-        self._watch_mass(seen)
+        self._estimator.watch_mass(seen.retained_mass)
         self._track_tail(batch)
         return self._decide(batch)
-
-    def _is_usable(self, seen: Observation) -> bool:
-        if seen.phase not in DECIDING or seen.rows < 1:
-            return False
-        if not 0.0 < seen.step_ms <= self.config.max_step_ms:  # NaN fails both
-            return False
-        if self._last_step is not None and seen.step <= self._last_step:
-            # A restarted engine counts from zero again: believe it once it has counted for long.
-            is_next = self._stale_step is None or seen.step > self._stale_step
-            self._stale_run = self._stale_run + 1 if is_next else 0
-            self._stale_step = seen.step
-            if self._stale_run < RESTART:
-                return False
-            self._history.forget()
-        self._stale_step, self._stale_run = None, 0
-        self._last_step = seen.step
-        return True
 
     def _batch(self, phase: Phase, rows: int, slot: int, flexible: int | None) -> Batch:
         kind = Phase.VERIFY if phase is Phase.VERIFY else Phase.DECODE
@@ -207,32 +181,34 @@ class Controller:
             return None
         return active if min(active) >= 0.0 and max(active) <= self.num_experts else None
 
-    def _watch_mass(self, seen: Observation) -> None:
-        if len(seen.retained_mass) == 0:
-            return
-        mass = sum(float(each) for each in seen.retained_mass) / len(seen.retained_mass)
-        if 0.0 <= mass <= 1.0:
-            held = mass if self._retained is None else self._retained
-            self._retained = held + 0.05 * (mass - held)
-
     def _decide(self, batch: Batch) -> Decision:
         hold = self._holds.setdefault(batch.key, Hold())
         forecast = self._forecast(batch)
-        if self._override is not None:
-            return self._overridden(forecast, hold, *self._override)
+        fixed = self._override
+        if fixed is not None:
+            if fixed.demand is not None or forecast is None or self.slo.itl_ms is None:
+                return self._overridden(forecast, hold, fixed)
+            forecast = forecast.capped(float((fixed.cap or self.num_experts) * self.num_layers))
         if forecast is None or self.slo.itl_ms is None:
             hold.demand = 1.0
             return self._full(Reason.FULL, forecast)
-        tail_ms = (self._estimator.tail or 0.0) * forecast.ms(hold.demand)
-        excess_ms = self._estimator.cost.excess_ms(batch.key)
         situation = Situation(
-            forecast, self.slo.itl_ms, tail_ms, hold.tail_ms, excess_ms, hold.demand
+            forecast,
+            slo_ms=self.slo.itl_ms,
+            tail=self._estimator.tail or 0.0,
+            held_tail=hold.tail,
+            excess_ms=self._excess_ms(batch, forecast, hold),
+            held=hold.demand,
         )
         move = decide(situation, self.config)
         if self._handing_over:
             move = self._hand_over(move, hold)
+        if move.reason is Reason.SATURATED:
+            hold.floored += 1
+        elif move.reason is not Reason.GUARD:
+            hold.floored = 0
         if move.demand != hold.demand:
-            hold.demand, hold.tail_ms = move.demand, situation.tail_ms
+            hold.demand, hold.tail = move.demand, situation.tail
         return self._settle(move, situation)
 
     def _track_tail(self, batch: Batch) -> None:
@@ -257,6 +233,15 @@ class Controller:
     def _new_estimator(self) -> Estimator:
         return Estimator(self.config, self.num_layers, self.num_experts, self.top_k)
 
+    def _excess_ms(self, batch: Batch, forecast: Forecast, hold: Hold) -> float:
+        """The base's disturbance, once it cannot be mistaken for dearer experts.
+
+        Either it is beyond what experts could ever explain, or the floor was tried and did not pay.
+        """
+        excess_ms = self._estimator.cost.excess_ms(batch.key)
+        experts_ms = forecast.ms(1.0) - forecast.base_ms
+        return excess_ms if excess_ms > 2.0 * experts_ms or hold.floored >= PROBE else 0.0
+
     def _hand_over(self, move: Move, hold: Hold) -> Move:
         """After an override: walk from its demand to the law's instead of jumping."""
         step = self.config.handover
@@ -266,49 +251,49 @@ class Controller:
         demand = hold.demand + math.copysign(step, move.demand - hold.demand)
         return replace(move, demand=demand)
 
-    def _overridden(
-        self, forecast: Forecast | None, hold: Hold, cap: int | None, demand: float | None
-    ) -> Decision:
+    def _overridden(self, forecast: Forecast | None, hold: Hold, fixed: Override) -> Decision:
+        demand = 1.0 if fixed.demand is None else fixed.demand
+        cap = self.num_experts if fixed.cap is None else fixed.cap
         full = self._full(Reason.OVERRIDE, forecast)
-        hold.demand = 1.0 if demand is None else demand
-        decision = replace(full, demand=hold.demand)
+        decision = replace(full, demand=demand, budget=(cap,) * self.num_layers)
+        hold.demand = demand
         if forecast is None:
-            return self._capped(decision, cap)
-        active = forecast.active(hold.demand)
-        if cap is not None:
-            active = min(active, float(cap * self.num_layers))
-            hold.demand = min(hold.demand, forecast.demand_of(active))
-        decision = replace(
+            return decision
+        active = min(forecast.active(demand), float(cap * self.num_layers))
+        hold.demand = min(demand, forecast.demand_of(active))  # where the law will take over
+        return replace(
             decision,
-            expected_active=tuple((self._estimator.layer_share * active).tolist()),
+            expected_active=self._expected(active),
             predicted_ms=forecast.base_ms + forecast.slope_ms * active,
         )
-        return self._capped(decision, cap)
 
-    def _capped(self, decision: Decision, cap: int | None) -> Decision:
-        return decision if cap is None else replace(decision, budget=(cap,) * self.num_layers)
+    def _expected(self, active: float) -> tuple[float, ...]:
+        """Active experts per layer, from their sum."""
+        layers = np.minimum(self._estimator.layer_share * active, self.num_experts)
+        return tuple(layers.tolist())
 
     def _settle(self, move: Move, situation: Situation) -> Decision:
         """The move as a decision: expected active experts and the cap above them, per layer."""
         forecast = situation.forecast
         active = forecast.active(move.demand)
-        share = self._estimator.layer_share
-        expected = share * active
+        expected = self._expected(active)
         if move.demand >= 1.0:
             budget = self._history.full
         else:
-            cap = np.ceil(self.config.cap_slack * expected)
+            cap = np.ceil(self.config.cap_slack * np.array(expected))
             limit = np.minimum(np.maximum(cap, self.top_k), self.num_experts)
             budget = tuple(limit.astype(int).tolist())
+        if self._override is not None and self._override.cap is not None:
+            budget = tuple(min(each, self._override.cap) for each in budget)
         return Decision(
             budget=budget,
             demand=move.demand,
-            expected_active=tuple(expected.tolist()),
+            expected_active=expected,
             reason=Reason.GUARD if self._is_guarded and not move.saturated else move.reason,
             saturated=move.saturated,
             predicted_ms=forecast.base_ms + forecast.slope_ms * active,
             target_ms=move.target_ms,
-            trim_ms=-situation.tail_ms,
+            trim_ms=move.target_ms - situation.slo_ms * (1.0 - self.config.margin),
             outside_ms=situation.excess_ms,
         )
 
@@ -320,7 +305,7 @@ class Controller:
         return Decision(
             budget=self._history.full,
             demand=1.0,
-            expected_active=tuple((self._estimator.layer_share * active).tolist()),
+            expected_active=self._expected(active),
             reason=reason,
             saturated=False,
             predicted_ms=predicted_ms,

@@ -12,6 +12,7 @@ from .types import Key
 CLIP: Final = 3.0  # residuals beyond this many standard deviations are clipped
 DRIFT: Final = 0.5  # CUSUM allowance, in standard deviations
 ALARM: Final = 8.0  # CUSUM threshold, in standard deviations
+REOPENED: Final = 0.25  # samples a slot is left with when its base shifts: the next one counts 4:1
 SETTLED: Final = 4  # samples before a slot's residuals are clipped
 PRIOR_SPREAD: Final = 0.7  # relative standard deviation of the slope's prior
 ROW_SPREAD: Final = 0.02  # standard deviation of row_ms's prior, as a share of a step per row
@@ -50,7 +51,7 @@ class CostModel:
     row_ms: float = 0.0
     sigma: float = 0.0  # relative standard deviation of the residual
     shifts: int = 0
-    within: list[float] = field(default_factory=lambda: [0.0] * 5)  # xx, xr, rr, xy, ry
+    within: list[float] = field(default_factory=lambda: [0.0] * 5)  # xx, xr, rr, xy, ry; 1/ms^2
     pooled: list[float] = field(default_factory=lambda: [0.0] * 5)  # weight, x, y, xx, xy
 
     def __post_init__(self) -> None:
@@ -92,21 +93,23 @@ class CostModel:
         fitted = slot.mean_ms + self.slope_ms * apart_active + self.row_ms * apart_rows
         fitted = max(fitted, 0.05 * slot.mean_ms)
         residual = ms - fitted
-        leverage = apart_active**2 / (self.within[0] + self._ridge(slot))
+        trust = 1.0 / (fitted * fitted)  # noise grows with the step, so slow steps weigh less
+        leverage = trust * apart_active**2 / (self.within[0] + self._ridge(slot))
         spread = self.sigma * fitted * math.sqrt(1.0 + leverage)
         self._watch(slot, residual / spread)
         is_steady = slot.samples >= SETTLED
         bound = CLIP * spread if is_steady else math.inf
         clipped = min(max(residual, -bound), bound)
         gain = max(1.0 / (1.0 + slot.samples), 1.0 - self.config.forgetting)
-        if slot.shifting:
-            slot.shifting -= 1
-        else:
+        if not slot.shifting:
             deviation = fitted + clipped - slot.mean_ms
-            self._accumulate(apart_active, apart_rows, deviation, 1.0 - gain, leverage)
+            weight = (1.0 - gain) * trust
+            self._accumulate(apart_active, apart_rows, deviation, weight, leverage)
+            self._pool(active, fitted + clipped)
         if is_steady or slot.shifting:  # a residual far from home speaks of the slope
             risen = slot.excess_ms + gain * clipped / (1.0 + leverage)
             slot.excess_ms = max(0.0, risen * (1.0 - 1.0 / self.config.adopt_steps))
+        slot.shifting = max(0, slot.shifting - 1)
         slot.samples += 1.0
         slot.mean_ms += gain * (fitted + clipped - slot.mean_ms)
         slot.mean_active += gain * apart_active
@@ -114,7 +117,6 @@ class CostModel:
         if is_steady and leverage < 1.0:
             scale = 1.25 * min(abs(clipped) / spread, 2.5) * self.sigma
             self.sigma = min(max(self.sigma + TRACE * (scale - self.sigma), 0.005), 0.5)
-        self._pool(active, fitted + clipped)
         self._solve(slot)
         return residual / fitted
 
@@ -124,13 +126,14 @@ class CostModel:
         slot.below = max(0.0, slot.below - score - DRIFT)
         if max(slot.above, slot.below) > ALARM:
             slot.above = slot.below = 0.0
-            slot.samples = 1.0
+            slot.samples = REOPENED
             slot.shifting = SETTLED
             self.shifts += 1
 
     def _ridge(self, slot: SlotCost) -> float:
+        """What the slope's prior weighs: the information in a spread of PRIOR_SPREAD."""
         spread = PRIOR_SPREAD * self.config.prior_share
-        return max((self.sigma * slot.mean_active / spread) ** 2, 1e-9)
+        return max((self.sigma * slot.mean_active / (spread * slot.mean_ms)) ** 2, 1e-15)
 
     def _accumulate(self, x: float, r: float, y: float, weight: float, leverage: float) -> None:
         sums = self.within
@@ -155,13 +158,19 @@ class CostModel:
         prior = self.config.prior_slope_ms
         if prior is None:
             prior = self.config.prior_share * self.pooled[2] / max(self.pooled[1], 1e-9)
-        prior = (self.pooled[4] + ridge * prior) / (self.pooled[3] + ridge)
+        pooled_ridge = ridge * slot.mean_ms**2
+        prior = (self.pooled[4] + pooled_ridge * prior) / (self.pooled[3] + pooled_ridge)
         prior = min(max(prior, 0.02 * steepest), steepest)
         xx, xr, rr, xy, ry = self.within
-        row_ridge = (self.sigma / ROW_SPREAD) ** 2
+        row_ridge = (self.sigma / (ROW_SPREAD * slot.mean_ms)) ** 2
         xx, rr = xx + ridge, rr + row_ridge
         xy += ridge * prior
         row_ms = (ry * xx - xr * xy) / (xx * rr - xr * xr)
         self.row_ms = min(max(row_ms, 0.0), slot.mean_ms / max(slot.mean_rows, 1.0))
         slope_ms = (xy - self.row_ms * xr) / xx
-        self.slope_ms = min(max(slope_ms, 0.02 * steepest), steepest)
+        slope_ms = min(max(slope_ms, 0.02 * steepest), steepest)
+        # A base that rose because the slope was too low falls as the slope is learned.
+        if slot.excess_ms < slope_ms * slot.mean_active:
+            risen = max(0.0, slope_ms - self.slope_ms)
+            slot.excess_ms = max(0.0, slot.excess_ms - risen * slot.mean_active)
+        self.slope_ms = slope_ms

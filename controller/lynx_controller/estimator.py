@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import ge
+from typing import Final
 
 import numpy as np
 
@@ -15,8 +17,8 @@ from .response import Response
 from .types import Key
 from .window import Window
 
-LAYER_GAIN = 0.05  # per step, of each layer's share of the active experts
-LOUD = 4.0  # standard deviations beyond which a residual is a disturbance, not noise
+LAYER_GAIN: Final = 0.05  # per step, of each layer's share of the active experts
+LOUD: Final = 4.0  # standard deviations beyond which a residual is a disturbance, not noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class Estimator:
     layer_share: np.ndarray[tuple[int], np.dtype[np.float64]] = field(init=False)
     tail: float | None = None  # the trim, relative to the step's own time
     ignored: int = 0  # gaps in the window that no cut could pay for
-    last_active: float | None = None
+    retained: float | None = None  # share of gate mass kept, smoothed over layers and steps
 
     def __post_init__(self) -> None:
         self.cost = CostModel(self.config)
@@ -65,11 +67,9 @@ class Estimator:
     ) -> None:
         """Take a decode step: its cost, its response, its layers, and its gap for the tail."""
         total = sum(active)
-        self.last_active = total
         residual = self.cost.learn(batch.key, batch.rows, total, step_ms)
         if residual is not None:
-            loud = LOUD * self.cost.sigma
-            noise = min(max(residual, -loud), loud)
+            noise = residual if abs(residual) < LOUD * self.cost.sigma else 0.0
             own_ms = step_ms / (1.0 + residual)
             self.window = self.window.push(noise, gap_ms - own_ms * (1.0 + noise), gap_ms)
         shares = np.array(active) / total
@@ -82,6 +82,14 @@ class Estimator:
         forecast = self.forecast(batch)
         if forecast is not None:
             self.window = self.window.push(0.0, gap_ms - forecast.ms(applied.demand), gap_ms)
+
+    def watch_mass(self, masses: Sequence[float]) -> None:
+        if len(masses) == 0:
+            return
+        mass = sum(float(each) for each in masses) / len(masses)
+        if 0.0 <= mass <= 1.0:
+            before = mass if self.retained is None else self.retained
+            self.retained = before + LAYER_GAIN * (mass - before)
 
     def track_tail(self, percentile: float, own_ms: float, payable_ms: float) -> None:
         """Move the trim towards the measured percentile: fast up, slow down."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .response import KNOTS, interpolate
 
@@ -20,6 +20,10 @@ class Forecast:
 
     def ms(self, demand: float) -> float:
         return self.base_ms + self.slope_ms * self.active(demand)
+
+    def capped(self, active: float) -> Forecast:
+        """The same under a cap on the active experts over all layers."""
+        return replace(self, active_at=tuple(min(each, active) for each in self.active_at))
 
     def demand_for(self, ms: float) -> float:
         """The largest demand whose step fits ms; 0 where none does."""

@@ -29,10 +29,9 @@ class History:
     decisions: deque[tuple[int, Decision]] = field(default_factory=lambda: deque(maxlen=MEMORY))
 
     def remember(self, step: int, decision: Decision) -> None:
+        if self.decisions and step < self.decisions[-1][0]:  # the engine counts from zero again
+            self.decisions.clear()
         self.decisions.append((step, decision))
-
-    def forget(self) -> None:
-        self.decisions.clear()
 
     def applied(self, seen: Observation) -> Applied:
         """What the observation says, else what was decided lag_steps before it."""

@@ -88,7 +88,7 @@ class Response:
         for i, knot in enumerate(KNOTS):
             weight = max(STRANGE, 1.0 - abs(demand - knot) / REACH)
             gain = weight / (evidence[i] + weight)
-            known = weight * weight
+            known = weight**3
             evidence[i] = max(evidence[i], min(evidence[i] + known, MEMORY * known))
             values[i] *= math.exp(gain * error)
         anchor = bisect_left(KNOTS, demand)

@@ -1,0 +1,52 @@
+import pytest
+
+from lynx_controller import Decision, Observation, Phase, Reason
+from lynx_controller.history import History
+
+FULL = (64, 64)
+
+
+def decision(demand: float, cap: int) -> Decision:
+    return Decision((cap, cap), demand, (1.0, 1.0), Reason.HOLD, False, 10.0)
+
+
+def seen(step: int, **applied: object) -> Observation:
+    return Observation(step, Phase.DECODE, 4, 4, 10.0, [4, 4], **applied)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def history() -> History:
+    history = History(FULL, lag_steps=2)
+    for step in range(10):
+        history.remember(step, decision(0.8, 20))
+    history.remember(10, decision(0.5, 9))
+    return history
+
+
+def test_nothing_decided_is_full_quality() -> None:
+    applied = History(FULL, lag_steps=2).applied(seen(5))
+    assert (applied.demand, applied.budget, applied.is_certain) == (1.0, FULL, True)
+
+
+@pytest.mark.parametrize(("step", "demand"), [(10, 0.8), (11, 0.8), (12, 0.5), (15, 0.5)])
+def test_a_decision_applies_after_its_lag(history: History, step: int, demand: float) -> None:
+    assert history.applied(seen(step)).demand == demand
+
+
+@pytest.mark.parametrize(("step", "is_certain"), [(10, False), (12, False), (16, True)])
+def test_steps_around_a_move_are_not_certain(history: History, step: int, is_certain: bool) -> None:
+    for later in range(11, step):
+        history.remember(later, decision(0.5, 9))
+    assert history.applied(seen(step)).is_certain is is_certain
+
+
+def test_what_the_step_reports_is_believed(history: History) -> None:
+    applied = history.applied(seen(11, demand=0.6, budget_applied=7))
+    assert (applied.demand, applied.budget, applied.is_certain) == (0.6, (7, 7), True)
+    assert history.applied(seen(11, budget_applied=[5, 6])).budget == (5, 6)
+    assert history.applied(seen(11, demand=float("nan"))).demand == 0.8
+
+
+def test_a_restarted_count_forgets(history: History) -> None:
+    history.remember(0, decision(1.0, 64))
+    assert len(history.decisions) == 1
