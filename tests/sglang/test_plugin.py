@@ -1,0 +1,74 @@
+"""What the plugin does in a process, and that it does nothing where it is not wanted."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+
+import pytest
+from sglang.srt.arg_groups import choices, resolution_hooks
+from sglang.srt.plugins.hook_registry import HookRegistry
+
+from lynx_sglang import doors, flags, plugin
+from lynx_sglang.settings import TRANSPORT_VARIABLE, Settings
+
+LAUNCHER = {plugin.hook_path(door) for door in (doors.ADD_CLI_ARGS, doors.FROM_CLI_ARGS)}
+SERVER = {
+    plugin.hook_path(door)
+    for door in (
+        doors.CREATE_RUNNER,
+        doors.POST_PROCESS_TOPK,
+        doors.RUN_BATCH,
+        doors.STREAMER_CLASS,
+        doors.GET_STATE,
+        doors.UPDATE_HANDLERS,
+    )
+}
+
+
+@pytest.fixture
+def hooks(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[object]]:
+    """A fresh process: nothing registered, no settings published."""
+    registered: dict[str, list[object]] = defaultdict(list)
+    monkeypatch.setattr(HookRegistry, "_hooks", registered)
+    monkeypatch.setattr(plugin, "_registered", False)
+    monkeypatch.setattr(choices, "MOE_RUNNER_BACKEND_CHOICES", ["auto"])
+    monkeypatch.setattr(resolution_hooks, "_HOOKS", {})
+    monkeypatch.delenv(TRANSPORT_VARIABLE, raising=False)
+    return registered
+
+
+def test_without_the_backend_only_options_are_added(hooks: dict[str, list[object]]) -> None:
+    plugin.register()
+    assert set(hooks) == LAUNCHER
+    plugin.register()
+    assert [len(entries) for entries in hooks.values()] == [1, 1]
+
+
+def test_a_servers_process_gets_the_runtime(
+    hooks: dict[str, list[object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TRANSPORT_VARIABLE, Settings(slo_itl_ms=20.0).to_json())
+    monkeypatch.setattr("lynx_sglang.runner.install", lambda add_layer: None)
+    plugin.register()
+    assert set(hooks) == LAUNCHER | SERVER
+
+
+def test_another_sglang_is_left_alone_with_one_clear_line(
+    hooks: dict[str, list[object]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(doors, "sglang_version", lambda: "0.4.0")
+    monkeypatch.setenv(TRANSPORT_VARIABLE, Settings().to_json())
+    with caplog.at_level(logging.WARNING):
+        plugin.register()
+    assert not hooks
+    assert [record.message for record in caplog.records] == [
+        "lynx is off: it supports SGLang 0.5.23, and 0.4.0 is installed"
+    ]
+
+
+def test_the_backends_name_is_sglangs_choice(hooks: dict[str, list[object]]) -> None:
+    plugin.register()
+    assert flags.BACKEND in choices.MOE_RUNNER_BACKEND_CHOICES or hooks

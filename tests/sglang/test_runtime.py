@@ -1,0 +1,160 @@
+"""The two loops in one process: real selection and control, a stand-in for the scheduler."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+from lynx_sglang import telemetry
+from lynx_sglang.errors import LynxError, SettingError
+from lynx_sglang.runtime import Runtime, count_active, pad_to, slot_of
+from lynx_sglang.settings import Settings
+from lynx_sglang.tier import account_of
+
+LAYERS, EXPERTS, TOP_K = 3, 32, 4
+
+
+def request(rid: str, **params: Any) -> SimpleNamespace:
+    return SimpleNamespace(rid=rid, sampling_params=SimpleNamespace(custom_params=params or None))
+
+
+class Scheduler:
+    """Runs batches through a runtime: each step routes every row in every layer."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.runtime = Runtime(settings)
+        for layer in range(LAYERS):
+            self.runtime.add_layer(
+                SimpleNamespace(
+                    layer_id=layer, num_experts=EXPERTS, num_fused_shared_experts=0, top_k=TOP_K
+                )
+            )
+        self.forward_ct = 0
+        self.metrics_reporter = SimpleNamespace(enable_metrics=False)
+        self.generator = torch.Generator().manual_seed(0)
+        self.routed: list[tuple[torch.Tensor, torch.Tensor]] = []  # ids in, ids out
+
+    def run(self, requests: list[Any], mode: ForwardMode = ForwardMode.DECODE) -> None:
+        batch = SimpleNamespace(
+            forward_mode=mode,
+            reqs=requests,
+            seq_lens_cpu=torch.ones(len(requests)),
+            launch_ts=time.monotonic(),
+            after_idle_gap=False,
+        )
+        self.runtime.run_batch(self.forward, self, batch)
+
+    def forward(self, _scheduler: Any, batch: Any) -> None:
+        self.forward_ct += 1
+        self.routed.clear()
+        for layer in range(LAYERS):
+            scores = torch.rand(len(batch.reqs), EXPERTS, generator=self.generator).softmax(-1)
+            weights, ids = scores.topk(TOP_K)
+            out = self.runtime.select(layer, ids, weights, lambda s=scores: s, None)
+            self.routed.append((ids, ids if out is None else out[0]))
+
+
+def test_a_fixed_budget_holds_from_the_first_decode_step() -> None:
+    scheduler = Scheduler(Settings(budget=8))
+    requests = [request(str(i)) for i in range(12)]
+    scheduler.run(requests)
+    for _, ids in scheduler.routed:
+        assert count_active(ids, EXPERTS) <= 12  # the floors: each row's own top expert
+    assert scheduler.runtime.telemetry.decode_steps == 1
+    reports = [account_of(one) for one in requests]
+    assert all(account.decode_tokens == 1 for account in reports)
+    assert any(account.degraded_tokens for account in reports)
+
+
+def test_without_an_slo_nothing_is_cut() -> None:
+    scheduler = Scheduler(Settings())
+    for _ in range(5):
+        scheduler.run([request(str(i)) for i in range(12)])
+        assert all(given is out for given, out in scheduler.routed)
+    info = telemetry.server_info(scheduler.runtime)
+    assert info["decisions"] == {"full": 5}
+    assert info["retained_mass_sum"] == 5.0
+    assert info["active_experts_sum"] > 5 * TOP_K
+
+
+def test_an_impossible_slo_goes_to_the_floor_and_says_so() -> None:
+    scheduler = Scheduler(Settings(slo_itl_ms=0.001, min_demand=0.6))
+    for _ in range(60):
+        scheduler.run([request(str(i)) for i in range(12)])
+    decision = scheduler.runtime.decision
+    assert decision is not None
+    assert decision.saturated
+    assert decision.demand in (0.6, 1.0)  # 1.0 where no cut would buy time
+
+
+def test_exact_requests_and_prefill_come_out_as_they_went_in() -> None:
+    scheduler = Scheduler(Settings(budget=4))
+    requests = [request("exact", lynx="exact"), *(request(str(i)) for i in range(11))]
+    scheduler.run(requests)
+    for given, out in scheduler.routed:
+        assert torch.equal(given[0], out[0])
+    assert account_of(requests[0]).degraded_tokens == 0
+    scheduler.run(requests, ForwardMode.EXTEND)
+    assert all(given is out for given, out in scheduler.routed)
+
+
+def test_settings_change_at_run_time() -> None:
+    scheduler = Scheduler(Settings())
+    requests = [request(str(i)) for i in range(12)]
+    scheduler.run(requests)
+    name, value = telemetry.parse_update("lynx_budget", 6)
+    scheduler.runtime.apply_overrides(Settings(**{name: value}))
+    scheduler.run(requests)
+    assert any(given is not out for given, out in scheduler.routed)
+    scheduler.runtime.apply_overrides(Settings(budget="full"))
+    scheduler.run(requests)
+    assert all(given is out for given, out in scheduler.routed)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "parsed"),
+    [
+        ("lynx_slo_itl_ms", 25, 25.0),
+        ("lynx_slo_itl_ms", 0, None),
+        ("lynx_budget", 0, "auto"),
+        ("lynx_budget", -1, "full"),
+        ("lynx_budget", 16, 16),
+        ("lynx_demand", -1, "auto"),
+        ("lynx_demand", 0.5, 0.5),
+        ("lynx_floor", 2, 2),
+    ],
+)
+def test_updates_are_numbers(key: str, value: float, parsed: object) -> None:
+    assert telemetry.parse_update(key, value) == (key.removeprefix("lynx_"), parsed)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("lynx_slo_itl_ms", -1), ("lynx_budget", 1.5), ("lynx_min_demand", 2)]
+)
+def test_a_bad_update_names_key_range_and_value(key: str, value: float) -> None:
+    with pytest.raises(SettingError, match=key) as caught:
+        telemetry.parse_update(key, value)
+    assert repr(value) in str(caught.value)
+
+
+def test_a_model_without_our_layers_is_an_error() -> None:
+    with pytest.raises(LynxError, match="without a MoE layer"):
+        Runtime(Settings()).start()
+
+
+@pytest.mark.parametrize(
+    ("function", "argument", "result"),
+    [(slot_of, 1, 1), (slot_of, 5, 6), (slot_of, 16, 16), (slot_of, 17, 24), (slot_of, 257, 512)],
+)
+def test_slots(function: Callable[[int], int], argument: int, result: int) -> None:
+    assert function(argument) == result
+
+
+def test_rows_that_sglang_adds_are_pads() -> None:
+    assert pad_to(torch.tensor([2, 1], dtype=torch.uint8), 4).tolist() == [2, 1, 0, 0]
