@@ -24,6 +24,7 @@ class LynxRunnerCore(DispatchMoeRunnerCore):
         if reason := _unsupported(config):
             raise UnsupportedError(f"--moe-backend lynx: MoE layer {config.layer_id}: {reason}")
         self._experts: CpuExperts | None = None
+        self._weights_at: tuple[int, int] | None = None  # addresses that the experts' views have
 
     @property
     def runner_backend(self) -> Any:
@@ -33,7 +34,10 @@ class LynxRunnerCore(DispatchMoeRunnerCore):
         self, dispatch_output: Any, quant_info: Any, runner_config: Any, hooks: Any = None
     ) -> Any:
         """hidden [M, H] through its experts; see ``lynx_kernels.fused_moe``."""
-        if self._experts is None:  # views, so later in-place weight updates show through
+        weights_at = (quant_info.w13_weight.data_ptr(), quant_info.w2_weight.data_ptr())
+        if self._experts is None or weights_at != self._weights_at:
+            # Views: a weight update in place shows through, one that moves them comes here.
+            self._weights_at = weights_at
             self._experts = CpuExperts(
                 quant_info.w13_weight,
                 quant_info.w2_weight,

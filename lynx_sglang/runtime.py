@@ -64,7 +64,7 @@ class Runtime:
         self.decision: Decision | None = None
         self.telemetry = telemetry.Telemetry()
         self._step: Step | None = None
-        self._planned_for: Batch | None = None
+        self._planned_for: Batch = (Phase.DECODE, 1, 1)  # what the decision in force is for
         self._clock = StepClock()
 
     # ------------------------------------------------------------------ start
@@ -120,7 +120,7 @@ class Runtime:
         self.controller.set_min_demand(settings.min_demand)
         self.controller.override(budget=budget, demand=demand)
         self.buffer.floor.fill_(settings.floor)
-        self._planned_for = None  # the next step is planned under the new settings
+        self._plan(self._planned_for)
 
     # -------------------------------------------------------------- data path
 
@@ -163,8 +163,8 @@ class Runtime:
             self.start()
             self.telemetry.open(scheduler)
         step = step_of(batch, scheduler.forward_ct + 1, self.default_tier)
-        if step.rows:
-            self._plan(step)
+        if step.rows and batch_of(step) != self._planned_for:
+            self._plan(batch_of(step))
         step.is_selecting = step.num_flexible > 0 and not self._is_full()
         self._step = step
         try:
@@ -200,14 +200,11 @@ class Runtime:
         self._planned_for = batch_of(step)
         self.telemetry.decided(self, step, ran_under)
 
-    def _plan(self, step: Step) -> None:
-        """The last step's decision holds for a like batch; another batch gets one of its own."""
+    def _plan(self, batch: Batch) -> None:
+        """Decide for a batch that differs from the last one, before it runs."""
         assert self.controller is not None
-        if batch_of(step) == self._planned_for:
-            return
-        self._put_in_force(
-            self.controller.plan(step.rows, slot_of(step.rows), step.phase, step.num_flexible)
-        )
+        phase, rows, num_flexible = self._planned_for = batch
+        self._put_in_force(self.controller.plan(rows, slot_of(rows), phase, num_flexible))
 
     def _observation(self, step: Step, step_ms: float, itl_ms: float) -> Observation:
         decision = self.decision

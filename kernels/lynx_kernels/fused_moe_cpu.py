@@ -77,7 +77,7 @@ class CpuExperts:
         else:
             slots = scratch.empty(num_slots, outputs.shape[1], like=outputs)
         slots.index_copy_(0, order, outputs)
-        weighted = slots.view(*topk_ids.shape, -1).type(topk_weights.dtype)
+        weighted = slots.view(*topk_ids.shape, hidden.shape[1]).type(topk_weights.dtype)
         return weighted.mul_(topk_weights.unsqueeze(-1)).sum(dim=1).type(hidden.dtype)
 
     def _run(self, rows: Tensor, active: list[int], counts: list[int]) -> Tensor:

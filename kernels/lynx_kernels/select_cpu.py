@@ -34,6 +34,7 @@ EMPTY = np.iinfo(np.int64).min
 COLUMN_BITS = 20
 
 
+@np.errstate(over="ignore", invalid="ignore")  # weights that are not finite are the caller's
 def select_cpu(
     scores: Tensor,
     topk_ids: Tensor,
@@ -187,7 +188,7 @@ def _rebuild(
     total = lost + kept
     out = np.where(is_lost, 0.0, weights)
     if policy.weights is Weights.SURVIVORS:
-        scale = total / np.where(kept > 0, kept, 1.0)
+        scale = np.where(kept > 0, total, 1.0) / np.where(kept > 0, kept, 1.0)
         return out_ids, np.where(is_own & (kept > 0), out * scale, out)
     padded = np.zeros((num_rows, num_experts + 1), np.float64)
     padded[:, :num_experts] = scores
@@ -231,7 +232,12 @@ def _unchanged(topk_ids: Tensor, topk_weights: Tensor, is_live: Array, used: Arr
         is_pad = torch.from_numpy(~is_live[:, None])
         topk_ids = topk_ids.masked_fill(is_pad, -1)
         topk_weights = topk_weights.masked_fill(is_pad, 0.0)
-    return _selection(topk_ids, topk_weights, used, torch.ones(topk_ids.shape[0]))
+    return _selection(
+        topk_ids,
+        topk_weights,
+        used,
+        torch.ones(topk_ids.shape[0], dtype=torch.float32, device="cpu"),
+    )
 
 
 def _selection(ids: Tensor, weights: Tensor, used: Array, retained: Tensor) -> Selection:
@@ -239,6 +245,6 @@ def _selection(ids: Tensor, weights: Tensor, used: Array, retained: Tensor) -> S
         topk_ids=ids,
         topk_weights=weights,
         active=torch.from_numpy(used[:-1]),
-        num_active=torch.tensor(int(used.sum()), dtype=torch.int32),
+        num_active=torch.tensor(int(used.sum()), dtype=torch.int32, device="cpu"),
         retained_mass=retained,
     )

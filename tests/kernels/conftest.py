@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from lynx_kernels import RowClass
 from torch import Tensor
+
+from lynx_kernels import RowClass
 
 ROUTERS = ("softmax", "renormalised", "sigmoid_bias", "grouped", "shared", "scaled", "ties")
 
@@ -85,6 +86,9 @@ def make_case(seed: int, router: str | None = None) -> Case:
     ids, weights = (np.take_along_axis(a, shuffle, axis=1) for a in (ids, weights))
     ids[rng.random(ids.shape) < rng.choice([0.0, 0.0, 0.1])] = -1
 
+    # Halves and quarters meet equal weights exactly at the threshold.
+    demand = rng.choice([0.0, 0.25, 0.5, rng.random(), rng.random()])
+
     return Case(
         scores=torch.from_numpy(scores),
         topk_ids=torch.from_numpy(ids).to(torch.int64 if rng.random() < 0.3 else torch.int32),
@@ -96,18 +100,27 @@ def make_case(seed: int, router: str | None = None) -> Case:
         ),
         budget=int32(int(rng.integers(-1, num_experts + 2))),
         floor=int32(int(rng.choice([0, 1, 1, 2, 9]))),
-        demand=None if rng.random() < 0.2 else torch.tensor(rng.random(), dtype=torch.float32),
+        demand=None if rng.random() < 0.2 else torch.tensor(demand, dtype=torch.float32),
         correction_bias=None if bias is None else torch.from_numpy(bias),
     )
 
 
 def _best_groups(ranking: np.ndarray, num_groups: int, num_kept: int) -> np.ndarray:
     """Ranking with every group of experts but each row's best ones ruled out."""
-    groups = ranking.reshape(ranking.shape[0], num_groups, -1)
+    groups = ranking.reshape(-1, num_groups, ranking.shape[1] // num_groups)
     worst = np.argsort(-groups.max(axis=2), axis=1, kind="stable")[:, min(num_kept, num_groups) :]
     masked = groups.copy()
     np.put_along_axis(masked, worst[:, :, None], -np.inf, axis=1)
     return masked.reshape(ranking.shape)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny products gain nothing from threads, and on a busy machine they wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

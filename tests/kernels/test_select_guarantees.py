@@ -9,13 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from lynx_kernels import POLICIES, RowClass, Selection, select, select_reference
 from lynx_kernels.select_torch import select_torch
 
 SEEDS = st.integers(0, 2**32 - 1)
 every_policy = pytest.mark.parametrize("policy", POLICIES)
 bounded_policy = pytest.mark.parametrize("policy", [name for name in POLICIES if name != "full"])
-examples = settings(max_examples=300, deadline=None, derandomize=True, database=None)
+examples = settings(max_examples=200, deadline=None, derandomize=True, database=None)
 
 
 def assert_same(got: Selection, expected: Selection) -> None:
@@ -159,11 +160,6 @@ def test_a_poisoned_row_acts_as_zeros_for_the_others(case_of, policy, seed, pois
     assert torch.equal(got.topk_ids, expected.topk_ids)
     assert torch.equal(got.topk_weights[1:], expected.topk_weights[1:])
     assert torch.equal(got.retained_mass, expected.retained_mass)
-    assert_same(got_without_row_0(select_torch(**bad.arguments(), policy=POLICIES[policy])),
-                got_without_row_0(got))
-
-
-def got_without_row_0(got: Selection) -> Selection:
-    return Selection(
-        got.topk_ids[1:], got.topk_weights[1:], got.active, got.num_active, got.retained_mass[1:]
-    )
+    on_device = select_torch(**bad.arguments(), policy=POLICIES[policy])
+    assert torch.equal(on_device.topk_ids, expected.topk_ids)
+    assert torch.equal(on_device.topk_weights[1:], expected.topk_weights[1:])
