@@ -171,7 +171,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--out", type=Path, default=Path("kernels_cpu.json"))
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/cpu/kernels.json")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     result = {

@@ -1,24 +1,16 @@
-"""An SGLang platform for machines without an accelerator.
+"""Where the CPU platform is active: only on machines without an accelerator.
 
-SGLang's own CPU engine needs an AMX build of its kernels. This out-of-tree platform serves on any
-CPU with torch operators alone, so that the same server, flags and controller run where a model is
-developed, tested and demonstrated. It is active only where there is no accelerator, and it serves
-plain SGLang and Lynx alike.
+SGLang loads this module while it is itself being imported, so nothing here imports SGLang.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 from typing import Any
 
-import psutil
 import torch
-from sglang.srt.platforms.device_mixin import PlatformEnum
-from sglang.srt.platforms.interface import PlatformCapabilities, SRTPlatform
 
 ATTENTION_BACKEND = "torch_batched"
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 
 
 def activate() -> str | None:
@@ -32,15 +24,7 @@ def activate() -> str | None:
         return None
     if os.environ.get("SGLANG_USE_CPU_ENGINE", "0") == "1":
         return None
-    return f"{__name__}:CpuPlatform"
-
-
-def _keep_freed_memory() -> None:
-    """Keep freed blocks in the process: first touches of fresh pages are slow."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:  # glibc only
-        mallopt(M_MMAP_THRESHOLD, 1 << 30)
-        mallopt(M_TRIM_THRESHOLD, 1 << 30)
+    return "lynx_sglang.cpu_platform:CpuPlatform"
 
 
 def register_defaults() -> None:
@@ -57,62 +41,3 @@ def register_defaults() -> None:
         if view.device == "cpu" and view.attention_backend is None:
             declare_resolution(server_args, __name__, attention_backend=ATTENTION_BACKEND)
         previous(server_args)
-
-
-class CpuPlatform(SRTPlatform):
-    """Torch operators on CPU: native dispatch, gloo, batched decode attention."""
-
-    _enum = PlatformEnum.OOT
-    device_name = "cpu"
-    device_type = "cpu"
-    capabilities = PlatformCapabilities()
-
-    def get_default_attention_backend(self) -> str:
-        return ATTENTION_BACKEND
-
-    def get_dispatch_key_name(self) -> str:
-        return "native"
-
-    def apply_server_args_defaults(self, server_args: Any) -> None:
-        """Steps run on the host here: overlapping them would only hold back each token."""
-        server_args.disable_overlap_schedule = True
-
-    def init_backend(self) -> None:
-        """Register the attention backend; called once in each worker."""
-        from sglang.srt.layers.attention.attention_registry import (
-            ATTENTION_BACKENDS,
-            register_attention_backend,
-        )
-
-        from lynx_sglang.attention import BatchedDecodeAttention
-
-        if ATTENTION_BACKEND not in ATTENTION_BACKENDS:
-            register_attention_backend(ATTENTION_BACKEND)(BatchedDecodeAttention)
-        _keep_freed_memory()
-        if "OMP_NUM_THREADS" not in os.environ:
-            # One core stays free for SGLang's other processes: a worker that waits for a core in
-            # each parallel region stalls every operator of a step.
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))
-
-    def get_device(self, device_id: int = 0) -> torch.device:
-        return torch.device("cpu")
-
-    def set_device(self, device: torch.device) -> None:
-        """There is one CPU device."""
-
-    def get_device_name(self, device_id: int = 0) -> str:
-        return "cpu"
-
-    def get_device_total_memory(self, device_id: int = 0) -> int:
-        return int(psutil.virtual_memory().total)
-
-    def get_current_memory_usage(self, device: torch.device | None = None) -> float:
-        memory = psutil.virtual_memory()
-        return float(memory.total - memory.available)
-
-    def get_available_memory(self, device_id: int = 0) -> tuple[int, int]:
-        memory = psutil.virtual_memory()
-        return int(memory.available), int(memory.total)
-
-    def get_torch_distributed_backend_str(self) -> str:
-        return "gloo"

@@ -1,0 +1,48 @@
+"""The ``lynx-sglang`` command."""
+
+from __future__ import annotations
+
+import pytest
+
+from lynx_sglang import command
+from lynx_sglang.settings import OPTIONS, flag_of
+
+PART = {
+    "settings": {"policy": "lynx", "slo_itl_ms": 20.0, "slo_percentile": 95.0},
+    "decision": {
+        "demand": 0.625,
+        "budget": [12, 14],
+        "reason": "hold",
+        "saturated": True,
+        "predicted_ms": 18.21,
+    },
+    "num_layers": 2,
+    "num_experts": 64,
+    "decode_steps": 10,
+    "active_experts_sum": 121.0,
+    "retained_mass_sum": 9.5,
+    "decisions": {"hold": 10},
+}
+
+
+def test_check_passes_on_this_installation(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["check"]) == 0
+    assert "supported" in capsys.readouterr().out
+
+
+def test_settings_lists_them_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["settings"]) == 0
+    text = capsys.readouterr().out
+    assert all(flag_of(name) in text for name in OPTIONS)
+
+
+def test_status_describes_the_loop() -> None:
+    text = command.describe(PART)
+    assert "SLO p95 ITL 20 ms" in text
+    assert "demand 0.625, cap 13.0 of 64 experts, hold, saturated" in text
+    assert "12.1 active experts, 0.9500 retained mass" in text
+
+
+def test_status_says_when_there_is_no_server(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["status", "--url", "http://127.0.0.1:9"]) == 1
+    assert "127.0.0.1:9" in capsys.readouterr().err
