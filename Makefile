@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml scripts/make_env.sh
 	@touch $@
 
 demo: $(STAMP)  ## the same load on plain SGLang and on Lynx; report in build/demo
-	$(PYTHON) loadtests/demo.py --model-path $(MODEL) --output build/demo
+	$(PYTHON) loadtests/demo.py --model $(MODEL) --out build/demo
 
 serve: $(STAMP)  ## a Lynx server that stays; SLO_MS sets its promise
 	@printf '%s\n' "When the server is ready:" \
@@ -40,7 +40,7 @@ format: $(STAMP)
 	$(PYTHON) -m ruff check --fix .
 
 bench: $(STAMP)  ## decode step of plain SGLang and Lynx on this CPU
-	$(PYTHON) benchmarks/decode_step.py
+	PYTHONPATH=loadtests:models $(PYTHON) benchmarks/decode_step.py
 
 clean:
 	rm -rf build
