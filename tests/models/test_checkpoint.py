@@ -15,7 +15,7 @@ LIMIT_BYTES = 25_000_000
 
 @pytest.fixture(scope="module")
 def loaded() -> tuple[Model, Tokenizer]:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     return checkpoint.load(FOLDER)
 
 
