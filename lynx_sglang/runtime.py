@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from lynx_controller import Controller, ControllerConfig, Decision, Observation, Phase, Slo
-from lynx_kernels import RowClass, select
+from lynx_kernels import RowClass, select, warm_up
 from lynx_sglang import doors, routing, runner, telemetry, tier
 from lynx_sglang.clock import StepClock
 from lynx_sglang.errors import LynxError
@@ -81,6 +81,7 @@ class Runtime:
         if not self.layer_ids:
             raise LynxError("--moe-backend lynx: the model was built without a MoE layer of Lynx's")
         self.layer_ids.sort()
+        warm_up(self.num_experts, self.top_k)
         self.buffer = Buffer(self.layer_ids, self.num_experts, self.settings.floor)
         settings = self.settings
         self.controller = Controller(

@@ -4,7 +4,7 @@ from lynx_kernels.fused_moe import fused_moe
 from lynx_kernels.fused_moe_cpu import CpuExperts
 from lynx_kernels.fused_moe_reference import fused_moe_reference
 from lynx_kernels.policies import POLICIES, Policy
-from lynx_kernels.select import select
+from lynx_kernels.select import select, warm_up
 from lynx_kernels.select_reference import select_reference
 from lynx_kernels.selection import RowClass, Selection
 
@@ -18,4 +18,5 @@ __all__ = [
     "fused_moe_reference",
     "select",
     "select_reference",
+    "warm_up",
 ]

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
+import logging
+from collections.abc import Callable
+from functools import cache
+
 import torch
 from torch import Tensor
 
 from lynx_kernels.policies import MAX_ROWS, POLICIES, Policy
-from lynx_kernels.select_cpu import select_cpu
 from lynx_kernels.select_torch import select_torch
-from lynx_kernels.selection import Selection
+from lynx_kernels.selection import RowClass, Selection
+
+logger = logging.getLogger(__name__)
 
 ID_DTYPES = (torch.int32, torch.int64)
 
@@ -50,7 +56,7 @@ def select(
     check_arguments(
         scores, topk_ids, topk_weights, row_class, budget, floor, demand, correction_bias
     )
-    run = select_cpu if scores.device.type == "cpu" else select_torch
+    run = cpu_path() if scores.device.type == "cpu" else select_torch
     return run(
         scores,
         topk_ids,
@@ -62,6 +68,28 @@ def select(
         policy=chosen,
         correction_bias=correction_bias,
     )
+
+
+@cache
+def cpu_path() -> Callable[..., Selection]:
+    """The compiled rows where numba is installed (SGLang brings it), else torch operations."""
+    if importlib.util.find_spec("numba") is None:
+        logger.warning("numba is not installed: selection on CPU runs five times slower, in torch")
+        return select_torch
+    from lynx_kernels.select_cpu import select_cpu
+
+    return select_cpu
+
+
+def warm_up(num_experts: int, top_k: int) -> None:
+    """Compile the CPU path for int32 and int64 ids, so that no step waits for it."""
+    scores = torch.full((2, num_experts), 1.0 / num_experts)
+    row_class = torch.full((2,), int(RowClass.FLEXIBLE), dtype=torch.uint8)
+    one = torch.tensor(1, dtype=torch.int32)
+    for dtype in ID_DTYPES:
+        ids = torch.arange(2 * top_k, dtype=dtype).reshape(2, top_k) % num_experts
+        weights = torch.full((2, top_k), 1.0 / top_k)
+        select(scores, ids, weights, row_class, budget=one, floor=one)
 
 
 def find_policy(name: str) -> Policy:

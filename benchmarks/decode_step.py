@@ -1,0 +1,149 @@
+"""Decode step of a real server on this CPU: plain SGLang, Lynx at full quality, Lynx at a cap.
+
+    make bench
+
+All servers run at once (idle ones sleep) and take turns, round after round, on the same prompts of
+the bundled model, so that the machine's mood falls on all alike. No ratio is printed unless Lynx at
+full quality answers token for token as plain SGLang does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from server import Server
+from tasks import problems
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks/results/cpu"
+VARIANTS = {
+    "sglang": (),
+    "lynx full": ("--moe-backend=lynx", "--lynx-budget=full"),
+    "lynx {cap}": ("--moe-backend=lynx", "--lynx-budget={cap}"),
+}
+
+
+def prompts_of(count: int) -> list[str]:
+    """Chat prompts of both tasks, from the training side of the split."""
+    each = [problems(task, "train", (count + 1) // 2, seed=11) for task in ("math", "code")]
+    texts = [problem.prompt for pair in zip(*each, strict=True) for problem in pair]
+    return [
+        f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n" for text in texts[:count]
+    ]
+
+
+def generate(server: Server, prompts: list[str], tokens: int, *, ignore_eos: bool) -> Any:
+    params = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": ignore_eos}
+    return server.post("/generate", {"text": prompts, "sampling_params": params})
+
+
+def step_ms(server: Server, prompts: list[str], tokens: int) -> float:
+    """Time per decode step at a constant batch: the prefill's share is taken off."""
+    times_s = []
+    for count in (1, tokens):
+        began_s = time.perf_counter()
+        generate(server, prompts, count, ignore_eos=True)
+        times_s.append(time.perf_counter() - began_s)
+    return (times_s[1] - times_s[0]) * 1e3 / (tokens - 1)
+
+
+def active_experts(server: Server) -> tuple[int, float]:
+    """Decode steps so far, and the sum over them of a layer's mean active experts."""
+    part = server.get("/server_info")["internal_states"][0]["lynx"]
+    return part["decode_steps"], part["active_experts_sum"]
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    low, _, high = statistics.quantiles(values, n=4)
+    return {"median": statistics.median(values), "q1": low, "q3": high}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model-path", type=Path, default=ROOT / "models/lynx-moe-tiny")
+    parser.add_argument("--rows", type=int, default=16, help="running requests (%(default)s)")
+    parser.add_argument("--cap", default="25%", help="fixed --lynx-budget (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=9)
+    # Within an answer: past its end a batch falls into one common loop, on few experts.
+    parser.add_argument("--tokens", type=int, default=40)
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "benchmarks/results/cpu/decode_step.json"
+    )
+    args = parser.parse_args()
+    prompts = prompts_of(args.rows)
+
+    with ExitStack() as stack:
+        servers = {}
+        for name, options in VARIANTS.items():
+            filled = [option.format(cap=args.cap) for option in options]
+            log = ROOT / "build/bench" / f"{len(servers)}.log"
+            server = Server(args.model_path, log, ["--sleep-on-idle", *filled])
+            servers[name.format(cap=args.cap)] = stack.enter_context(server)
+        plain, full, capped = servers
+        answers = {
+            name: [
+                answer["output_ids"] for answer in generate(server, prompts, 96, ignore_eos=False)
+            ]
+            for name, server in servers.items()
+        }
+        if answers[plain] != answers[full]:
+            print("FAILED: Lynx at full quality does not answer as plain SGLang does")
+            return 1
+        counts = {name: active_experts(servers[name]) for name in (full, capped)}
+        times: dict[str, list[float]] = {name: [] for name in servers}
+        for _ in range(args.rounds):
+            for name, server in servers.items():
+                times[name].append(step_ms(server, prompts, args.tokens))
+        active = {}
+        for name, (steps, total) in counts.items():
+            now_steps, now_total = active_experts(servers[name])
+            active[name] = (now_total - total) / (now_steps - steps)
+
+    report = {
+        "command": " ".join(["python", "benchmarks/decode_step.py", *sys.argv[1:]]),
+        "machine": machine(),
+        "rows": args.rows,
+        "step_ms": {name: spread(values) for name, values in times.items()},
+        "speedup": {
+            name: spread([a / b for a, b in zip(times[plain], values, strict=True)])
+            for name, values in times.items()
+        },
+        "active_experts": active,
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(report, indent=2) + "\n")
+    print(f"{args.rows} running requests, {args.rounds} rounds, median [quartiles]")
+    for name in servers:
+        ms, gain = report["step_ms"][name], report["speedup"][name]
+        experts = f"{active[name]:5.1f} active experts" if name in active else ""
+        print(
+            f"{name:>10}: {ms['median']:6.2f} ms [{ms['q1']:.2f}, {ms['q3']:.2f}]  "
+            f"{gain['median']:.2f}x [{gain['q1']:.2f}, {gain['q3']:.2f}]  {experts}"
+        )
+    return 0
+
+
+def machine() -> dict[str, Any]:
+    def run(*command: str) -> str:
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout.strip()
+
+    model = [
+        line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    return {
+        "cpu": model[0].split(":")[1].strip() if model else "unknown",
+        "cores": run("nproc"),
+        "commit": run("git", "rev-parse", "--short", "HEAD"),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,226 @@
+"""Selection on a CPU, compiled: one pass over the rows to demand, one to rebuild."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from lynx_kernels.policies import ONE, RANK_SLACK, REFILL_SHARE, SCORE_MAX, TIE_ONE, VOTE
+from lynx_kernels.selection import RowClass
+
+Array = NDArray[Any]
+PAD, FLEXIBLE = int(RowClass.PAD), int(RowClass.FLEXIBLE)
+# Positions of the enums' members, which compiled code takes as numbers (select_cpu.py).
+ALL, MASS, RANK, NONE = 0, 1, 2, 3
+SHARE_4, SHARE, VOTES, SCORES = 0, 1, 2, 3
+EXACT_WEIGHTS, SURVIVORS = 0, 1
+
+
+@njit(cache=True)
+def finite(value: float) -> float:
+    return value if 0.0 < value < np.inf else 0.0
+
+
+@njit(cache=True)
+def demand_row(
+    ids: Array,  # [K]
+    weights: Array,  # [K]
+    share: float,
+    floor_k: int,
+    demand_rule: int,
+    importance_rule: int,
+    fixed: Array,  # [K] out: fixed-point mass
+    protected: Array,  # [E] in, out
+    wanted: Array,  # [E] in, out
+    importance: Array,  # [E] in, out
+) -> None:
+    """Add a flexible row's floor to `protected`, and its demands and their votes."""
+    num_experts = protected.shape[0]
+    order = np.empty(ids.shape[0], np.int64)  # own slots, strongest first, ties by position
+    num_own, peak = 0, 0.0
+    for k in range(ids.shape[0]):
+        if 0 <= ids[k] < num_experts:
+            mass, j = finite(weights[k]), num_own
+            peak = max(peak, mass)
+            while j > 0 and finite(weights[order[j - 1]]) < mass:
+                order[j] = order[j - 1]
+                j -= 1
+            order[j] = k
+            num_own += 1
+    total = 0
+    for rank in range(num_own):
+        k = order[rank]
+        mass = np.float64(finite(weights[k])) / (peak if peak > 0.0 else 1.0)
+        fixed[k] = np.int64(np.rint(mass * ONE))
+        total += fixed[k]
+    num_ranked = max(np.ceil(share * num_own - RANK_SLACK), floor_k)
+    before = 0
+    for rank in range(num_own):
+        k = order[rank]
+        expert = ids[k]
+        if rank < floor_k:
+            protected[expert] = True
+        if demand_rule == MASS:
+            is_demanded = share == 1.0 or before < share * total or rank < floor_k
+        else:
+            is_demanded = demand_rule == RANK and rank < num_ranked
+        before += fixed[k]
+        if not is_demanded:
+            continue
+        wanted[expert] = True
+        part = fixed[k] / total if total > 0 else 0.0
+        if importance_rule == SHARE_4:
+            importance[expert] += np.int64(np.rint((part * part) * (part * part) * ONE))
+        elif importance_rule == SHARE:
+            importance[expert] += np.int64(np.rint(part * ONE))
+        else:
+            importance[expert] += VOTE + np.int64(np.rint(part * TIE_ONE))
+
+
+@njit(cache=True)
+def cut(protected: Array, wanted: Array, importance: Array, cap: int) -> Array:
+    """Protected experts, then wanted ones by importance (ties by id) up to the cap: [E] bool."""
+    allowed = protected.copy()
+    contest = np.flatnonzero(wanted & ~protected)
+    room = max(cap - protected.sum(), 0)
+    if contest.shape[0] > room:
+        contest = contest[np.argsort(-importance[contest], kind="mergesort")[:room]]
+    for expert in contest:
+        allowed[expert] = True
+    return allowed
+
+
+@njit(cache=True)
+def rebuild_row(
+    ids: Array,  # [K]
+    weights: Array,  # [K]
+    scores: Array,  # [E]
+    bias: Array,  # [E] or [0]
+    allowed: Array,  # [E]
+    is_refilling: bool,
+    weights_rule: int,
+    out_ids: Array,  # [K] out
+    out_weights: Array,  # [K] out
+) -> None:
+    """Refill a row's lost slots and set its weights."""
+    top_k, num_experts = ids.shape[0], scores.shape[0]
+    is_taken = ~allowed
+    lost_mass, kept_mass = 0.0, 0.0
+    for k in range(top_k):
+        out_ids[k], out_weights[k] = ids[k], weights[k]
+        if 0 <= ids[k] < num_experts:
+            if allowed[ids[k]]:
+                kept_mass += finite(weights[k])
+            else:
+                lost_mass += finite(weights[k])
+            is_taken[ids[k]] = True
+    gate_sum = 0.0
+    for k in range(top_k):
+        if not 0 <= ids[k] < num_experts:
+            continue
+        if allowed[ids[k]]:
+            if weights_rule != EXACT_WEIGHTS:
+                gate_sum += finite(scores[ids[k]])
+            continue
+        best, best_key = -1, np.float32(0.0)
+        if is_refilling:
+            for expert in range(num_experts):
+                if not is_taken[expert] and finite(scores[expert]) > 0.0:
+                    key = scores[expert] + bias[expert] if bias.shape[0] else scores[expert]
+                    if best < 0 or key > best_key:
+                        best, best_key = expert, key
+        out_ids[k], out_weights[k] = best, 0.0
+        if best >= 0:
+            is_taken[best] = True
+            gate_sum += finite(scores[best])
+    mass = REFILL_SHARE * lost_mass if weights_rule == EXACT_WEIGHTS else lost_mass + kept_mass
+    for k in range(top_k):
+        if not 0 <= ids[k] < num_experts:
+            continue
+        is_kept = allowed[ids[k]]
+        if weights_rule == SURVIVORS:
+            if is_kept and kept_mass > 0.0:
+                out_weights[k] = weights[k] * ((lost_mass + kept_mass) / kept_mass)
+        elif out_ids[k] >= 0 and gate_sum > 0.0 and not (is_kept and weights_rule == EXACT_WEIGHTS):
+            out_weights[k] = finite(scores[out_ids[k]]) * (mass / gate_sum)
+
+
+@njit(cache=True)
+def select_rows(
+    scores: Array,  # [M, E]
+    ids: Array,  # [M, K]
+    weights: Array,  # [M, K]
+    classes: Array,  # [M]
+    bias: Array,  # [E] or [0]
+    cap: int,
+    floor_k: int,
+    share: float,
+    demand_rule: int,
+    importance_rule: int,
+    is_refilling: bool,
+    weights_rule: int,
+    out_ids: Array,  # [M, K] out
+    out_weights: Array,  # [M, K] out
+    retained: Array,  # [M] out
+    active: Array,  # [E] out
+) -> tuple[int, bool]:
+    """All rows; returns T, and whether anything differs from the input."""
+    num_rows, top_k = ids.shape
+    num_experts = scores.shape[1]
+    protected = np.zeros(num_experts, np.bool_)
+    wanted = np.zeros(num_experts, np.bool_)
+    importance = np.zeros(num_experts, np.int64)
+    fixed = np.zeros((num_rows, top_k), np.int64)
+    for r in range(num_rows):
+        if classes[r] == FLEXIBLE:
+            demand_row(
+                ids[r], weights[r], share, floor_k, demand_rule, importance_rule,
+                fixed[r], protected, wanted, importance,
+            )  # fmt: skip
+        elif classes[r] != PAD:
+            for k in range(top_k):
+                if 0 <= ids[r, k] < num_experts:
+                    protected[ids[r, k]] = True
+    if importance_rule == SCORES:
+        wanted[:] = True
+        for r in range(num_rows):
+            if classes[r] != PAD:
+                for expert in range(num_experts):
+                    gate = np.float64(min(finite(scores[r, expert]), SCORE_MAX))
+                    importance[expert] += np.int64(np.rint(gate * ONE))
+    if demand_rule == ALL:
+        protected[:] = True
+    allowed = cut(protected, wanted, importance, cap)
+
+    active[:] = False
+    is_changed = False
+    for r in range(num_rows):
+        retained[r] = 1.0
+        if classes[r] == PAD:
+            out_ids[r], out_weights[r] = -1, 0.0
+            is_changed = True
+            continue
+        kept, total, is_whole = 0, 0, True
+        for k in range(top_k):
+            if classes[r] == FLEXIBLE and 0 <= ids[r, k] < num_experts:
+                total += fixed[r, k]
+                if allowed[ids[r, k]]:
+                    kept += fixed[r, k]
+                else:
+                    is_whole = False
+        if is_whole:
+            out_ids[r], out_weights[r] = ids[r], weights[r]
+        else:
+            is_changed = True
+            retained[r] = kept / total if total > 0 else 1.0
+            rebuild_row(
+                ids[r], weights[r], scores[r], bias, allowed, is_refilling, weights_rule,
+                out_ids[r], out_weights[r],
+            )  # fmt: skip
+        for k in range(top_k):
+            if 0 <= out_ids[r, k] < num_experts:
+                active[out_ids[r, k]] = True
+    return active.sum(), is_changed
