@@ -1,0 +1,141 @@
+"""The demo: one load step on plain SGLang, on Lynx under an SLO, and on Lynx without one.
+
+    python loadtests/demo.py --model models/lynx-moe-tiny --out build/demo
+
+The SLO and the request rates are derived from the plain server's own times in this run, so that
+the load is a real one and the SLO both binding and feasible on any machine. Writes
+``report.json``, ``report.png`` and the raw records under ``--out``; exit code 1 if a bar fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import calibration
+import picture
+import report
+from bars import judge
+from calibration import Pace
+from monitor import Monitor, Sample
+from record import Record, read
+from server import Server
+from shapes import Plateau, Shape
+
+# The SLO lies this share of the way from the unloaded ITL (p50) to the loaded one (p95).
+SLO_SHARE = 0.35
+# Request rates, as shares of what the plain server answers with STREAMS requests running.
+STREAMS = 16
+LOW_SHARE, HIGH_SHARE = 0.1, 1.0
+LOW_S, HIGH_S = 15.0, 80.0
+UNLOADED_S, LOADED_S, WARM_UP_S = 8.0, 20.0, 4.0
+FULL_BUDGET = -1  # as /set_internal_state spells it
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One load on one server: raw records, Locust's summary, Lynx's state over time."""
+
+    name: str
+    records: list[Record]
+    summary: dict[str, Any]
+    samples: list[Sample]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, default=Path("models/lynx-moe-tiny"))
+    parser.add_argument("--out", type=Path, default=Path("build/demo"))
+    parser.add_argument("--seed", type=int, default=0, help="of arrivals and problems")
+    parser.add_argument("--slo-share", type=float, default=SLO_SHARE)
+    parser.add_argument("--streams", type=int, default=STREAMS)
+    parser.add_argument("--high-s", type=float, default=HIGH_S, help="length of the high load")
+    options = parser.parse_args()
+    began_s = time.monotonic()
+
+    with Server(options.model, options.out / "sglang.log") as server:
+        say(began_s, "plain SGLang is up; measuring it unloaded and loaded")
+        unloaded = calibration.measure(server.url, 1, UNLOADED_S)
+        loaded = calibration.measure(server.url, options.streams, LOADED_S)
+        slo_ms = slo(unloaded, loaded, options.slo_share)
+        shape = shape_of(loaded, options.high_s)
+        say(began_s, f"SLO {slo_ms:g} ms; {explain(unloaded, loaded)}; load {shape}")
+        plain = load("sglang", server, shape, slo_ms, options)
+    lynx_options = ("--moe-backend=lynx", f"--lynx-slo-itl-ms={slo_ms}")
+    with Server(options.model, options.out / "lynx.log", lynx_options) as server:
+        say(began_s, "Lynx is up; the same load")
+        calibration.measure(server.url, 1, WARM_UP_S)
+        lynx = load("lynx", server, shape, slo_ms, options)
+        say(began_s, "the same load once more, at full budget: what the kernel alone brings")
+        server.post("/set_internal_state", {"server_args": {"lynx_budget": FULL_BUDGET}})
+        full = load("lynx-full", server, shape, slo_ms, options)
+
+    fell_s = shape.edges_s[-2]
+    runs = [
+        report.row(run.name, run.records, run.summary, run.samples, fell_s)
+        for run in (plain, lynx, full)
+    ]
+    bars = judge(runs[0], runs[1])
+    document = report.document(slo_ms, runs) | {
+        "calibration": {"unloaded": asdict(unloaded), "loaded": asdict(loaded)},
+        "slo_share": options.slo_share,
+        "shape": str(shape),
+        "seed": options.seed,
+        "bars": [asdict(bar) for bar in bars],
+        "wall_s": round(time.monotonic() - began_s, 1),
+    }
+    (options.out / "report.json").write_text(json.dumps(document, indent=2) + "\n")
+    picture.draw(options.out / "report.png", [plain, lynx, full], slo_ms, shape)
+    print(report.table(document), *bars, sep="\n")
+    print(f"written: {options.out / 'report.json'} and report.png")
+    return 0 if all(bar.is_met for bar in bars) else 1
+
+
+def slo(unloaded: Pace, loaded: Pace, share: float) -> float:
+    """Between the plain server's unloaded and loaded times, to a tenth of a millisecond."""
+    return round(unloaded.itl_p50_ms + share * (loaded.itl_p95_ms - unloaded.itl_p50_ms), 1)
+
+
+def shape_of(loaded: Pace, high_s: float) -> Shape:
+    """A step up to the load that keeps about ``loaded.streams`` requests running, and down."""
+    low, high = (round(share * loaded.answers_per_s, 3) for share in (LOW_SHARE, HIGH_SHARE))
+    return Shape((Plateau(LOW_S, low), Plateau(high_s, high), Plateau(LOW_S, low)))
+
+
+def load(
+    name: str, server: Server, shape: Shape, slo_ms: float, options: argparse.Namespace
+) -> Run:
+    """Run the Locust file against ``server`` while watching its Lynx state."""
+    out = options.out / name
+    server.post("/flush_cache", {})  # every run computes its own prompts
+    command = [
+        *(sys.executable, "-m", "locust", "--headless", "--only-summary", "--loglevel=WARNING"),
+        *("-f", str(Path(__file__).with_name("locustfile.py")), "--host", server.url),
+        *("--shape", str(shape), "--seed", str(options.seed), "--out", str(out)),
+        *("--slo-itl-ms", str(slo_ms), "--slo-attainment", "0"),
+    ]
+    with Monitor(server.lynx) as monitor, (options.out / f"{name}.locust.log").open("wb") as log:
+        subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False)
+    summary = json.loads((out / "summary.json").read_text())
+    return Run(name, read(out / "requests.jsonl"), summary, monitor.samples)
+
+
+def explain(unloaded: Pace, loaded: Pace) -> str:
+    return (
+        f"plain ITL p50 {unloaded.itl_p50_ms:.1f} ms alone, p50 {loaded.itl_p50_ms:.1f} and "
+        f"p95 {loaded.itl_p95_ms:.1f} ms with {loaded.streams} streams"
+    )
+
+
+def say(began_s: float, text: str) -> None:
+    print(f"[{time.monotonic() - began_s:5.0f} s] {text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""What is asked: both tasks in turn, the same problems for the same seed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from record import Record
+
+sys.path.append(str(Path(__file__).parents[1] / "models"))
+from tasks import TASKS, Problem, is_correct, problems
+
+MAX_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A problem and its place among its task's."""
+
+    task: str
+    index: int
+    problem: Problem
+
+
+def questions(count: int, *, seed: int, split: str = "test") -> list[Question]:
+    """``count`` questions, tasks in turn."""
+    per_task = -(-count // len(TASKS))
+    pools = [problems(task, split, per_task, seed) for task in TASKS]
+    return [
+        Question(problem.task, index, problem)
+        for index, group in enumerate(zip(*pools, strict=True))
+        for problem in group
+    ][:count]
+
+
+def check(records: Sequence[Record], asked: Sequence[Question]) -> list[Record]:
+    """``records`` with their verdicts; run it after the load, it takes the cores."""
+    return [
+        replace(
+            record,
+            correct=record.error is None and is_correct(asked[record.index].problem, record.text),
+        )
+        for record in records
+    ]

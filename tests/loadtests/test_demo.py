@@ -1,0 +1,90 @@
+"""The demo's arithmetic: SLO, load, recovery, bars, table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import report
+from bars import judge
+from calibration import Pace
+from demo import HIGH_SHARE, LOW_SHARE, shape_of, slo
+from monitor import Sample, course, means, recovery_s
+from stream import Chunk, Exchange
+
+FULL = Sample(10.0, 1.0, 64.0, 64, "full", 100, 3000.0, 100.0)
+CUT = Sample(11.0, 0.6, 30.0, 64, "feed_forward", 150, 4000.0, 145.0)
+AGAIN = replace(CUT, at=14.5, demand=1.0, budget=64.0, reason="full")
+
+PLAIN: dict[str, Any] = {
+    "name": "sglang", "itl_p50_ms": 30.0, "itl_p95_ms": 50.0, "slo_violation_rate": 0.6,
+    "tokens_per_s": 400.0, "accuracy_math": 0.96, "accuracy_code": 1.0,
+    "mean_active_experts": None, "mean_retained_mass": None, "requests": 400, "failed": 0,
+    "peak_running": 20, "recovery_s": None, "asked": {"math": 200, "code": 200},
+}  # fmt: skip
+LYNX = {
+    **PLAIN, "name": "lynx", "slo_violation_rate": 0.2, "accuracy_math": 0.94, "recovery_s": 3.5,
+}  # fmt: skip
+
+
+def test_slo_lies_between_the_plain_servers_times() -> None:
+    unloaded, loaded = Pace(1, 8.0, 9.0, 1.0, 60.0), Pace(16, 30.0, 48.0, 5.0, 400.0)
+    assert slo(unloaded, loaded, 0.35) == 22.0
+    shape = shape_of(loaded, 60.0)
+    assert [plateau.rate_per_s for plateau in shape.plateaus] == [
+        5 * LOW_SHARE, 5 * HIGH_SHARE, 5 * LOW_SHARE,
+    ]  # fmt: skip
+
+
+def test_pace_counts_only_the_measured_window() -> None:
+    exchange = Exchange(0.0, [Chunk(0.1 * step, "a", 1) for step in range(1, 11)], 1.0, 10)
+    pace = Pace.of(1, [exchange], began_s=0.0, ends_s=0.55)
+    assert pace.tokens_per_s == pytest.approx(4 / 0.55)
+    assert pace.itl_p50_ms == pytest.approx(100)
+    assert pace.answers_per_s == pytest.approx(4 / 5.5)
+
+
+def test_means_are_differences_of_sums() -> None:
+    between = means(FULL, CUT)
+    assert between is not None
+    assert (between.active_experts, between.retained_mass) == (20.0, 0.9)
+    assert means(CUT, CUT) is None
+    assert len(course([FULL, CUT, AGAIN])) == 1  # no step between the last two
+
+
+def test_recovery_is_the_first_full_reading_after_the_fall() -> None:
+    samples = [FULL, CUT, replace(AGAIN, budget=63.5), AGAIN]
+    assert recovery_s(samples, fell_at=10.5) == 4.0
+    assert recovery_s(samples[:3], fell_at=10.5) is None
+
+
+def test_bars_met() -> None:
+    assert [str(bar) for bar in judge(PLAIN, LYNX) if not bar.is_met] == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"failed": 1},
+        {"requests": 0},
+        {"slo_violation_rate": 0.21},
+        {"accuracy_math": 0.939},
+        {"accuracy_code": 0.97},
+        {"recovery_s": 5.5},
+        {"recovery_s": None},
+    ],
+)
+def test_each_bar_can_fail(change: dict[str, Any]) -> None:
+    assert sum(not bar.is_met for bar in judge(PLAIN, {**LYNX, **change})) == 1
+
+
+def test_an_slo_that_plain_holds_proves_nothing() -> None:
+    held = {**PLAIN, "slo_violation_rate": 0.0}
+    assert not all(bar.is_met for bar in judge(held, {**LYNX, "slo_violation_rate": 0.0}))
+
+
+def test_table_has_a_line_per_run() -> None:
+    text = report.table(report.document(20.0, [PLAIN, LYNX]))
+    assert "60.0%" in text
+    assert [line.split()[0] for line in text.splitlines()[3:5]] == ["sglang", "lynx"]
