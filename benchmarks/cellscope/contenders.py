@@ -1,0 +1,150 @@
+"""The models that are compared. Each learns a window of n samples per site and predicts another.
+
+Ridge strengths and CellScope's threshold are the best on the tuning seeds over all window lengths
+(`experiment.py --tune`), so that every baseline is at its best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+from fleet import EXPERT_BYTES, NUM_EXPERTS, Array, Fleet, Window
+
+from lynx_controller import groups
+from lynx_controller.cellscope import CellScope
+from lynx_controller.features import Features
+from lynx_controller.groups import Fit, Layout, numbered
+from lynx_controller.site import Statistics
+
+RAW_RIDGE: Final = 0.03
+PHYSICS_SPREAD: Final = 0.5
+CELLSCOPE_THRESHOLD: Final = 1.0
+FLOOR_US: Final = 5.0  # no prediction is below
+
+Predict = Callable[[Window], Array]  # [S, n] us
+
+
+def probe() -> Array:
+    """Loads that fingerprints are compared on: slots x active experts x context."""
+    slots, shares, contexts = (4.0, 16.0, 64.0), (0.4, 0.9), (300.0, 2000.0)
+    loads = [(m, m, a * NUM_EXPERTS, m * c) for m in slots for a in shares for c in contexts]
+    return Features(EXPERT_BYTES).matrix(*np.array(loads).T)
+
+
+def layout_of(fleet: Fleet) -> Layout:
+    return Layout.of(fleet.replica.tolist(), fleet.layer.tolist(), fleet.block)
+
+
+def linear(weights: Array) -> Predict:
+    """weights [S, d] of the physics features."""
+    return lambda test: np.maximum((test.physics * weights[:, None]).sum(axis=2), FLOOR_US)
+
+
+def law_of(fit: Fit) -> Predict:
+    return linear(fit.scale * fit.effects.mean)
+
+
+def local_raw(fleet: Fleet, window: Window, ridge: float = RAW_RIDGE) -> Predict:
+    """Ridge per site on the counters, standardised over the fleet, towards the site's mean."""
+    mean, spread = window.raw.mean(axis=(0, 1)), window.raw.std(axis=(0, 1))
+    x = (window.raw - mean) / spread
+    y = np.log(window.us)
+    home, level = x.mean(axis=1, keepdims=True), y.mean(axis=1, keepdims=True)
+    x, y = x - home, y - level
+    gram = np.einsum("sni,snj->sij", x, x) + ridge * np.eye(x.shape[2])
+    weights = np.linalg.solve(gram, np.einsum("sni,sn->si", x, y)[..., None])
+
+    def predict(test: Window) -> Array:
+        away = (test.raw - mean) / spread - home
+        return np.asarray(np.exp(level + (away @ weights)[..., 0]))
+
+    return predict
+
+
+def local_physics(fleet: Fleet, window: Window, spread: float = PHYSICS_SPREAD) -> Predict:
+    """Ridge per site on the physics features, the launch term free."""
+    statistics = Statistics.of_rows(window.physics, window.us)
+    scale = groups.scale_of(statistics)
+    data = groups.data_of(statistics, layout_of(fleet), scale, [0, 1])
+    return linear(scale * data.alone(spread=spread)[0])
+
+
+def global_physics(fleet: Fleet, window: Window) -> Predict:
+    """One law for the whole fleet."""
+    x = (window.physics / window.us[:, :, None]).reshape(-1, window.physics.shape[2])
+    weights = np.linalg.lstsq(x, np.ones(len(x)), rcond=None)[0]
+    return linear(np.repeat(weights[None], len(window.us), axis=0))
+
+
+def per_group(fleet: Fleet, window: Window, group: groups.Labels) -> Predict:
+    """The paper's way of sharing: one law per group of sites."""
+    weights = np.empty((len(window.us), window.physics.shape[2]))
+    for each in np.unique(group):
+        x = window.physics[group == each] / window.us[group == each][:, :, None]
+        x = x.reshape(-1, x.shape[2])
+        weights[group == each] = np.linalg.lstsq(x, np.ones(len(x)), rcond=None)[0]
+    return linear(weights)
+
+
+def spatial(fleet: Fleet, window: Window) -> Predict:
+    return per_group(fleet, window, numbered(fleet.host))
+
+
+def cellscope(fleet: Fleet, window: Window, threshold: float = CELLSCOPE_THRESHOLD) -> Predict:
+    """Both the counters and the physics features: it was published with features made by hand."""
+    model = CellScope(threshold).fit(both(window), window.us)
+    return lambda test: model.predict(both(test))
+
+
+def both(window: Window) -> Array:
+    return np.concatenate([window.raw, window.physics[:, :, 1:]], axis=2)
+
+
+def forced(fleet: Fleet, window: Window, group: groups.Labels) -> Predict:
+    """Our model under a given grouping of replicas."""
+    statistics = Statistics.of_rows(window.physics, window.us)
+    return law_of(groups.fit(statistics, layout_of(fleet), probe(), group=group))
+
+
+def oracle_groups(fleet: Fleet) -> groups.Labels:
+    first = np.unique(fleet.replica, return_index=True)[1]
+    return numbered([fleet.hidden[i] for i in first])
+
+
+def oracle(fleet: Fleet, window: Window) -> Predict:
+    return forced(fleet, window, oracle_groups(fleet))
+
+
+def random_groups(fleet: Fleet, window: Window) -> Predict:
+    """Sizes of the true groups, members drawn from the block."""
+    rng = np.random.default_rng([fleet.seed, 3])
+    blocks = layout_of(fleet).block_of_replica
+    return forced(fleet, window, groups.shuffle(oracle_groups(fleet), blocks, rng))
+
+
+def crossed_only(fleet: Fleet, window: Window) -> Predict:
+    return forced(fleet, window, layout_of(fleet).block_of_replica)
+
+
+def fit_ours(fleet: Fleet, window: Window) -> Fit:
+    statistics = Statistics.of_rows(window.physics, window.us)
+    return groups.fit(statistics, layout_of(fleet), probe(), seed=fleet.seed)
+
+
+def ours(fleet: Fleet, window: Window) -> Predict:
+    return law_of(fit_ours(fleet, window))
+
+
+MODELS: Final[dict[str, Callable[[Fleet, Window], Predict]]] = {
+    "local raw": local_raw,
+    "local physics": local_physics,
+    "global physics": global_physics,
+    "spatial (host)": spatial,
+    "literal CellScope": cellscope,
+    "random groups": random_groups,
+    "ours, no groups": crossed_only,
+    "ours": ours,
+    "oracle groups": oracle,
+}

@@ -1,0 +1,286 @@
+"""CellScope's experiment on a serving fleet: accuracy against samples, update cost, drift.
+
+    python benchmarks/cellscope/experiment.py [--seeds 10] [--recorded FILE.jsonl]
+    python benchmarks/cellscope/experiment.py --tune      # the constants, on seeds kept for that
+
+Prints one report, writes benchmarks/results/cpu/cellscope.json. Needs scikit-learn (extra `fleet`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+# One core, as a controller has; read by BLAS when NumPy is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import alarms
+import contenders
+import numpy as np
+import recorded
+from fleet import NUM_LAYERS, SAMPLES, Fleet, Window
+from report import header, report
+
+from lynx_controller import groups
+from lynx_controller.cellscope import CellScope, boosted_trees
+from lynx_controller.drift import Drift
+from lynx_controller.site import Recorder, Sites, Statistics
+
+TUNING: Final = range(1000, 1003)
+UPDATED_LAYERS: Final = 64
+PUBLISHED: Final = {"accuracy_at_shortest": [2.5, 4.4], "update_cost": [2.2, 4.8]}
+Figures = dict[str, float]
+
+
+def errors(predict: contenders.Predict, test: Window) -> tuple[float, float]:
+    """Median absolute percentage error against noisy times, and against noise-free ones."""
+    us = predict(test)
+    noisy, clean = (100.0 * np.median(np.abs(us / each - 1.0)) for each in (test.us, test.clean_us))
+    return float(noisy), float(clean)
+
+
+def accuracy(seeds: range) -> tuple[dict[str, dict[str, Figures]], dict[str, Figures]]:
+    """Errors by model and samples per site, over fleets; and what became of the groupings."""
+    found: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    kept: dict[str, list[str]] = {str(n): [] for n in SAMPLES}
+    for seed in seeds:
+        fleet = Fleet(seed)
+        test = fleet.draw(128, 1)
+        for n in SAMPLES:
+            window = fleet.draw(n, 100 + n)
+            for name, model in contenders.MODELS.items():
+                if name == "ours":
+                    fit = contenders.fit_ours(fleet, window)
+                    kept[str(n)].append(fit.verdict.structure.value)
+                    predict = contenders.law_of(fit)
+                else:
+                    predict = model(fleet, window)
+                found.setdefault((name, n), []).append(errors(predict, test))
+    table: dict[str, dict[str, Figures]] = {name: {} for name in contenders.MODELS}
+    for (name, n), pairs in found.items():
+        noisy, clean = np.array(pairs).T
+        low, middle, high = np.percentile(noisy, [25, 50, 75])
+        table[name][str(n)] = {
+            "median": float(middle),
+            "quartile_low": float(low),
+            "quartile_high": float(high),
+            "median_noise_free": float(np.median(clean)),
+        }
+    verdicts = {
+        n: {each.value: float(values.count(each.value)) for each in groups.Structure}
+        for n, values in kept.items()
+    }
+    return table, verdicts
+
+
+def newcomer(seeds: range) -> dict[str, dict[str, float]]:
+    """A replica never seen joins a fleet with 16 samples per site: error after n of its own."""
+    found: dict[str, dict[int, list[float]]] = {"ours": {}, "local physics": {}, "local raw": {}}
+    for seed in seeds:
+        fleet = Fleet(seed)
+        away = fleet.replica == int(fleet.replica[-1])
+        window, test = fleet.draw(16, 0), fleet.draw(128, 1)
+        old = Window(*(getattr(window, each)[~away] for each in Window.__slots__))
+        layout = groups.Layout.of(
+            fleet.replica[~away].tolist(),
+            fleet.layer[~away].tolist(),
+            [b for b, is_away in zip(fleet.block, away, strict=True) if not is_away],
+        )
+        fit = groups.fit(Statistics.of_rows(old.physics, old.us), layout, contenders.probe(), seed)
+        block = dict(zip(fleet.block, layout.block.tolist(), strict=False))[fleet.block[-1]]
+        sites = fit.newcomer(block, fleet.layer[away].tolist())
+        own = Window(*(getattr(test, each)[away] for each in Window.__slots__))
+        for n in (0, 1, 2, 4, 8):
+            found["ours"].setdefault(n, []).append(errors(contenders.linear(sites.mean.T), own)[0])
+            first = Window(*(getattr(window, each)[:, : max(n, 1)] for each in Window.__slots__))
+            for name in ("local physics", "local raw"):
+                if n:
+                    alone = contenders.MODELS[name](fleet, first)
+                    us = alone(test)[away]
+                    found[name].setdefault(n, []).append(errors(lambda _, us=us: us, own)[0])
+            for i in range(n, {0: 1, 1: 2, 2: 4, 4: 8, 8: 8}[n]):
+                sites.update(window.physics[away, i].T.copy(), window.us[away, i].copy())
+    return {
+        name: {str(n): float(np.median(values)) for n, values in by_n.items()}
+        for name, by_n in found.items()
+    }
+
+
+def timed_us(work: Callable[[int], object], repeats: int) -> Figures:
+    taken = []
+    for i in range(repeats // 10):  # warm
+        work(i)
+    for i in range(repeats):
+        start = time.perf_counter()
+        work(i)
+        taken.append(1e6 * (time.perf_counter() - start))
+    p10, p50, p90 = np.percentile(taken, [10, 50, 90])
+    return {"p10_us": float(p10), "p50_us": float(p50), "p90_us": float(p90)}
+
+
+def cost(seed: int = 0) -> dict[str, Figures]:
+    """One step of 64 layers, and what the alternatives take to learn the same step."""
+    fleet = Fleet(seed, num_replicas=UPDATED_LAYERS // NUM_LAYERS)
+    window = fleet.draw(16, 0)
+    fit = contenders.fit_ours(fleet, window)
+    sites, drift = fit.sites(), Drift(fleet.replica, fleet.layer)
+    z, us = alarms.samples(fleet, 4000, 3)
+    recorder = Recorder(z.shape[1], z.shape[2])
+
+    def online(i: int) -> None:
+        drift.watch(sites.update(z[i], us[i]))
+        recorder.add(z[i], us[i])
+
+    alone = Sites(sites.mean[:, :1].copy(), sites.covariance[:, :, :1].copy(), sites.noise)
+    one_z, one_us = z[:, :, :1].copy(), us[:, :1].copy()
+    layout, probe = contenders.layout_of(fleet), contenders.probe()
+    statistics = Statistics.of_rows(window.physics, window.us)
+    rows = contenders.both(window)
+    literal = CellScope(contenders.CELLSCOPE_THRESHOLD).fit(rows, window.us)
+    flat, log_us = rows.reshape(-1, rows.shape[2]), np.log(window.us).ravel()
+    single = boosted_trees()(n_estimators=40, max_depth=3, random_state=0, warm_start=True)
+    single.fit(flat, log_us)
+
+    def grow(_: int) -> None:
+        single.set_params(n_estimators=single.n_estimators + 10)
+        single.fit(flat, log_us)
+
+    return {
+        "update, 64 layers": timed_us(lambda i: sites.update(z[i], us[i]), 4000),
+        "update + drift + statistics, 64 layers": timed_us(online, 4000),
+        "update, whole step as one site": timed_us(
+            lambda i: alone.update(one_z[i], one_us[i]), 4000
+        ),
+        "refit of all 64 sites, judged": timed_us(
+            lambda _: groups.fit(statistics, layout, probe), 5
+        ),
+        "literal CellScope: site weights": timed_us(
+            lambda i: literal.update(rows[:, i % 16], window.us[:, i % 16]), 20
+        ),
+        "single model: append 10 trees": timed_us(grow, 5),
+        "single model: rebuild": timed_us(
+            lambda _: boosted_trees()(n_estimators=40, max_depth=3).fit(flat, log_us), 5
+        ),
+        "literal CellScope: rebuild": timed_us(
+            lambda _: CellScope(contenders.CELLSCOPE_THRESHOLD).fit(rows, window.us), 3
+        ),
+    }
+
+
+def bars(
+    table: dict[str, dict[str, Figures]], costs: dict[str, Figures], drift: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    ours, raw, physics = table["ours"], table["local raw"], table["local physics"]
+    ratio = ours["4"]["median"] / raw["4"]["median"]
+    worst = max(
+        ours[n][kind] / physics[n][kind] - 1.0
+        for n in ours
+        for kind in ("median", "median_noise_free")
+    )
+    online_us = costs["update + drift + statistics, 64 layers"]["p50_us"]
+    late = drift["delays"]["x1.2 local"]["delay_p50"]
+    rate = drift["false_alarms"]["per_10000_steps"]
+    return {
+        "error at 4 samples / local raw <= 0.5": {"measured": ratio, "met": ratio <= 0.5},
+        "worst against local physics <= +5 %": {"measured": 100 * worst, "met": worst <= 0.05},
+        "online us per step, 64 layers <= 20": {"measured": online_us, "met": online_us <= 20.0},
+        "steps until a 20 % change of one site <= 5": {"measured": late, "met": late <= 5.0},
+        "false alarms per 10,000 steps < 1": {"measured": rate, "met": rate < 1.0},
+    }
+
+
+def ratios(table: dict[str, dict[str, Figures]], costs: dict[str, Figures]) -> dict[str, Figures]:
+    """What the paper publishes ratios of."""
+    online = costs["update + drift + statistics, 64 layers"]["p50_us"]
+    literal = costs["literal CellScope: site weights"]["p50_us"]
+    grow, rebuild = (
+        costs[f"single model: {each}"]["p50_us"] for each in ("append 10 trees", "rebuild")
+    )
+
+    def accuracy_at(n: str, model: str, baseline: str) -> float:
+        return table[baseline][n]["median"] / table[model][n]["median"]
+
+    return {
+        "error of local raw / ours": {n: accuracy_at(n, "ours", "local raw") for n in ("2", "4")},
+        "error of local physics / ours": {
+            n: accuracy_at(n, "ours", "local physics") for n in ("2", "4")
+        },
+        "error of local raw / literal": {
+            n: accuracy_at(n, "literal CellScope", "local raw") for n in ("2", "4")
+        },
+        "cost of incremental single model / update": {
+            "ours": grow / online,
+            "literal": grow / literal,
+        },
+        "cost of rebuild / update": {"ours": rebuild / online, "literal": rebuild / literal},
+    }
+
+
+def tune() -> None:
+    """What the constants in contenders.py and drift.py were chosen from."""
+    trials: list[tuple[str, Callable[..., contenders.Predict]]] = [
+        *(
+            (f"raw ridge {x}", partial(contenders.local_raw, ridge=x))
+            for x in (0.03, 0.1, 0.3, 1.0)
+        ),
+        *(
+            (f"physics spread {x}", partial(contenders.local_physics, spread=x))
+            for x in (0.2, 0.3, 0.5, 1.0)
+        ),
+        *(
+            (f"cellscope threshold {x}", partial(contenders.cellscope, threshold=x))
+            for x in (0.5, 1.0, 2.0, 4.0)
+        ),
+    ]
+    for name, model in trials:
+        row = []
+        for n in SAMPLES:
+            fleets = [Fleet(seed) for seed in TUNING]
+            found = [errors(model(f, f.draw(n, 100 + n)), f.draw(128, 1))[0] for f in fleets]
+            row.append(float(np.median(found)))
+        print(name, *(f"{value:.2f}" for value in row), f"mean {np.mean(row):.2f}")
+    print("allowance, threshold, false alarms per 10,000 steps, steps to notice 20 % on one site")
+    for setting in alarms.tune(TUNING, 20000):
+        print(*(f"{value:.2f}" for value in setting))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--alarm-steps", type=int, default=20000, help="quiet steps per fleet")
+    parser.add_argument("--recorded", type=Path, help="observations of real servers, JSON lines")
+    parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cpu/cellscope.json"))
+    options = parser.parse_args()
+    if options.tune:
+        tune()
+        return
+    seeds = range(options.seeds)
+    record = header(options.seeds)
+    record["published"] = PUBLISHED
+    record["cost"] = cost()
+    record["accuracy"], record["verdicts"] = accuracy(seeds)
+    record["newcomer"] = newcomer(seeds)
+    record["drift"] = {
+        "delays": alarms.delays(range(min(options.seeds, 5)), 8),
+        "false_alarms": alarms.false_alarms(seeds, options.alarm_steps),
+        "false_alarms_with_stalls": alarms.false_alarms(
+            seeds, options.alarm_steps // 4, alarms.STALL
+        ),
+    }
+    record["ratios"] = ratios(record["accuracy"], record["cost"])
+    record["bars"] = bars(record["accuracy"], record["cost"], record["drift"])
+    record["recorded"] = recorded.replay(options.recorded)
+    print(report(record))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
