@@ -1,0 +1,351 @@
+"""`select_triton` against the reference: under Triton's interpreter, or on a GPU.
+
+Run by test_select_triton.py in a process of its own, since Triton reads TRITON_INTERPRET once,
+when it is first imported. On a GPU: python -m pytest tests/kernels/select_triton_cases.py
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import pytest
+import torch
+import triton
+from torch import Tensor
+
+from lynx_kernels import POLICIES, RowClass, select_reference
+from lynx_kernels.schedule import Schedule, build_schedule_reference
+from lynx_kernels.select_triton import select_triton
+from lynx_kernels.select_triton_buffers import ScheduledSelection, SelectBuffers
+
+IS_INTERPRETED = triton.knobs.runtime.interpret
+DEVICE = "cpu" if IS_INTERPRETED else "cuda"
+NAN, INF = float("nan"), float("inf")
+
+pytestmark = pytest.mark.skipif(
+    not IS_INTERPRETED and not torch.cuda.is_available(), reason="needs TRITON_INTERPRET=1 or a GPU"
+)
+every_policy = pytest.mark.parametrize("policy", POLICIES)
+
+# (M, E, K). A program decides for at most 64 rows of 128 experts, 32 of 256, 16 of 512.
+SHAPES = {
+    "M=1": (1, 16, 4),
+    "M below a program's rows": (5, 16, 4),
+    "M above a program's rows": (70, 16, 3),
+    "several programs, the last one partly empty": (40, 200, 6),
+    "prime E": (9, 13, 3),
+    "E above a block of 128": (6, 130, 4),
+    "idle experts": (2, 64, 2),
+    "one expert": (6, 1, 1),
+    "K=1": (9, 8, 1),
+    "K=E": (5, 4, 4),
+    "K of no power of two": (7, 20, 5),
+    "K=16": (3, 24, 16),
+    "three launches": (258, 16, 2),
+}
+# (budget as a share of E, floor, demand)
+CONTROLS = {
+    "cap binds": (0.4, 1, 1.0),
+    "demand binds": (1.0, 1, 0.5),
+    "both bind": (0.5, 2, 0.7),
+    "floors over the budget": (0.0, 2, 0.3),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Arguments of `select` but for the policy."""
+
+    scores: Tensor
+    topk_ids: Tensor
+    topk_weights: Tensor
+    row_class: Tensor
+    budget: Tensor
+    floor: Tensor
+    demand: Tensor | None
+    correction_bias: Tensor | None = None
+
+    @property
+    def num_experts(self) -> int:
+        return self.scores.shape[1]
+
+    def arguments(self, device: str) -> dict[str, Any]:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: None if t is None else t.to(device) for name, t in values.items()}
+
+    def with_rows(self, rows: Tensor) -> Case:
+        names = ("scores", "topk_ids", "topk_weights", "row_class")
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
+
+    def with_controls(self, share: float, floor: int, demand: float | None) -> Case:
+        return replace(
+            self,
+            budget=torch.tensor(int(share * self.num_experts), dtype=torch.int32),
+            floor=torch.tensor(floor, dtype=torch.int32),
+            demand=None if demand is None else torch.tensor(demand),
+        )
+
+
+def make_case(
+    num_rows: int, num_experts: int, top_k: int, controls: tuple[float, int, float | None]
+) -> Case:
+    """Softmax routing with popular experts; one row in eight is a pad, one in eight exact."""
+    random = torch.Generator().manual_seed(num_rows * num_experts + top_k)
+    logits = 2 * torch.randn(num_rows, num_experts, generator=random)
+    scores = (logits + torch.randn(num_experts, generator=random)).softmax(dim=1)
+    weights, ids = scores.topk(top_k, dim=1)
+    row_class = torch.randint(0, 16, (num_rows,), generator=random).add(1).div(2).clamp(max=2)
+    if num_rows == 1:
+        row_class = torch.tensor([2.0])
+    case = Case(
+        scores=scores,
+        topk_ids=ids.int(),
+        topk_weights=weights,
+        row_class=row_class.to(torch.uint8),
+        budget=torch.tensor(0),
+        floor=torch.tensor(0),
+        demand=None,
+    )
+    return case.with_controls(*controls)
+
+
+def make_buffers(case: Case, **given: Any) -> SelectBuffers:
+    """Buffers that hold what no result can be, with room for three more rows."""
+    num_rows, top_k = case.topk_ids.shape
+    buffers = SelectBuffers.allocate(
+        max_rows=num_rows + 3,
+        top_k=top_k,
+        num_experts=case.num_experts,
+        ids_dtype=case.topk_ids.dtype,
+        device=DEVICE,
+        **given,
+    )
+    poison(buffers)
+    return buffers
+
+
+def poison(buffers: SelectBuffers) -> None:
+    buffers.ids.fill_(-99)
+    buffers.weights.fill_(NAN)
+    buffers.active.fill_(7)
+    buffers.numbers.fill_(-99)
+    buffers.scratch[0, 1:].fill_(-1)
+
+
+def run(case: Case, policy: str, buffers: SelectBuffers | None = None) -> ScheduledSelection:
+    return select_triton(
+        **case.arguments(DEVICE), policy=POLICIES[policy], schedule=True, out=buffers
+    )
+
+
+def check(case: Case, policy: str, buffers: SelectBuffers | None = None) -> ScheduledSelection:
+    """Everything that `select_triton` returns, against the references."""
+    got = run(case, policy, buffers)
+    expected = select_reference(**case.arguments("cpu"), policy=policy)
+    for name in ("topk_ids", "active", "num_active"):
+        assert torch.equal(getattr(got, name).cpu(), getattr(expected, name)), name
+    weights, retained = got.topk_weights.cpu(), got.retained_mass.cpu()
+    torch.testing.assert_close(weights, expected.topk_weights, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(retained, expected.retained_mass, rtol=1e-6, atol=0)
+    assert got.schedule is not None
+    num_scheduled = case.num_experts if buffers is None else buffers.num_scheduled
+    first_expert = 0 if buffers is None else buffers.first_expert
+    check_schedule(
+        got.schedule,
+        build_schedule_reference(
+            expected.topk_ids, weights, num_scheduled, first_expert=first_expert
+        ),
+    )
+    return got
+
+
+def check_schedule(got: Schedule, expected: Schedule) -> None:
+    """Equal where a reader may look."""
+    num_active = int(expected.num_active)
+    num_rows = int(expected.counts[:num_active].sum())
+    assert torch.equal(got.num_active.cpu(), expected.num_active)
+    assert torch.equal(got.slots.cpu(), expected.slots)
+    for name, length in (
+        ("experts", num_active),
+        ("counts", num_active),
+        ("offsets", num_active),
+        ("tokens", num_rows),
+        ("weights", num_rows),
+    ):
+        assert torch.equal(getattr(got, name)[:length].cpu(), getattr(expected, name)[:length])
+
+
+@every_policy
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_every_shape(policy, shape):
+    case = make_case(*shape, CONTROLS["both bind"])
+    check(case, policy, make_buffers(case, num_scheduled=shape[1]))
+
+
+@every_policy
+@pytest.mark.parametrize("controls", CONTROLS.values(), ids=CONTROLS)
+def test_every_control(policy, controls):
+    check(make_case(12, 24, 4, controls), policy)
+
+
+@every_policy
+@pytest.mark.parametrize("demand", [None, 0.0, 1.0, 7.0, -1.0, NAN])
+def test_demand_at_and_beyond_its_ends(policy, demand):
+    check(make_case(6, 12, 3, (0.5, 1, demand)), policy)
+
+
+@every_policy
+def test_full_budget_and_demand_change_no_bit(policy):
+    case = make_case(12, 24, 4, (1.0, 1, 1.0))
+    got = run(case, policy)
+    is_live = case.row_class != RowClass.PAD
+    assert torch.equal(got.topk_ids.cpu()[is_live], case.topk_ids[is_live])
+    assert torch.equal(got.topk_weights.cpu()[is_live], case.topk_weights[is_live])
+    assert torch.equal(got.retained_mass.cpu(), torch.ones(12))
+
+
+@every_policy
+@pytest.mark.parametrize("kind", list(RowClass))
+def test_rows_of_one_class(policy, kind):
+    case = make_case(8, 12, 3, CONTROLS["both bind"])
+    check(replace(case, row_class=torch.full((8,), kind, dtype=torch.uint8)), policy)
+
+
+@every_policy
+def test_no_rows(policy):
+    case = make_case(2, 12, 3, CONTROLS["both bind"]).with_rows(torch.arange(0))
+    check(case, policy)
+
+
+@every_policy
+def test_ties_go_to_the_lower_expert(policy):
+    case = make_case(12, 24, 4, CONTROLS["both bind"])
+    scores = (8 * case.scores).round() / 8
+    weights, ids = scores.topk(4, dim=1)
+    check(replace(case, scores=scores, topk_weights=weights, topk_ids=ids.int()), policy)
+
+
+@every_policy
+def test_scores_and_weights_that_are_no_mass(policy):
+    case = make_case(12, 24, 4, CONTROLS["both bind"])
+    scores, weights = case.scores.clone(), case.topk_weights.clone()
+    for row, value in enumerate((NAN, INF, -INF, -1.0, 0.0)):
+        scores[row, ::2] = value
+        weights[row, :2] = value
+    weights[5] = 0.0
+    case = replace(case, scores=scores, topk_weights=weights)
+    got = run(case, policy)
+    expected = select_reference(**case.arguments("cpu"), policy=policy)
+    assert torch.equal(got.topk_ids.cpu(), expected.topk_ids)
+    assert torch.equal(got.topk_weights.cpu()[6:], expected.topk_weights[6:])
+    torch.testing.assert_close(got.retained_mass.cpu(), expected.retained_mass, rtol=1e-6, atol=0)
+
+
+@every_policy
+def test_empty_slots_and_shared_experts_pass_through(policy):
+    case = make_case(12, 24, 5, CONTROLS["both bind"])
+    ids, weights = case.topk_ids.clone(), case.topk_weights.clone()
+    ids[:, 1], weights[:, 1] = 24, 1.0
+    ids[::3, 2] = -1
+    case = replace(case, topk_ids=ids, topk_weights=weights)
+    got = check(case, policy, make_buffers(case, num_scheduled=25))
+    assert got.schedule is not None
+    assert got.schedule.experts[got.schedule.num_active.item() - 1] == 24
+    check(case, policy)  # a schedule of the routed experts alone
+
+
+@every_policy
+def test_refills_follow_the_correction_bias(policy):
+    case = make_case(12, 24, 4, CONTROLS["cap binds"])
+    bias = torch.randn(24, generator=torch.Generator().manual_seed(0))
+    check(replace(case, correction_bias=bias, scores=case.scores.sqrt()), policy)
+
+
+@pytest.mark.parametrize("num_rows", [12, 70, 258])
+def test_ids_of_64_bits(num_rows):
+    case = make_case(num_rows, 24, 4, CONTROLS["both bind"])
+    check(replace(case, topk_ids=case.topk_ids.long()), "lynx")
+
+
+@pytest.mark.parametrize("num_rows", [12, 70, 258])
+def test_a_local_range_of_experts(num_rows):
+    case = make_case(num_rows, 24, 4, CONTROLS["both bind"])
+    check(case, "lynx", make_buffers(case, num_scheduled=7, first_expert=13))
+
+
+@pytest.mark.parametrize("num_rows", [12, 70, 258])
+def test_without_a_schedule(num_rows):
+    case = make_case(num_rows, 24, 4, CONTROLS["both bind"])
+    got = select_triton(**case.arguments(DEVICE), policy=POLICIES["lynx"])
+    assert got.schedule is None
+    assert torch.equal(got.active.cpu(), run(case, "lynx").active.cpu())
+
+
+@every_policy
+@pytest.mark.parametrize("num_rows", [12, 70])
+def test_permuting_rows_permutes_the_output(policy, num_rows):
+    case = make_case(num_rows, 24, 4, CONTROLS["both bind"])
+    order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(0))
+    got, expected = run(case.with_rows(order), policy), run(case, policy)
+    for name in ("topk_ids", "topk_weights", "retained_mass"):
+        assert torch.equal(getattr(got, name).cpu(), getattr(expected, name).cpu()[order])
+    assert torch.equal(got.active, expected.active)
+
+
+@pytest.mark.parametrize("num_rows", [12, 70, 258])
+def test_buffers_serve_launch_after_launch(num_rows):
+    """As in a captured graph: same addresses, changed controls, whatever the last launch left."""
+    case = make_case(num_rows, 24, 4, CONTROLS["both bind"])
+    buffers = make_buffers(case, num_scheduled=24)
+    for controls in CONTROLS.values():
+        check(case.with_controls(*controls), "lynx", buffers)
+        assert buffers.scratch[0, 0] == 0
+    assert (buffers.ids[num_rows:] == -99).all()
+    assert buffers.weights[num_rows:].isnan().all()
+    poison(buffers)
+    check(case, "lynx", buffers)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("scores", lambda t: t.T.contiguous().T),
+        ("scores", lambda t: t[:, :-1].contiguous()),
+        ("topk_ids", lambda t: t.long()),
+        ("topk_ids", lambda t: t[:, :-1].contiguous()),
+        ("topk_ids", lambda t: t.repeat(2, 1)),
+    ],
+)
+def test_what_does_not_fit_the_buffers_is_named(name, change):
+    case = make_case(6, 12, 3, CONTROLS["both bind"])
+    buffers = make_buffers(case)
+    with pytest.raises(ValueError, match=f"{name}: expected.*got"):
+        run(replace(case, **{name: change(getattr(case, name))}), "lynx", buffers)
+
+
+@pytest.mark.skipif(IS_INTERPRETED, reason="needs a GPU")
+@every_policy
+@pytest.mark.parametrize("num_rows", [1, 8, 64, 70, 256, 258])
+def test_a_captured_graph_follows_the_controls(policy, num_rows):
+    case = make_case(num_rows, 128, 8, CONTROLS["both bind"])
+    buffers = make_buffers(case, num_scheduled=128)
+    given = case.arguments(DEVICE)
+    select_triton(**given, policy=POLICIES[policy], out=buffers)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        select_triton(**given, policy=POLICIES[policy], out=buffers)
+    for controls in CONTROLS.values():
+        changed = case.with_controls(*controls)
+        for name in ("budget", "floor", "demand"):
+            given[name].copy_(getattr(changed, name))
+        expected = run(changed, policy)
+        poison(buffers)
+        graph.replay()
+        first = buffers.numbers.clone()
+        got = buffers.view(num_rows)
+        for name in ("topk_ids", "topk_weights", "active", "num_active", "retained_mass"):
+            assert torch.equal(getattr(got, name), getattr(expected, name)), name
+        poison(buffers)
+        graph.replay()
+        assert torch.equal(buffers.numbers, first)  # equal inputs, equal bits
