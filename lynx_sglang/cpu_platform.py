@@ -25,7 +25,7 @@ def _keep_freed_memory() -> None:
     """Keep freed blocks in the process: first touches of fresh pages are slow."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:  # glibc only
-        mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(M_MMAP_THRESHOLD, 1 << 25)
         mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
@@ -86,3 +86,9 @@ class CpuPlatform(SRTPlatform):
 
     def get_torch_distributed_backend_str(self) -> str:
         return "gloo"
+
+    def get_torch_profiler_activity_str(self) -> str:
+        return "CPU"  # what ``/start_profile`` records
+
+    def get_torch_profiler_activity(self) -> torch.profiler.ProfilerActivity:
+        return torch.profiler.ProfilerActivity.CPU
