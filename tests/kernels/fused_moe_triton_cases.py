@@ -1,0 +1,267 @@
+"""`fused_moe_triton` against the reference: under Triton's interpreter, or on a GPU
+
+Run by test_fused_moe_triton.py in a process of its own, since Triton reads TRITON_INTERPRET once,
+when it is first imported. On a GPU: python -m pytest tests/kernels/fused_moe_triton_cases.py
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+import triton
+from torch import Tensor
+
+from lynx_kernels import fused_moe_reference
+from lynx_kernels.activation import ACTIVATIONS
+from lynx_kernels.fused_moe_triton import fused_moe_triton
+from lynx_kernels.schedule import Schedule, build_schedule_reference
+from lynx_kernels.workspace import Workspace
+
+IS_INTERPRETED = triton.knobs.runtime.interpret
+DEVICE = "cpu" if IS_INTERPRETED else "cuda"
+NAN = float("nan")
+
+pytestmark = pytest.mark.skipif(
+    not IS_INTERPRETED and not torch.cuda.is_available(), reason="needs TRITON_INTERPRET=1 or a GPU"
+)
+
+# (M, E, K, H, I)
+SHAPES = {
+    "M=1": (1, 8, 2, 64, 32),
+    "M < BT": (5, 8, 2, 64, 32),
+    "M in the second slot": (12, 8, 2, 64, 32),
+    "M in the third slot": (27, 8, 2, 64, 32),
+    "M of a split down product": (33, 8, 3, 32, 320),
+    "units of an expert with a tail": (6, 8, 2, 32, 576),
+    "M above concatenation": (70, 8, 2, 80, 48),
+    "odd H and I": (6, 8, 2, 37, 19),
+    "depths with a tail": (6, 8, 2, 200, 72),
+    "prime E": (6, 13, 3, 48, 32),
+    "prime E, in chunks": (65, 37, 3, 48, 32),
+    "idle experts": (2, 64, 2, 48, 32),
+    "one expert": (9, 1, 1, 48, 32),
+    "K=1": (9, 8, 1, 48, 32),
+    "K=E": (5, 4, 4, 48, 32),
+}
+TOLERANCES = {
+    # Devices multiply float32 as TF32.
+    torch.float32: {"rtol": 1e-5, "atol": 1e-5} if IS_INTERPRETED else {"rtol": 0, "atol": 1e-2},
+    torch.float16: {"rtol": 4e-3, "atol": 4e-3},
+    torch.bfloat16: {"rtol": 2e-2, "atol": 2e-2},
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    hidden: Tensor
+    w13: Tensor
+    w2: Tensor
+    topk_ids: Tensor
+    topk_weights: Tensor
+
+    @property
+    def schedule(self) -> Schedule:
+        """With garbage wherever no reader may look."""
+        schedule = build_schedule_reference(self.topk_ids, self.topk_weights, len(self.w13))
+        num_active = int(schedule.num_active)
+        for name in ("experts", "counts", "offsets"):
+            getattr(schedule, name)[num_active:] = 1_000_003
+        num_pairs = int((schedule.slots >= 0).sum())
+        schedule.tokens[num_pairs:] = 1_000_003
+        schedule.weights[num_pairs:] = NAN
+        return schedule
+
+    def workspace(self, poison: float = NAN) -> Workspace:
+        num_rows, top_k = self.topk_ids.shape
+        workspace = Workspace.allocate(
+            self.w13, self.w2, max_rows=num_rows, top_k=top_k, dtype=self.hidden.dtype
+        )
+        workspace.inner.fill_(poison)
+        workspace.sums.fill_(poison)
+        return workspace
+
+    def run(self, **options: Any) -> Tensor:
+        options.setdefault("workspace", self.workspace())
+        options.setdefault("out", torch.full_like(self.hidden, NAN))
+        return fused_moe_triton(self.hidden, self.w13, self.w2, self.schedule, **options)
+
+    def expected(self, **options: Any) -> Tensor:
+        given = (self.hidden, self.w13, self.w2, self.topk_ids, self.topk_weights)
+        return fused_moe_reference(*given, **options)
+
+
+def case_of(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, seed: int = 0) -> Case:
+    num_rows, num_experts, top_k, hidden_size, inner_size = shape
+    rng = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(num_rows, hidden_size, generator=rng)
+    w13 = torch.randn(num_experts, 2 * inner_size, hidden_size, generator=rng) / hidden_size**0.5
+    w2 = torch.randn(num_experts, hidden_size, inner_size, generator=rng) / inner_size**0.5
+    router = torch.randn(num_rows, num_experts, generator=rng).softmax(dim=1)
+    weights, ids = router.topk(top_k, dim=1)
+    tensors = (hidden.to(dtype), w13.to(dtype), w2.to(dtype), ids.int(), weights)
+    return Case(*(tensor.to(DEVICE) for tensor in tensors))
+
+
+def check(case: Case, **options: Any) -> None:
+    got, expected = case.run(**options), case.expected(**options)
+    torch.testing.assert_close(got, expected, **TOLERANCES[case.hidden.dtype])
+
+
+@pytest.fixture(autouse=True)
+def _wide_products(monkeypatch):
+    """The interpreter multiplies the bit patterns of bfloat16, and is slow at float16."""
+    from triton.language import float32
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    narrow_dot = InterpreterBuilder.create_dot
+
+    def dot(self, a, b, *rest):
+        return narrow_dot(self, self.cast_impl(a, float32), self.cast_impl(b, float32), *rest)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", dot)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_equal_to_reference(shape):
+    check(case_of(shape))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+@pytest.mark.parametrize("name", ["M < BT", "M of a split down product", "prime E, in chunks"])
+def test_half_precision_is_near_the_reference(name, dtype):
+    check(case_of(SHAPES[name], dtype))
+
+
+@pytest.mark.parametrize("num_rows", [3, 70])
+@pytest.mark.parametrize("weighs_input", [False, True])
+@pytest.mark.parametrize("activation", ["silu", "gelu"])
+def test_options(num_rows, weighs_input, activation):
+    case = case_of((num_rows, 5, 2, 33, 21))
+    rng = torch.Generator().manual_seed(1)
+    check(
+        case,
+        activation=activation,
+        apply_router_weight_on_input=weighs_input,
+        w13_bias=torch.randn(5, 42, generator=rng).to(DEVICE),
+        w2_bias=torch.randn(5, 33, generator=rng).to(DEVICE),
+    )
+
+
+def swiglu_clamped(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    gate, up = gate.clamp(max=7), up.clamp(-7, 7)
+    return gate * torch.sigmoid(1.702 * gate) * (up + 1)
+
+
+def test_clamped_swiglu_over_alternating_rows(monkeypatch):
+    monkeypatch.setitem(ACTIVATIONS, "swiglu_clamped", swiglu_clamped)
+    case = case_of((3, 5, 2, 33, 21))
+    case = replace(case, hidden=case.hidden * 8)
+    expected = case.expected(activation="swiglu_clamped")
+    gate, up = case.w13.chunk(2, dim=1)
+    case = replace(case, w13=torch.stack([gate, up], dim=2).reshape(case.w13.shape))
+    got = case.run(activation="swiglu_clamped", is_interleaved=True)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-4 if IS_INTERPRETED else 0.1)
+
+
+@pytest.mark.parametrize("num_rows", [3, 70])
+@pytest.mark.parametrize("is_per_row", [False, True])
+def test_fp8_weights(num_rows, is_per_row):
+    case = case_of((num_rows, 3, 2, 160, 192))
+    scaled, options = {}, {}
+    for name in ("w13", "w2"):
+        fp8 = getattr(case, name).mul(8).to(torch.float8_e4m3fn)
+        num_experts, num_rows, num_columns = fp8.shape
+        shape = (num_experts, num_rows, 1)
+        if not is_per_row:
+            shape = (num_experts, -(-num_rows // 128), -(-num_columns // 128))
+        scale = torch.rand(shape, generator=torch.Generator().manual_seed(2)).to(DEVICE) + 0.5
+        wide = scale.repeat_interleave(1 if is_per_row else 128, 1).repeat_interleave(
+            num_columns if is_per_row else 128, 2
+        )
+        scaled[name] = fp8.float() * wide[:, :num_rows, :num_columns]
+        options[f"{name}_scale"] = scale.squeeze(2) if is_per_row else scale
+        case = replace(case, **{name: fp8})
+    case = replace(case, hidden=case.hidden.half() / 64)
+    expected = replace(case, **scaled).expected()
+    torch.testing.assert_close(case.run(**options), expected, rtol=4e-3, atol=4e-3)
+
+
+@pytest.mark.parametrize("num_rows", [3, 40, 70])
+@pytest.mark.parametrize("holes", ["some slots", "some rows", "all"])
+def test_empty_slots(num_rows, holes):
+    case = case_of((num_rows, 5, 2, 33, 21))
+    is_empty = torch.zeros(num_rows, 2, dtype=torch.bool)
+    is_empty[::2, 1] = True
+    if holes != "some slots":
+        is_empty[1:] = True
+    if holes == "all":
+        is_empty[:] = True
+    case = replace(case, topk_ids=case.topk_ids.masked_fill(is_empty.to(DEVICE), -1))
+    check(case)
+    if holes == "all":
+        assert (case.run() == 0).all()
+
+
+@pytest.mark.parametrize("num_rows", [40, 70])
+def test_one_live_expert_has_more_rows_than_a_tile(num_rows):
+    case = case_of((num_rows, 37, 1, 48, 32))
+    check(replace(case, topk_ids=torch.full_like(case.topk_ids, 36)))
+
+
+@pytest.mark.parametrize("num_rows", [5, 33, 70])
+def test_same_bits_whatever_scratch_held(num_rows):
+    case = case_of((num_rows, 4, 3, 32, 192), torch.float16)
+    workspace = case.workspace(poison=-7.0)
+    first, second = (case.run(workspace=workspace) for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(first, case.run())
+    assert (workspace.arrivals == 0).all()
+
+
+def test_a_larger_workspace_serves_smaller_batches():
+    small = case_of((3, 4, 3, 32, 192))
+    large = case_of((70, 4, 3, 32, 192))
+    workspace = large.workspace()
+    for case in (large, small, case_of((33, 4, 3, 32, 192))):
+        case = replace(case, w13=large.w13, w2=large.w2)
+        got = case.run(workspace=workspace)
+        torch.testing.assert_close(got, case.expected(), **TOLERANCES[torch.float32])
+
+
+def test_inputs_are_not_written():
+    case, untouched = case_of(SHAPES["M < BT"]), case_of(SHAPES["M < BT"])
+    schedule = case.schedule
+    case.run()
+    for given, copy in ((case, untouched), (schedule, untouched.schedule)):
+        for name in given.__dataclass_fields__:
+            torch.testing.assert_close(
+                getattr(given, name), getattr(copy, name), rtol=0, atol=0, equal_nan=True
+            )
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("hidden", {"hidden": torch.rand(5, 63)}),
+        ("hidden", {"hidden": torch.rand(5, 64).half()}),
+        ("hidden", {"hidden": torch.rand(64, 5).T}),
+        ("w13", {"w13": torch.rand(8, 63, 64)}),
+        ("w2", {"w2": torch.rand(8, 64, 32).half()}),
+        ("workspace", {"topk_ids": torch.zeros(6, 2).int(), "topk_weights": torch.rand(6, 2)}),
+    ],
+)
+def test_bad_arguments_are_named(name, changes):
+    case = case_of(SHAPES["M < BT"])
+    workspace = case.workspace()
+    changed = replace(case, **{key: value.to(DEVICE) for key, value in changes.items()})
+    with pytest.raises(ValueError, match=rf"{name}: expected .* got"):
+        changed.run(workspace=workspace)
+
+
+def test_an_unknown_activation_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"silu, gelu, swiglu_clamped; got 'relu'"):
+        case_of(SHAPES["M=1"]).run(activation="relu")
