@@ -152,6 +152,8 @@ class Controller:
 
     def _step(self, seen: Observation) -> Decision:
         if not self._gate.admits(seen):
+            if self._gate.is_blind and self._override is None:
+                return self._full(Reason.BLIND)
             return replace(self._decision, reason=Reason.FROZEN)
         batch = self._batch(seen.phase, seen.rows, seen.slot, seen.flexible_rows)
         gap_ms = seen.step_ms

@@ -28,6 +28,7 @@ class Reason(Enum):
     SATURATED = "saturated"  # the SLO cannot be met at the floor, or nothing can be cut
     GUARD = "guard"  # time lost outside the experts, which no cut could win back, was ignored
     FROZEN = "frozen"  # nothing to learn from this step: the previous decision stands
+    BLIND = "blind"  # too many unusable steps in a row: full quality until one can be read again
     OVERRIDE = "override"  # an operator fixed the budget or the demand
     FAILED = "failed"  # the controller raised: full quality
 
