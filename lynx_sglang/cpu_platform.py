@@ -48,16 +48,18 @@ class CpuPlatform(SRTPlatform):
         server_args.disable_overlap_schedule = True
 
     def init_backend(self) -> None:
-        """Register the attention backend; called once in each worker."""
+        """Register the attention backend and operators; called once in each worker."""
         from sglang.srt.layers.attention.attention_registry import (
             ATTENTION_BACKENDS,
             register_attention_backend,
         )
 
+        from lynx_sglang import cpu_ops
         from lynx_sglang.attention import BatchedDecodeAttention
 
         if ATTENTION_BACKEND not in ATTENTION_BACKENDS:
             register_attention_backend(ATTENTION_BACKEND)(BatchedDecodeAttention)
+        cpu_ops.install(self.get_dispatch_key_name())
         _keep_freed_memory()
         if "OMP_NUM_THREADS" not in os.environ:
             # One core stays free for SGLang's other processes: a worker that waits for a core in
