@@ -1,4 +1,4 @@
-"""RMSNorm and rotary embedding for the CPU platform: one compiled loop, and a few torch calls.
+"""RMSNorm and rotary embedding for the CPU platform, each one compiled loop.
 
 SGLang's native forms are a dozen small operators per call; at decode sizes their dispatch is a
 fifth of a CPU step. Plain SGLang gets these too. Cases not covered here run SGLang's own.
@@ -34,6 +34,27 @@ def rms_norm_rows(
         scale = np.float32(1.0 / np.sqrt(squares / num_columns + epsilon))
         for column in range(num_columns):
             out[row, column] = x[row, column] * scale * weight[column]
+
+
+@njit("void(float32[:, ::1], int64[::1], float32[:, ::1], int64, float32[:, ::1])", cache=True)
+def rotate_rows(
+    x: NDArray[np.float32],  # [M, heads * D]
+    positions: NDArray[np.int64],  # [M]
+    cos_sin: NDArray[np.float32],  # [positions, D], cosines first
+    head_size: int,
+    out: NDArray[np.float32],  # [M, heads * D]
+) -> None:
+    """Turn each head's halves (a, b) into (a cos - b sin, b cos + a sin)."""
+    half = head_size // 2
+    for row in range(x.shape[0]):
+        cos = cos_sin[positions[row], :half]
+        sin = cos_sin[positions[row], half:]
+        for start in range(0, x.shape[1], head_size):
+            first = x[row, start : start + half]
+            second = x[row, start + half : start + head_size]
+            for i in range(half):
+                out[row, start + i] = first[i] * cos[i] - second[i] * sin[i]
+                out[row, start + half + i] = second[i] * cos[i] + first[i] * sin[i]
 
 
 def rms_norm_forward(
@@ -73,32 +94,30 @@ def rotary_forward(
     offsets: torch.Tensor | None = None,
     fused_set_kv_buffer_arg: Any = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotate query [M, Hq * D] and key [M, Hk * D] in one pass over all heads (Neox layout)."""
+    """``RotaryEmbedding.forward`` of query [M, Hq * D] and key [M, Hk * D] float32, Neox layout."""
     is_covered = (
         rotary.is_neox_style
         and rotary.rotary_dim == rotary.head_size
         and offsets is None
         and fused_set_kv_buffer_arg is None
         and query.dim() == key.dim() == 2
+        and query.dtype == key.dtype == rotary.cos_sin_cache.dtype == torch.float32
     )
     if not is_covered:
         return rotary.forward_native(  # type: ignore[no-any-return]
             positions, query, key, offsets, fused_set_kv_buffer_arg
         )
-    num_tokens, half = query.shape[0], rotary.head_size // 2
-    cos_sin = rotary.cos_sin_cache.index_select(0, positions.flatten()).to(query.dtype)
-    cos, sin = cos_sin.view(num_tokens, 1, 2, half).unbind(2)
-    first, second = torch.cat((query, key), dim=1).view(num_tokens, -1, 2, half).unbind(2)
-    rotated = torch.stack(
-        (
-            torch.addcmul(first * cos, second, sin, value=-1),
-            torch.addcmul(second * cos, first, sin),
-        ),
-        dim=2,
+    positions = positions.flatten().to(torch.int64)
+    return _rotate(rotary, positions, query), _rotate(rotary, positions, key)
+
+
+def _rotate(rotary: Any, positions: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    rotate_rows(
+        x.numpy(), positions.numpy(), rotary.cos_sin_cache.numpy(), rotary.head_size, out.numpy()
     )
-    width = query.shape[1]
-    rotated = rotated.view(num_tokens, -1)
-    return rotated[:, :width], rotated[:, width:]
+    return out
 
 
 def install(dispatch_key: str) -> None:
