@@ -7,6 +7,8 @@ from torch import Tensor
 
 from lynx_kernels.activation import ACTIVATIONS
 
+SCALE_BLOCK = 128
+
 
 def fused_moe_reference(
     hidden: Tensor,
@@ -17,7 +19,10 @@ def fused_moe_reference(
     *,
     w13_bias: Tensor | None = None,
     w2_bias: Tensor | None = None,
+    w13_scale: Tensor | None = None,
+    w2_scale: Tensor | None = None,
     activation: str = "silu",
+    is_interleaved: bool = False,
     apply_router_weight_on_input: bool = False,
 ) -> Tensor:
     """Same contract as `fused_moe`."""
@@ -26,11 +31,25 @@ def fused_moe_reference(
         row, slot = torch.where(topk_ids == expert)
         weight = topk_weights[row, slot].float()[:, None]
         x = hidden[row].float()
-        gate_up = (x * weight if apply_router_weight_on_input else x) @ w13[expert].float().T
+        x = x * weight if apply_router_weight_on_input else x
+        gate_up = x @ _weights_of(w13, w13_scale, expert).T
         if w13_bias is not None:
             gate_up = gate_up + w13_bias[expert].float()
-        y = ACTIVATIONS[activation](gate_up) @ w2[expert].float().T
+        if is_interleaved:
+            gate_up = torch.cat([gate_up[:, ::2], gate_up[:, 1::2]], dim=1)
+        y = ACTIVATIONS[activation](gate_up) @ _weights_of(w2, w2_scale, expert).T
         if w2_bias is not None:
             y = y + w2_bias[expert].float()
         out.index_add_(0, row, y if apply_router_weight_on_input else y * weight)
     return out.to(hidden.dtype)
+
+
+def _weights_of(weights: Tensor, scale: Tensor | None, expert: int) -> Tensor:
+    """One expert's weights in float32 [N, D]."""
+    wide = weights[expert].float()
+    if scale is None:
+        return wide
+    if scale.ndim == 2:
+        return wide * scale[expert][:, None]
+    factors = scale[expert].repeat_interleave(SCALE_BLOCK, 0).repeat_interleave(SCALE_BLOCK, 1)
+    return wide * factors[: wide.shape[0], : wide.shape[1]]

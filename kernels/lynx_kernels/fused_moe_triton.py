@@ -9,6 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
+from lynx_kernels.activation import ACTIVATIONS
 from lynx_kernels.fused_moe_triton_down_kernels import (
     combine_kernel,
     down_concat_kernel,
@@ -20,7 +21,6 @@ from lynx_kernels.schedule import Schedule
 from lynx_kernels.tuning import GemmTiles
 from lynx_kernels.workspace import Workspace
 
-ACTIVATIONS = ("silu", "gelu", "swiglu_clamped")
 COMBINE_COLUMNS = 512
 SCALE_BLOCK = 128  # weights per scale, in rows and columns, where they are not per row
 MAX_ELEMENTS = 2**31  # of an expert's matrix: inside, kernels count in 32 bits

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lynx_kernels import tuning
+from lynx_kernels.device import has_pdl
 from lynx_kernels.tuning import GemmTiles, Layer, Tiles
-
-MIN_PDL_ARCH = 90
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,5 +49,5 @@ def make_plan(layer: Layer, num_sms: int, num_rows: int, top_k: int) -> Plan:
         num_down_blocks=-(-layer.hidden_size // tiles.down.block_rows),
         num_splits=tuning.num_splits(tiles.down, layer, num_sms),
         is_chunked=num_rows > tiles.gate_up.block_tokens,
-        is_pdl=layer.arch >= MIN_PDL_ARCH,
+        is_pdl=has_pdl(layer.arch),
     )

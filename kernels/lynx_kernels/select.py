@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
+from lynx_kernels.device import MAX_EXPERTS, MAX_TOP_K, missing_for_triton
 from lynx_kernels.policies import MAX_ROWS, POLICIES, Policy
 from lynx_kernels.select_torch import select_torch
 from lynx_kernels.selection import RowClass, Selection
@@ -49,14 +50,21 @@ def select(
         policy: a name from `POLICIES`.
         correction_bias: float32 [E]; refills are ranked by scores + bias, weighed by scores.
 
-    The inputs are not written; where nothing changes, the result holds the inputs themselves.
+    The inputs are not written; where nothing changes, the result may hold the inputs themselves.
+    On CUDA, contiguous inputs of at most 512 experts and 16 slots take the Triton kernels, which
+    also make the `schedule`; others take torch operations, and one warning says so.
     The guarantees and the maths of each policy: kernels/README.md.
     """
     chosen = find_policy(policy)
     check_arguments(
         scores, topk_ids, topk_weights, row_class, budget, floor, demand, correction_bias
     )
-    run = cpu_path() if scores.device.type == "cpu" else select_torch
+    if scores.device.type == "cpu":
+        run = cpu_path()
+    elif scores.device.type == "cuda":
+        run = cuda_path(scores, topk_ids, topk_weights, row_class, correction_bias)
+    else:
+        run = select_torch
     return run(
         scores,
         topk_ids,
@@ -79,6 +87,38 @@ def cpu_path() -> Callable[..., Selection]:
     from lynx_kernels.select_cpu import select_cpu
 
     return select_cpu
+
+
+def cuda_path(
+    scores: Tensor,
+    topk_ids: Tensor,
+    topk_weights: Tensor,
+    row_class: Tensor,
+    correction_bias: Tensor | None,
+) -> Callable[..., Selection]:
+    """The Triton kernels, or torch operations where these do not serve the inputs."""
+    reason = missing_for_triton()
+    if reason is None:
+        num_experts, top_k = scores.shape[1], topk_ids.shape[1]
+        given = (scores, topk_ids, topk_weights, row_class, correction_bias)
+        if num_experts > MAX_EXPERTS or top_k > MAX_TOP_K:
+            reason = (
+                f"{num_experts} experts and {top_k} slots, of at most {MAX_EXPERTS} and {MAX_TOP_K}"
+            )
+        elif not all(tensor is None or tensor.is_contiguous() for tensor in given):
+            reason = "an input is not contiguous"
+    if reason is not None:
+        note_torch_on_cuda(reason)
+        return select_torch
+    from lynx_kernels.select_triton import select_triton
+
+    return partial(select_triton, schedule=True)
+
+
+@cache
+def note_torch_on_cuda(reason: str) -> None:
+    """Once for each reason."""
+    logger.warning("selection on CUDA runs in torch operations, not in one launch: %s", reason)
 
 
 def warm_up(num_experts: int, top_k: int) -> None:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lynx_kernels.device import arch_of, has_pdl
 from lynx_kernels.policies import Policy
 from lynx_kernels.select_triton_buffers import (
     MAX_FUSED_ROWS,
-    ScheduledSelection,
     SelectBuffers,
     SelectTiles,
     tiles_for,
@@ -23,6 +23,7 @@ from lynx_kernels.select_triton_kernels import (
     place_kernel,
     select_kernel,
 )
+from lynx_kernels.selection import Selection
 
 REGISTERS = 64 * 1024  # of an SM
 
@@ -54,8 +55,7 @@ def select_triton(
     correction_bias: Tensor | None,
     schedule: bool = False,
     out: SelectBuffers | None = None,
-    has_pdl: bool = False,
-) -> ScheduledSelection:
+) -> Selection:
     """`select` on a GPU, with the same results. Nothing waits for the device.
 
     A captured graph follows budget, floor and demand. The inputs are contiguous and not in `out`.
@@ -64,7 +64,6 @@ def select_triton(
         schedule: return the work list over the routed experts too. Where `out` is given, its own
             sizes say whether, and over which experts.
         out: where results and scratch lie; allocated where not given.
-        has_pdl: launch while the kernel before still runs, and wait for it inside (sm_90 and up).
     """
     num_rows, num_experts = scores.shape
     top_k = topk_ids.shape[1]
@@ -85,12 +84,12 @@ def select_triton(
     tiles = tiles_for(num_rows, num_experts, top_k)
 
     launch = launch_fused if num_rows <= MAX_FUSED_ROWS else launch_in_three
-    launch(tiles, given, policy, out, has_pdl)
+    launch(tiles, given, policy, out, has_pdl(arch_of(scores.device)))
     return out.view(num_rows)
 
 
 def launch_fused(
-    tiles: SelectTiles, given: SelectInputs, policy: Policy, out: SelectBuffers, has_pdl: bool
+    tiles: SelectTiles, given: SelectInputs, policy: Policy, out: SelectBuffers, is_pdl: bool
 ) -> None:
     select_kernel[(tiles.num_programs,)](
         scores_ptr=given.scores,
@@ -116,15 +115,15 @@ def launch_fused(
         BLOCK_M=tiles.rows,
         BLOCK_R=tiles.demand_rows,
         NUM_PROGRAMS=tiles.num_programs,
-        HAS_PDL=has_pdl,
+        HAS_PDL=is_pdl,
         num_warps=tiles.num_warps,
         maxnreg=min(255, REGISTERS // (32 * tiles.num_warps)),  # few programs: none has to share
-        launch_pdl=has_pdl,
+        launch_pdl=is_pdl,
     )
 
 
 def launch_in_three(
-    tiles: SelectTiles, given: SelectInputs, policy: Policy, out: SelectBuffers, has_pdl: bool
+    tiles: SelectTiles, given: SelectInputs, policy: Policy, out: SelectBuffers, is_pdl: bool
 ) -> None:
     grid, num_rows = (tiles.num_programs,), given.scores.shape[0]
     end_of_counters = HEADER.value + COUNTERS.value * block_of(out.num_experts)
@@ -144,9 +143,9 @@ def launch_in_three(
         POLICY=policy_key(policy),
         BLOCK_M=tiles.rows,
         BLOCK_R=min(tiles.rows, tiles.demand_rows),
-        HAS_PDL=has_pdl,
+        HAS_PDL=is_pdl,
         num_warps=tiles.num_warps,
-        launch_pdl=has_pdl,
+        launch_pdl=is_pdl,
     )
     decide_kernel[grid](
         scores_ptr=given.scores,
@@ -167,9 +166,9 @@ def launch_in_three(
         NUM_SCHEDULED=out.num_scheduled,
         POLICY=policy_key(policy),
         BLOCK_M=tiles.rows,
-        HAS_PDL=has_pdl,
+        HAS_PDL=is_pdl,
         num_warps=tiles.num_warps,
-        launch_pdl=has_pdl,
+        launch_pdl=is_pdl,
     )
     place_kernel[grid](
         out_ids_ptr=out.ids,
@@ -185,9 +184,9 @@ def launch_in_three(
         FIRST_EXPERT=out.first_expert,
         NUM_SCHEDULED=out.num_scheduled,
         BLOCK_M=tiles.rows,
-        HAS_PDL=has_pdl,
+        HAS_PDL=is_pdl,
         num_warps=tiles.num_warps,
-        launch_pdl=has_pdl,
+        launch_pdl=is_pdl,
     )
 
 

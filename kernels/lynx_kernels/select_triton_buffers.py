@@ -9,6 +9,7 @@ import triton
 from torch import Tensor
 
 from lynx_kernels import scratch
+from lynx_kernels.device import MAX_EXPERTS, MAX_TOP_K
 from lynx_kernels.policies import MAX_ROWS
 from lynx_kernels.schedule import Schedule
 from lynx_kernels.schedule_triton_blocks import HEAD
@@ -16,16 +17,7 @@ from lynx_kernels.select_triton_kernels import COUNTERS, HEADER, block_of, num_i
 from lynx_kernels.selection import Selection
 
 MAX_FUSED_ROWS = 256
-MAX_EXPERTS = 512
-MAX_TOP_K = 16
 MIN_ROWS, MAX_WORD_ROWS = 8, 64  # a program's: one per warp, one per bit of a word
-
-
-@dataclass(frozen=True, slots=True)
-class ScheduledSelection(Selection):
-    """A `Selection`, and the work list that follows from it."""
-
-    schedule: Schedule | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +62,7 @@ class SelectBuffers:
     active: Tensor  # uint8 [1, E]
     numbers: Tensor  # int32 [1, n]
     scratch: Tensor  # int64 [1, n]; its first entry is zero between launches
-    _views: dict[int, ScheduledSelection] = field(default_factory=dict, repr=False, compare=False)
+    _views: dict[int, Selection] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def allocate(
@@ -112,13 +104,13 @@ class SelectBuffers:
         buffers.scratch[0, 0].zero_()
         return buffers
 
-    def view(self, num_rows: int) -> ScheduledSelection:
+    def view(self, num_rows: int) -> Selection:
         """The results of a batch of num_rows rows."""
         if num_rows not in self._views:
             self._views[num_rows] = self._new_view(num_rows)
         return self._views[num_rows]
 
-    def _new_view(self, num_rows: int) -> ScheduledSelection:
+    def _new_view(self, num_rows: int) -> Selection:
         num_slots = self.max_rows * self.top_k
         sizes = [1, 1, HEAD.value - 2, *3 * [self.num_scheduled], self.max_rows, *3 * [num_slots]]
         num_active, num_scheduled, _, *lists, retained, tokens, weights, slots = torch.split(
@@ -133,7 +125,7 @@ class SelectBuffers:
             weights=weights.view(torch.float32),
             slots=slots.view(self.max_rows, self.top_k)[:num_rows],
         )
-        return ScheduledSelection(
+        return Selection(
             topk_ids=self.ids[:num_rows],
             topk_weights=self.weights[:num_rows],
             active=self.active[0].view(torch.bool),

@@ -7,6 +7,8 @@ from enum import IntEnum
 
 from torch import Tensor
 
+from lynx_kernels.schedule import Schedule
+
 
 class RowClass(IntEnum):
     """What selection may do with a row (set by the caller, one uint8 per row)."""
@@ -25,3 +27,4 @@ class Selection:
     active: Tensor  # bool [E], True where some row uses the expert
     num_active: Tensor  # int32 [], T
     retained_mass: Tensor  # float32 [M], own mass kept / own top-k mass
+    schedule: Schedule | None = None  # for `fused_moe`; None on a CPU, which needs none

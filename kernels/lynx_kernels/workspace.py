@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from lynx_kernels import scratch
+from lynx_kernels.device import arch_of, sm_count
 from lynx_kernels.plan import make_plan
 from lynx_kernels.tuning import M_SLOTS, Layer
-
-INTERPRETED_SMS = 3  # programs are walked one by one: few, but more than one
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +54,10 @@ class Workspace:
 
 def layer_of(w13: Tensor, w2: Tensor) -> Layer:
     """w13 [E, 2I, H], w2 [E, H, I]"""
-    arch = 0
-    if w13.is_cuda:
-        major, minor = torch.cuda.get_device_capability(w13.device)
-        arch = 10 * major + minor
     return Layer(
-        arch=arch,
+        arch=arch_of(w13.device),
         element_bytes=w13.element_size(),
         hidden_size=w13.shape[2],
         intermediate_size=w2.shape[2],
         num_experts=w13.shape[0],
     )
-
-
-def sm_count(device: torch.device) -> int:
-    if device.type != "cuda":
-        return INTERPRETED_SMS
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -15,7 +15,6 @@ import triton
 from torch import Tensor
 
 from lynx_kernels import fused_moe_reference
-from lynx_kernels.activation import ACTIVATIONS
 from lynx_kernels.fused_moe_triton import fused_moe_triton
 from lynx_kernels.schedule import Schedule, build_schedule_reference
 from lynx_kernels.workspace import Workspace
@@ -150,20 +149,12 @@ def test_options(num_rows, weighs_input, activation):
     )
 
 
-def swiglu_clamped(gate_up: Tensor) -> Tensor:
-    gate, up = gate_up.chunk(2, dim=-1)
-    gate, up = gate.clamp(max=7), up.clamp(-7, 7)
-    return gate * torch.sigmoid(1.702 * gate) * (up + 1)
-
-
-def test_clamped_swiglu_over_alternating_rows(monkeypatch):
-    monkeypatch.setitem(ACTIVATIONS, "swiglu_clamped", swiglu_clamped)
+@pytest.mark.parametrize("is_interleaved", [False, True])
+def test_clamped_swiglu(is_interleaved):
     case = case_of((3, 5, 2, 33, 21))
-    case = replace(case, hidden=case.hidden * 8)
-    expected = case.expected(activation="swiglu_clamped")
-    gate, up = case.w13.chunk(2, dim=1)
-    case = replace(case, w13=torch.stack([gate, up], dim=2).reshape(case.w13.shape))
-    got = case.run(activation="swiglu_clamped", is_interleaved=True)
+    case = replace(case, hidden=case.hidden * 8)  # some gates and ups beyond the limit
+    options = {"activation": "swiglu_clamped", "is_interleaved": is_interleaved}
+    got, expected = case.run(**options), case.expected(**options)
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-4 if IS_INTERPRETED else 0.1)
 
 
@@ -171,23 +162,15 @@ def test_clamped_swiglu_over_alternating_rows(monkeypatch):
 @pytest.mark.parametrize("is_per_row", [False, True])
 def test_fp8_weights(num_rows, is_per_row):
     case = case_of((num_rows, 3, 2, 160, 192))
-    scaled, options = {}, {}
+    options = {}
     for name in ("w13", "w2"):
         fp8 = getattr(case, name).mul(8).to(torch.float8_e4m3fn)
-        num_experts, num_rows, num_columns = fp8.shape
-        shape = (num_experts, num_rows, 1)
-        if not is_per_row:
-            shape = (num_experts, -(-num_rows // 128), -(-num_columns // 128))
-        scale = torch.rand(shape, generator=torch.Generator().manual_seed(2)).to(DEVICE) + 0.5
-        wide = scale.repeat_interleave(1 if is_per_row else 128, 1).repeat_interleave(
-            num_columns if is_per_row else 128, 2
-        )
-        scaled[name] = fp8.float() * wide[:, :num_rows, :num_columns]
-        options[f"{name}_scale"] = scale.squeeze(2) if is_per_row else scale
+        shape = fp8.shape[:2] if is_per_row else (3, *(-(-size // 128) for size in fp8.shape[1:]))
+        scale = torch.rand(shape, generator=torch.Generator().manual_seed(2)) + 0.5
+        options[f"{name}_scale"] = scale.to(DEVICE)
         case = replace(case, **{name: fp8})
     case = replace(case, hidden=case.hidden.half() / 64)
-    expected = replace(case, **scaled).expected()
-    torch.testing.assert_close(case.run(**options), expected, rtol=4e-3, atol=4e-3)
+    torch.testing.assert_close(case.run(**options), case.expected(**options), rtol=4e-3, atol=4e-3)
 
 
 @pytest.mark.parametrize("num_rows", [3, 40, 70])

@@ -14,10 +14,11 @@ import torch
 import triton
 from torch import Tensor
 
-from lynx_kernels import POLICIES, RowClass, select_reference
+from lynx_kernels import POLICIES, RowClass, Selection, select_reference
 from lynx_kernels.schedule import Schedule, build_schedule_reference
+from lynx_kernels.schedule_triton import build_schedule
 from lynx_kernels.select_triton import select_triton
-from lynx_kernels.select_triton_buffers import ScheduledSelection, SelectBuffers
+from lynx_kernels.select_triton_buffers import SelectBuffers
 
 IS_INTERPRETED = triton.knobs.runtime.interpret
 DEVICE = "cpu" if IS_INTERPRETED else "cuda"
@@ -133,13 +134,13 @@ def poison(buffers: SelectBuffers) -> None:
     buffers.scratch[0, 1:].fill_(-1)
 
 
-def run(case: Case, policy: str, buffers: SelectBuffers | None = None) -> ScheduledSelection:
+def run(case: Case, policy: str, buffers: SelectBuffers | None = None) -> Selection:
     return select_triton(
         **case.arguments(DEVICE), policy=POLICIES[policy], schedule=True, out=buffers
     )
 
 
-def check(case: Case, policy: str, buffers: SelectBuffers | None = None) -> ScheduledSelection:
+def check(case: Case, policy: str, buffers: SelectBuffers | None = None) -> Selection:
     """Everything that `select_triton` returns, against the references."""
     got = run(case, policy, buffers)
     expected = select_reference(**case.arguments("cpu"), policy=policy)
@@ -280,6 +281,16 @@ def test_without_a_schedule(num_rows):
     got = select_triton(**case.arguments(DEVICE), policy=POLICIES["lynx"])
     assert got.schedule is None
     assert torch.equal(got.active.cpu(), run(case, "lynx").active.cpu())
+
+
+@pytest.mark.parametrize("num_rows", [0, 12, 70, 258])
+@pytest.mark.parametrize("first_expert", [0, 13])
+def test_schedule_of_any_routing(num_rows, first_expert):
+    rng = torch.Generator().manual_seed(num_rows)
+    weights, ids = torch.rand(num_rows, 24, generator=rng).topk(4, dim=1)
+    ids = ids.masked_fill(weights < 0.85, -1)
+    got = build_schedule(ids.to(DEVICE), weights.to(DEVICE), 11, first_expert=first_expert)
+    check_schedule(got, build_schedule_reference(ids, weights, 11, first_expert=first_expert))
 
 
 @every_policy

@@ -1,27 +1,16 @@
-"""`select_triton`: its cases under Triton's interpreter, and its kernels compiled without a GPU.
-
-The cases are in select_triton_cases.py, the compilation is in compile_select.py.
-"""
+"""`select_triton` under Triton's interpreter; the cases are in select_triton_cases.py."""
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-import triton
 
 FOLDER = Path(__file__).parent
-PTXAS = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
-MAX_SHARED_BYTES = 48 * 1024  # what a program has everywhere, without asking for more
-needs_ptxas = pytest.mark.skipif(
-    not PTXAS.exists() and not shutil.which("ptxas"), reason="needs ptxas, which Triton carries"
-)
 
 
 def run(*command: str, is_interpreted: bool) -> str:
@@ -53,20 +42,3 @@ def test_cases_under_the_interpreter():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cases_on_the_device():
     run_cases(is_interpreted=False)
-
-
-@needs_ptxas
-@pytest.mark.parametrize(
-    ("slots", "num_kernels"),
-    [(("8,128,8", "64,128,8", "256,512,8", "16,64,4"), 4), (("300,128,8",), 3)],
-    ids=["one launch", "three launches"],
-)
-def test_kernels_compile_without_spills(slots, num_kernels):
-    listing = run(str(FOLDER / "compile_select.py"), *slots, is_interpreted=False)
-    rows = [json.loads(line) for line in listing.splitlines()]
-    assert len(rows) == 3 * num_kernels
-    for row in rows:
-        assert row["spilled_bytes"] == 0, row
-        assert row["registers"] * 32 * row["warps"] <= 64 * 1024, row
-        assert row["shared_bytes"] <= MAX_SHARED_BYTES, row
-        assert row["waits"] == (row["arch"] >= 90), row
