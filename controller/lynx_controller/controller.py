@@ -93,6 +93,18 @@ class Controller:
             self._failure = repr(error)[:200]
             return self._full(Reason.FAILED)
 
+    def reach_ms(
+        self, rows: int, slot: int = 0, phase: Phase = Phase.DECODE
+    ) -> tuple[float, float] | None:
+        """Forecast in ms at the quality floor and at full quality; None before anything is known.
+
+        For a batch that was decided for: learns nothing, moves nothing.
+        """
+        forecast = self._forecast(self._batch(phase, rows, slot, None))
+        if forecast is None:
+            return None
+        return forecast.ms(self.config.min_demand), forecast.ms(1.0)
+
     def set_slo(self, slo: Slo) -> None:
         if slo.percentile != self.slo.percentile:
             self._estimator.tail = None
