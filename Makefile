@@ -7,7 +7,7 @@ MODEL := models/lynx-moe-tiny
 SERVER := --model-path $(MODEL) --device cpu --mem-fraction-static 0.1 --max-total-tokens 32768 \
 	--max-running-requests 64 --port $(PORT)
 
-.PHONY: env demo serve test check format bench clean
+.PHONY: env demo serve test check format bench gpu-check gpu-bench gpu-tune gpu-resources clean
 
 env: $(STAMP)
 
@@ -41,6 +41,26 @@ format: $(STAMP)
 
 bench: $(STAMP)  ## decode step of plain SGLang and Lynx on this CPU
 	PYTHONPATH=loadtests:models $(PYTHON) benchmarks/decode_step.py
+
+# On a GPU machine: no installation, any Python with torch and Triton. ARGS=--dry-run needs no GPU.
+GPU_PYTHON ?= $(if $(wildcard $(STAMP)),$(PYTHON),python3)
+
+gpu-check:  ## are the Triton kernels right on this GPU? under 10 minutes
+	$(GPU_PYTHON) benchmarks/gpu/check.py $(ARGS)
+	@if command -v compute-sanitizer >/dev/null && [ -z "$(ARGS)" ]; then \
+	  timeout 150 compute-sanitizer --error-exitcode 1 \
+	    $(GPU_PYTHON) benchmarks/gpu/check.py --quick --limit-min 2 || [ $$? -eq 124 ]; \
+	else echo "compute-sanitizer: not run"; fi
+
+gpu-bench:  ## their time against the byte floor, SGLang and the active experts; under 10 minutes
+	$(GPU_PYTHON) benchmarks/gpu/bench.py $(ARGS)
+
+gpu-tune:  ## sweep tile shapes on this GPU
+	$(GPU_PYTHON) benchmarks/gpu/tune.py $(ARGS)
+
+gpu-resources:  ## compile for GPUs that are not here, write kernels/RESOURCES.md and the predictions
+	$(GPU_PYTHON) benchmarks/gpu/resources.py
+	$(GPU_PYTHON) benchmarks/gpu/model.py > benchmarks/gpu/PREDICTIONS.md
 
 clean:
 	rm -rf build

@@ -50,7 +50,7 @@ def fused_moe(
         is_interleaved: gate and up rows of w13 alternate; CUDA only.
         apply_router_weight_on_input: weigh the expert's input rather than its output.
         schedule: CUDA only: what `select` returned beside these ids and weights, which are then not
-            read again; None: made here, by one more launch.
+            read again; it holds the routed experts alone. None: made here, by one more launch.
 
     CPU tensors run in torch, CUDA tensors in Triton (contiguous ones; float32 as TF32). Nothing
     falls back: what a device does not serve is a ValueError that names the argument. Steps that are

@@ -247,6 +247,11 @@ def check_arguments(
             f"got {workspace.max_rows} rows of {workspace.top_k}"
         )
     num_experts, inner_size = layer.num_experts, layer.intermediate_size
+    if len(schedule.experts) != num_experts:
+        raise ValueError(
+            f"schedule: expected one over the {num_experts} experts of w13, "
+            f"got one over {len(schedule.experts)}"
+        )
     _check("hidden", hidden, hidden, workspace.inner.dtype, (num_rows, layer.hidden_size))
     if out is not None:
         _check("out", out, hidden, hidden.dtype, tuple(hidden.shape))

@@ -123,6 +123,12 @@ def test_fused_moe_refuses_what_cuda_does_not_serve(launched, name, changes):
         fused_moe(*given, rows["topk_ids"], rows["topk_weights"])
 
 
+def test_a_schedule_without_the_shared_experts_is_refused(launched):
+    chosen = select(**routing(8, num_experts=NUM_EXPERTS - 1))  # w13 holds one expert more
+    with pytest.raises(ValueError, match="schedule: expected one over the 16 experts of w13"):
+        fused_moe(*layer(8), chosen.topk_ids, chosen.topk_weights, schedule=chosen.schedule)
+
+
 def test_fused_moe_refuses_a_device_without_kernels(launched, monkeypatch):
     rows = routing(8)
     monkeypatch.setattr(torch.version, "hip", "7.0")

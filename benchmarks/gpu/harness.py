@@ -1,0 +1,286 @@
+"""What the GPU scripts share: the device or its stand-in, layers, graphs, clocks and rows.
+
+With --dry-run, the same code runs on a CPU under Triton's interpreter: graphs become plain calls,
+and times mean nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+IS_DRY_RUN = "--dry-run" in sys.argv
+os.environ["TRITON_INTERPRET"] = str(int(IS_DRY_RUN))  # read when Triton is first imported
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT / "kernels"), str(ROOT / "controller")]
+
+import torch  # noqa: E402
+import triton  # noqa: E402
+from shapes import Shape, logits_of  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from lynx_kernels import tuning  # noqa: E402
+from lynx_kernels.activation import ACTIVATIONS  # noqa: E402
+from lynx_kernels.fused_moe_triton import fused_moe_triton  # noqa: E402
+from lynx_kernels.policies import POLICIES  # noqa: E402
+from lynx_kernels.schedule import Schedule  # noqa: E402
+from lynx_kernels.select_triton import SelectBuffers, select_triton  # noqa: E402
+from lynx_kernels.selection import RowClass, Selection  # noqa: E402
+from lynx_kernels.tuning import Tiles  # noqa: E402
+from lynx_kernels.workspace import Workspace  # noqa: E402
+
+if not IS_DRY_RUN and not torch.cuda.is_available():
+    sys.exit("no CUDA device: only --dry-run works here")
+DEVICE = torch.device("cpu" if IS_DRY_RUN else "cuda")
+DTYPE = torch.float32 if IS_DRY_RUN else torch.bfloat16  # the interpreter cannot multiply bf16
+MAX_ERROR = 1e-5 if IS_DRY_RUN else 1e-2  # relative, of the norm
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One layer's experts, random."""
+
+    shape: Shape
+    w13: Tensor
+    w2: Tensor
+    w13_bias: Tensor | None
+    w2_bias: Tensor | None
+
+    @classmethod
+    def random(cls, shape: Shape, seed: int) -> Weights:
+        rng = torch.Generator(DEVICE).manual_seed(seed)
+        experts, hidden, inner = shape.num_experts, shape.hidden_size, shape.intermediate_size
+
+        def normal(*sizes: int, scale: float = 1.0) -> Tensor:
+            values = torch.empty(sizes, dtype=DTYPE, device=DEVICE)
+            return values.normal_(generator=rng).mul_(scale)
+
+        return cls(
+            shape=shape,
+            w13=normal(experts, 2 * inner, hidden, scale=hidden**-0.5),
+            w2=normal(experts, hidden, inner, scale=inner**-0.5),
+            w13_bias=normal(experts, 2 * inner) if shape.has_bias else None,
+            w2_bias=normal(experts, hidden) if shape.has_bias else None,
+        )
+
+    def workspace(self, max_rows: int) -> Workspace:
+        return Workspace.allocate(
+            self.w13, self.w2, max_rows=max_rows, top_k=self.shape.top_k, dtype=DTYPE
+        )
+
+    def run(
+        self, hidden: Tensor, schedule: Schedule, workspace: Workspace, out: Tensor | None = None
+    ) -> Tensor:
+        return fused_moe_triton(
+            hidden,
+            self.w13,
+            self.w2,
+            schedule,
+            workspace=workspace,
+            activation=self.shape.activation,
+            is_interleaved=self.shape.is_interleaved,
+            w13_bias=self.w13_bias,
+            w2_bias=self.w2_bias,
+            out=out,
+        )
+
+    def reference(self, hidden: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
+        """The layer in float64, expert by expert."""
+        out = torch.zeros(hidden.shape, dtype=torch.float64, device=hidden.device)
+        for expert in topk_ids[topk_ids >= 0].unique().tolist():
+            row, slot = torch.where(topk_ids == expert)
+            gate_up = hidden[row].double() @ self.w13[expert].double().T
+            if self.w13_bias is not None:
+                gate_up += self.w13_bias[expert].double()
+            if self.shape.is_interleaved:
+                gate_up = torch.cat([gate_up[:, ::2], gate_up[:, 1::2]], dim=1)
+            y = ACTIVATIONS[self.shape.activation](gate_up) @ self.w2[expert].double().T
+            if self.w2_bias is not None:
+                y += self.w2_bias[expert].double()
+            out.index_add_(0, row, y * topk_weights[row, slot].double()[:, None])
+        return out
+
+
+def rows_of(shape: Shape, num_rows: int, seed: int = 0) -> Tensor:
+    rng = torch.Generator(DEVICE).manual_seed(seed)
+    return torch.empty(num_rows, shape.hidden_size, dtype=DTYPE, device=DEVICE).normal_(
+        generator=rng
+    )
+
+
+@dataclass(frozen=True)
+class Router:
+    """What `select` reads of one batch, and where it writes, at fixed addresses."""
+
+    inputs: dict[str, Tensor]
+    buffers: SelectBuffers
+
+    @classmethod
+    def random(cls, shape: Shape, num_rows: int) -> Router:
+        scores = logits_of(shape, num_rows, seed=num_rows).softmax(dim=1)
+        weights, ids = scores.topk(shape.top_k, dim=1)
+        inputs = {
+            "scores": scores,
+            "topk_ids": ids.int(),
+            "topk_weights": weights,
+            "row_class": torch.full((num_rows,), RowClass.FLEXIBLE, dtype=torch.uint8),
+            "budget": torch.tensor(shape.num_experts, dtype=torch.int32),
+            "floor": torch.tensor(1, dtype=torch.int32),
+            "demand": torch.tensor(1.0),
+        }
+        buffers = SelectBuffers.allocate(
+            max_rows=num_rows,
+            top_k=shape.top_k,
+            num_experts=shape.num_experts,
+            num_scheduled=shape.num_experts,
+            device=DEVICE,
+        )
+        return cls({name: value.to(DEVICE) for name, value in inputs.items()}, buffers)
+
+    def control(self, *, budget: int, demand: float = 1.0) -> None:
+        self.inputs["budget"].fill_(budget)
+        self.inputs["demand"].fill_(demand)
+
+    def select(self) -> Selection:
+        return select_triton(
+            **self.inputs, policy=POLICIES["lynx"], correction_bias=None, out=self.buffers
+        )
+
+
+def copy_into(schedule: Schedule, source: Schedule) -> None:
+    """New content at the addresses that a captured graph reads."""
+    for field in fields(schedule):
+        getattr(schedule, field.name).copy_(getattr(source, field.name))
+
+
+def error_of(got: Tensor, expected: Tensor) -> float:
+    """Norm of the difference over norm of the expected; infinite where anything is not finite."""
+    if not bool(got.isfinite().all()):
+        return float("inf")
+    return float((got.double() - expected).norm() / expected.norm().clamp_min(1e-30))
+
+
+def capture(run: Callable[[], Any]) -> Callable[[], Any]:
+    """A CUDA graph of run, or run itself on a CPU."""
+    if DEVICE.type == "cpu":
+        return run
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(2):  # compile, and let libraries allocate
+            run()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def times_us(replay: Callable[[], Any], repeats: int) -> list[float]:
+    """Device time of each of `repeats` replays, after a few."""
+    if DEVICE.type == "cpu":
+        times = []
+        for _ in range(min(repeats, 2)):
+            start = time.perf_counter()
+            replay()
+            times.append((time.perf_counter() - start) * 1e6)
+        return times
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+    for _ in range(3):
+        replay()
+    events[0].record()
+    for event in events[1:]:
+        replay()
+        event.record()
+    torch.cuda.synchronize()
+    return [1e3 * a.elapsed_time(b) for a, b in itertools.pairwise(events)]
+
+
+def summary(times: Sequence[float], per: int = 1) -> dict[str, float]:
+    low, median, high = statistics.quantiles(times, n=4) if len(times) > 1 else [times[0]] * 3
+    return {"median_us": round(median / per, 2), "iqr_us": round((high - low) / per, 2)}
+
+
+def copy_bandwidth() -> float:
+    """Bytes read and written per microsecond by a large device copy."""
+    num_bytes = 1 << (16 if DEVICE.type == "cpu" else 31)
+    source = torch.empty(num_bytes // 4, dtype=torch.int32, device=DEVICE).random_()
+    target = torch.empty_like(source)
+    return 2 * num_bytes / statistics.median(times_us(lambda: target.copy_(source), 20))
+
+
+class Rows:
+    """Results, written as they come."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a")
+        self.add(header())
+
+    def add(self, row: dict[str, Any]) -> dict[str, Any]:
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        return row
+
+
+def header() -> dict[str, Any]:
+    name = "CPU, dry run" if DEVICE.type == "cpu" else torch.cuda.get_device_name()
+    commit = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+    )
+    return {
+        "device": name,
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "commit": commit.stdout.strip() or "unknown",
+        "command": " ".join(["python", *sys.argv]),
+        "date": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+
+
+class Clock:
+    """How much of the time that the operator gave is left."""
+
+    def __init__(self, limit_min: float) -> None:
+        self._end = time.monotonic() + 60 * limit_min
+
+    @property
+    def is_over(self) -> bool:
+        return time.monotonic() > self._end
+
+
+def warm(shape: Shape, batches: Sequence[int], tiles: Sequence[Tiles | None] = (None,)) -> None:
+    """Compile for the batches, at each of the tiles, many at a time, into Triton's disk cache."""
+    if DEVICE.type == "cpu":
+        return
+    major, minor = torch.cuda.get_device_capability()
+    jobs = [(shape, num_rows, 10 * major + minor, t) for num_rows in batches for t in tiles]
+    workers = max(1, min(len(jobs), (os.cpu_count() or 1) - 1))
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        failures = [job.exception() for job in [pool.submit(_compile, *job) for job in jobs]]
+    found = [failure for failure in failures if failure is not None]
+    if found:  # only slower: what is missing is compiled where it is first launched
+        print(f"{len(found)} of {len(jobs)} not compiled ahead: {found[0]!r}", flush=True)
+
+
+def _compile(shape: Shape, num_rows: int, arch: int, tiles: Tiles | None) -> None:
+    from launches import SelectVariant, Variant
+
+    variant = Variant(shape, num_rows, arch)
+    select = SelectVariant(num_rows, shape.num_experts, shape.top_k, arch)
+    if tiles is not None:
+        tuning.TABLE[variant.layer, tuning.slot_of(num_rows)] = tiles
+    launches = variant.record() + (select.record() if tiles is None else [])
+    for launch in launches:
+        launch.kernel.warmup(grid=launch.grid, **launch.arguments)

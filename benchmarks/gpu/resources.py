@@ -1,0 +1,249 @@
+"""Compile every kernel that the host would launch, for three architectures, without a GPU.
+
+    python benchmarks/gpu/resources.py                   check all, write kernels/RESOURCES.md
+    python benchmarks/gpu/resources.py --only qwen3-30b:8:90 select:64,128,8:80
+    python benchmarks/gpu/resources.py --is-current      is kernels/RESOURCES.md of these kernels?
+
+Exits with 1 where a kernel spills, exceeds the device, cannot hold the planned programs on an
+SM, or lacks the instructions it was planned for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+os.environ["TRITON_INTERPRET"] = "0"  # read when Triton is first imported
+sys.path.insert(0, str(Path(__file__).parents[2] / "kernels"))
+
+import torch
+import triton
+from launches import Launch, SelectVariant, Variant, all_variants, parse
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from lynx_kernels import tuning
+
+DEVICES = {80: "A100", 90: "H100, H200", 100: "B200"}
+REGISTERS = 64 * 1024  # per SM
+RESERVED_SHARED = 1024  # per program, by the driver
+TYPES = {
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.float32: "*fp32",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+    torch.uint8: "*u8",
+    torch.float8_e4m3fn: "*fp8e4nv",
+}
+COLUMNS = (
+    "model",
+    "M up to, or M,E,K",
+    "kernel",
+    "BT x BN x BK",
+    "warps, stages",
+    "programs/SM",
+    "registers",
+    "shared KB",
+    "spilled",
+    "products",
+    "asynchronous copies",
+)
+ROOT = Path(__file__).parents[2]
+LISTING = ROOT / "kernels" / "RESOURCES.md"
+
+
+def compile_launch(launch: Launch, arch: int) -> Any:
+    kernel, given = launch.kernel, launch.arguments
+    signature, constants, options = {}, {}, {}
+    for name, value in given.items():
+        if name not in kernel.arg_names:
+            options[name] = value
+    for parameter in kernel.params:
+        value = given[parameter.name]
+        if isinstance(value, torch.Tensor):
+            signature[parameter.name] = TYPES[value.dtype]
+        elif parameter.is_constexpr or value is None:
+            signature[parameter.name] = "constexpr"
+            constants[parameter.name] = value
+        else:
+            signature[parameter.name] = "i32"
+    attributes = {
+        (position,): [["tt.divisibility", 16]]
+        for position, name in enumerate(kernel.arg_names)
+        if signature[name].startswith("*")
+    }
+    source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+
+
+def measure(launch: Launch, arch: int, programs_per_sm: int) -> dict[str, Any]:
+    start = time.perf_counter()
+    compiled = compile_launch(launch, arch)
+    ptx = compiled.asm["ptx"]
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+        usage = subprocess.run(
+            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
+        )
+    found = re.search(r"REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)", usage.stdout + usage.stderr)
+    assert found, usage.stdout + usage.stderr
+    registers, stack, local = map(int, found.groups())
+
+    def count(pattern: str) -> int:
+        return len(re.findall(pattern, ptx))
+
+    return {
+        "kernel": launch.kernel.__name__,
+        "warps": launch.arguments.get("num_warps", 4),
+        "stages": launch.arguments.get("num_stages", 0),
+        "tile": [launch.arguments.get(name, 0) for name in ("BT", "BN", "BK")],
+        "programs_per_sm": programs_per_sm,
+        "registers": registers,
+        "spilled_bytes": stack + local,
+        "shared_bytes": compiled.metadata.shared,
+        "tensor_core": {
+            "mma.sync": count(r"mma\.sync"),
+            "wgmma": count(r"wgmma\.mma_async"),
+            "tcgen05": count(r"tcgen05\.mma"),
+        },
+        "copies": {
+            width: count(rf"cp\.async\.c[ag]\.shared\.global[^;]*\], {width:#x}[,;]")
+            for width in (16, 8, 4)
+        },
+        "waits": count(r"griddepcontrol\.wait"),
+        "barriers": count(r"bar\.sync"),
+        "compile_s": round(time.perf_counter() - start, 2),
+    }
+
+
+def faults(row: dict[str, Any], arch: int) -> Iterator[str]:
+    shared_bytes = tuning.SHARED_BYTES[arch]
+    programs, threads = row["programs_per_sm"], 32 * row["warps"]
+    if row["spilled_bytes"]:
+        yield f"{row['spilled_bytes']} bytes of registers spilled"
+    if programs * (row["shared_bytes"] + RESERVED_SHARED) > shared_bytes + RESERVED_SHARED:
+        yield f"{programs} programs of {row['shared_bytes']} shared bytes do not fit an SM"
+    if programs * threads * -(-row["registers"] // 8) * 8 > REGISTERS:
+        yield f"{programs} programs of {threads} x {row['registers']} registers do not fit an SM"
+    if row["waits"] != (arch >= 90):
+        yield f"{row['waits']} waits for the launch before"
+    if row["tile"][1] > 0 and row["kernel"] != "combine_kernel":  # a product
+        if not any(row["tensor_core"].values()):
+            yield "no tensor-core instruction"
+        copies = row["copies"]  # the interface of fp8 tiles to their products halves them
+        if copies[16] <= copies[8] and "fp8" not in row["cells"][0]:
+            yield f"asynchronous copies by width: {copies}"
+        needs_warpgroup = arch == 90 and row["tile"][1] >= 64 and row["warps"] >= 4
+        if needs_warpgroup and not row["tensor_core"]["wgmma"]:
+            yield "no warpgroup product"
+
+
+def inspect(variant: Variant | SelectVariant) -> list[dict[str, Any]]:
+    rows = []
+    for launch in variant.record():
+        row = {"arch": variant.arch, "cells": cells_of(variant, launch)}
+        programs = variant.programs_per_sm(launch.kernel.__name__)
+        row |= measure(launch, variant.arch, programs)
+        rows.append(row | {"faults": list(faults(row, variant.arch))})
+    return rows
+
+
+def cells_of(variant: Variant | SelectVariant, launch: Launch) -> list[str]:
+    """The cells of the listing that are known without compiling."""
+    given = launch.arguments
+    tile = [str(given[name]) for name in ("BT", "BN", "BK") if name in given]
+    return [
+        variant.name,
+        variant.size,
+        launch.kernel.__name__.removesuffix("_kernel"),
+        "x".join(tile) or str(given["BLOCK_M"]),
+        f"{given.get('num_warps', 4)}, {given.get('num_stages', '-')}",
+    ]
+
+
+def fingerprint() -> str:
+    """Of everything that the kernels are compiled from: device code, and arguments of launches."""
+    found = hashlib.sha256()
+    for path in sorted((ROOT / "kernels" / "lynx_kernels").glob("*.py")):
+        text = path.read_text()
+        if "@triton.jit" in text:
+            found.update(text.encode())
+    for variant in all_variants():
+        for launch in variant.record():
+            given = {
+                name: str(value.dtype) if isinstance(value, torch.Tensor) else value
+                for name, value in launch.arguments.items()
+            }
+            found.update(f"{variant} {launch.kernel.__name__} {given}".encode())
+    return found.hexdigest()[:16]
+
+
+def write_listing(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    lines = [
+        "# Resources of the kernels",
+        "",
+        f"Compiled with Triton {triton.__version__}, without a GPU, by",
+        "`python benchmarks/gpu/resources.py`. Products and copies count instructions in the PTX,",
+        "the unrolled start of the pipeline included. A tile is rows alone for `select`.",
+        "",
+        f"Sources and tiles: {fingerprint()}",
+    ]
+    for arch, device in DEVICES.items():
+        lines += ["", f"## sm_{arch} ({device})", "", f"| {' | '.join(COLUMNS)} |"]
+        lines.append("|---" * len(COLUMNS) + "|")
+        for row in rows:
+            if row["arch"] != arch:
+                continue
+            products = ", ".join(f"{n} {kind}" for kind, n in row["tensor_core"].items() if n)
+            cells = (
+                *row["cells"],
+                row["programs_per_sm"],
+                row["registers"],
+                f"{row['shared_bytes'] / 1024:.0f}",
+                row["spilled_bytes"],
+                products or "-",
+                ", ".join(f"{n} x {width} B" for width, n in row["copies"].items() if n) or "-",
+            )
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+    path.write_text("\n".join(lines) + "\n")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", type=parse, help=parse.__doc__)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--is-current", action="store_true", help="compile nothing")
+    options = parser.parse_args()
+    if options.is_current:
+        return int(f"Sources and tiles: {fingerprint()}" not in LISTING.read_text().splitlines())
+    rows = []
+    with ProcessPoolExecutor(options.workers) as pool:
+        for found in pool.map(inspect, options.only or all_variants()):
+            for row in found:
+                print(json.dumps(row), flush=True)
+                rows.append(row)
+    if not options.only:
+        write_listing(rows, LISTING)
+    num_bad = sum(bool(row["faults"]) for row in rows)
+    print(f"{len(rows)} kernels, {num_bad} with faults", file=sys.stderr)
+    return int(num_bad > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""What else computes a MoE layer: each a function of (weights, hidden, ids, topk_weights)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from harness import IS_DRY_RUN, Weights
+from torch import Tensor
+
+from lynx_kernels.activation import ACTIVATIONS
+
+Rival = Callable[[Weights, Tensor, Tensor, Tensor], Tensor]
+
+
+def torch_grouped(weights: Weights, hidden: Tensor, ids: Tensor, topk_weights: Tensor) -> Tensor:
+    """torch._grouped_mm over sorted rows, with torch operations around it."""
+    shape = weights.shape
+    order = ids.flatten().argsort(stable=True)
+    counts = torch.zeros(shape.num_experts, dtype=torch.int32, device=ids.device)
+    counts.scatter_add_(0, ids.flatten().long(), torch.ones_like(ids.flatten()))
+    ends = counts.cumsum(0, dtype=torch.int32)
+    rows = hidden[order // shape.top_k]
+    gate_up = torch._grouped_mm(rows, weights.w13.transpose(1, 2), offs=ends)
+    inner = ACTIVATIONS[shape.activation](gate_up)
+    y = torch._grouped_mm(inner, weights.w2.transpose(1, 2), offs=ends)
+    y = y * topk_weights.flatten()[order, None]
+    out = torch.empty_like(y).index_copy_(0, order, y.to(hidden.dtype))
+    return out.view(*ids.shape, -1).sum(dim=1)
+
+
+def sglang(weights: Weights, hidden: Tensor, ids: Tensor, topk_weights: Tensor) -> Tensor:
+    """SGLang's Triton chain after top-k, as shipped, or re-tuned by SGLANG_MOE_CONFIG_DIR."""
+    return _sglang(weights, hidden, ids, topk_weights, is_swiglu_fused=False)
+
+
+def sglang_fused(weights: Weights, hidden: Tensor, ids: Tensor, topk_weights: Tensor) -> Tensor:
+    """The same with SGLANG_OPT_FUSE_SWIGLU_INTERLEAVED: takes gate and up rows as alternating."""
+    return _sglang(weights, hidden, ids, topk_weights, is_swiglu_fused=True)
+
+
+@functools.cache
+def _publish_sglang_settings() -> None:
+    """SGLang's layers read settings that a server would have published."""
+    from sglang.srt.runtime_context import publish
+    from sglang.srt.server_args import ServerArgs
+
+    publish(ServerArgs(model_path="none"), role="scheduler")
+
+
+def _sglang(
+    weights: Weights, hidden: Tensor, ids: Tensor, topk_weights: Tensor, *, is_swiglu_fused: bool
+) -> Tensor:
+    from sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe import fused_experts_impl
+
+    _publish_sglang_settings()
+    is_clamped = weights.shape.activation == "swiglu_clamped"
+    out: Tensor = fused_experts_impl(
+        hidden,
+        weights.w13,
+        weights.w2,
+        topk_weights,
+        ids,
+        b1=weights.w13_bias,
+        b2=weights.w2_bias,
+        activation="silu" if is_clamped else weights.shape.activation,
+        gemm1_alpha=1.702 if is_clamped else None,
+        gemm1_limit=7.0 if is_clamped else None,
+        gate_up_interleaved=weights.shape.is_interleaved,
+        filter_expert=False,
+        fuse_swiglu_interleaved=is_swiglu_fused,
+    )
+    return out
+
+
+RIVALS: dict[str, Rival] = {
+    "sglang": sglang,
+    "sglang fused swiglu": sglang_fused,
+    "torch grouped": torch_grouped,
+}
+
+
+def expected_of(name: str, weights: Weights, hidden: Tensor, ids: Tensor, mix: Tensor) -> Tensor:
+    """What a rival should compute from the same tensors."""
+    if name == "sglang fused swiglu":
+        weights = replace(weights, shape=replace(weights.shape, is_interleaved=True))
+    return weights.reference(hidden, ids, mix)
+
+
+def serves(name: str, weights: Weights) -> bool:
+    if IS_DRY_RUN:  # SGLang has no chain for a CPU, and takes long to import
+        return name == "torch grouped"
+    is_plain = weights.shape.activation == "silu" and not weights.shape.has_bias
+    return is_plain or name == "sglang"

@@ -1,0 +1,105 @@
+"""The Triton kernels compile for GPUs that this machine does not have, within their limits.
+
+A few of the variants in kernels/RESOURCES.md, which `python benchmarks/gpu/resources.py` makes of
+all of them. In a process of its own: other tests may have imported Triton as an interpreter.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+VARIANTS = {
+    "qwen3-30b:8:90": "products too narrow for a warpgroup",
+    "qwen3-30b:64:90": "a concatenated down product",
+    "qwen3-30b:128:90": "chunks, a product per expert, and combine",
+    "qwen3-30b-fp8:16:90": "block scales",
+    "gpt-oss-120b:32:100": "biases, alternating rows, tensor memory",
+    "qwen3-30b-prefetch2:8:90": "down weights fetched before the wait",
+    "mixtral-tp2:16:80": "no warpgroups and no dependent launches",
+    "select:64,128,8:80": "one launch",
+    "select:64,128,8:90": "one launch, waiting inside",
+    "select:256,512,8:100": "several programs",
+    "select:300,128,8:90": "three launches",
+}
+MAX_SELECT_SHARED_BYTES = 48 * 1024  # what a program has everywhere, without asking for more
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu" / "resources.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
+
+
+@pytest.fixture(scope="module")
+def rows():
+    done = run("--only", *VARIANTS)
+    assert done.stdout, done.stderr[-4000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_every_kernel_stays_within_its_limits(rows):
+    assert {row["kernel"] for row in rows} == {
+        "gate_up_kernel",
+        "down_concat_kernel",
+        "down_kernel",
+        "combine_kernel",
+        "select_kernel",
+        "demand_kernel",
+        "decide_kernel",
+        "place_kernel",
+    }
+    assert [row for row in rows if row["faults"]] == []
+    assert all(row["registers"] <= 255 and row["spilled_bytes"] == 0 for row in rows)
+
+
+def products_of(rows, *, is_narrow=False, **wanted):
+    """Rows of GEMM kernels: the others have no tile of weights."""
+    return [
+        row
+        for row in rows
+        if row["tile"][2] > 0
+        and (row["tile"][1] < 64) == is_narrow
+        and all(row[name] == value for name, value in wanted.items())
+    ]
+
+
+def test_selection_needs_no_more_shared_memory_than_every_device_has(rows):
+    selects = [row for row in rows if row["cells"][0] == "select"]
+    assert {row["arch"] for row in selects} == {80, 90, 100}
+    assert all(row["shared_bytes"] <= MAX_SELECT_SHARED_BYTES for row in selects)
+
+
+@pytest.mark.parametrize(("arch", "kind"), [(80, "mma.sync"), (90, "wgmma"), (100, "tcgen05")])
+def test_products_run_on_the_tensor_cores_of_each_architecture(rows, arch, kind):
+    products = products_of(rows, arch=arch)
+    assert products
+    assert all(row["tensor_core"][kind] > 0 for row in products)
+
+
+def test_narrow_products_keep_the_older_instruction(rows):
+    narrow = products_of(rows, is_narrow=True)
+    assert narrow
+    assert all(row["tensor_core"]["mma.sync"] > 0 for row in narrow)
+
+
+def test_weights_of_two_bytes_are_copied_16_bytes_at_a_time(rows):
+    for row in products_of(rows) + products_of(rows, is_narrow=True):
+        if "fp8" not in row["cells"][0]:
+            assert row["copies"]["16"] > 0
+            assert row["copies"]["8"] == 0
+
+
+def test_kernels_wait_for_the_launch_before_where_they_overlap_it(rows):
+    assert all(row["waits"] == (row["arch"] >= 90) for row in rows)
+
+
+def test_the_listing_is_of_these_kernels():
+    done = run("--is-current")
+    message = "run python benchmarks/gpu/resources.py"
+    assert done.returncode == 0, f"{message}\n{done.stderr[-2000:]}"

@@ -1,0 +1,52 @@
+"""The GPU checks and benchmarks start: their own code, on a CPU, interpreted, at tiny sizes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "gpu"
+
+
+def run(script: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / script), *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def test_the_check_passes():
+    printed = run("check.py", "--dry-run", "--quick")
+    assert "FAIL" not in printed
+    assert "23 of 23 good" in printed
+
+
+def test_the_benchmark_writes_right_rows_as_they_come(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    run("bench.py", "--dry-run", "--out", str(path))
+    header, bandwidth, *rows = (json.loads(line) for line in path.read_text().splitlines())
+    assert header["device"] == "CPU, dry run"
+    assert bandwidth["copy_tb_s"] > 0
+    assert {row["side"] for row in rows} >= {"layer", "fused", "select"}
+    for row in rows:
+        if row["side"] in ("layer", "fused"):
+            assert row["error"] < 1e-5
+            assert row["median_us"] > 0
+
+
+def test_the_sweep_prints_a_row_for_the_table(tmp_path):
+    printed = run("tune.py", "--dry-run", "--out", str(tmp_path / "rows.jsonl"))
+    assert "): Tiles(gate_up=GemmTiles(" in printed
+
+
+def test_predictions_are_those_on_file():
+    printed = run("model.py").splitlines()
+    on_file = (FOLDER / "PREDICTIONS.md").read_text().splitlines()
+    assert printed[2:] == on_file[2:]
