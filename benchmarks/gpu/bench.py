@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from compilation import CompiledAhead
 from harness import (
     IS_DRY_RUN,
     MAX_ERROR,
@@ -41,7 +42,6 @@ from harness import (
     rows_of,
     summary,
     times_us,
-    warm,
 )
 from model import Prediction
 from rivals import RIVALS, expected_of, serves
@@ -162,6 +162,9 @@ def plan(names: Sequence[str]) -> Iterator[tuple[Shape, tuple[int, ...]]]:
 
 
 def show(row: dict[str, Any]) -> None:
+    if "r2" in row:
+        print(row, flush=True)
+        return
     end = row.get("failed") or f"error {row.get('error', '-')}"
     print(
         f"{row['model']:>17} M={row['M']:<4} T={row['T']:<4} {row['side']:<20}"
@@ -170,6 +173,26 @@ def show(row: dict[str, Any]) -> None:
         f"  predicted {row.get('predicted_us', 0):.1f}  {end}",
         flush=True,
     )
+
+
+def bench(shape: Shape, batches: Sequence[int], bandwidth: float) -> Iterator[dict[str, Any]]:
+    """Rows of a layer: every side at every budget of every batch, and the fits over T."""
+    active_bytes = shape.top_k * shape.expert_bytes()
+    num_copies = min(MAX_COPIES, max(MIN_COPIES, -(-COLD_BYTES // active_bytes)))
+    copies = [Weights.random(shape, seed) for seed in range(1 if IS_DRY_RUN else num_copies)]
+    for num_rows in batches:
+        measured = []
+        natural = Point(shape, num_rows).num_active
+        for budget in targets_of(shape, natural)[:: 3 if IS_DRY_RUN else 1]:
+            for row in measure(Point(shape, num_rows, budget), copies, bandwidth):
+                measured.append(row)
+                yield row
+        for side in ("layer", "fused"):
+            line = fit([row for row in measured if "median_us" in row], side)
+            if line is not None:
+                floor_slope = shape.expert_bytes() / bandwidth
+                line["slope_over_floor"] = round(line["slope_us"] / floor_slope, 3)
+                yield {"model": shape.name, "M": num_rows} | line
 
 
 def main() -> int:
@@ -181,34 +204,20 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu" / "fused_moe.jsonl")
     parser.add_argument("--dry-run", action="store_true", help="on a CPU, interpreted")
     options = parser.parse_args()
-    clock, rows = Clock(options.limit_min), Rows(options.out)
-    bandwidth = copy_bandwidth()
-    print(header() | rows.add({"copy_tb_s": round(bandwidth / 1e6, 3)}), flush=True)
-    num_wrong = 0
-    for shape, batches in plan(options.models):
-        warm(shape, batches)
-        active_bytes = shape.top_k * shape.expert_bytes()
-        num_copies = min(MAX_COPIES, max(MIN_COPIES, -(-COLD_BYTES // active_bytes)))
-        copies = [Weights.random(shape, seed) for seed in range(1 if IS_DRY_RUN else num_copies)]
-        for num_rows in batches:
-            measured = []
-            natural = Point(shape, num_rows).num_active
-            for budget in targets_of(shape, natural)[:: 3 if IS_DRY_RUN else 1]:
+    clock, rows, num_wrong = Clock(options.limit_min), Rows(options.out), 0
+    plans = list(plan(options.models))
+    jobs = [(shape, num_rows, None) for shape, batches in plans for num_rows in batches]
+    with CompiledAhead(jobs) as compiled:
+        bandwidth = copy_bandwidth()
+        print(header() | rows.add({"copy_tb_s": round(bandwidth / 1e6, 3)}), flush=True)
+        for shape, batches in plans:
+            compiled.wait_for(shape, batches)
+            for row in bench(shape, batches, bandwidth):
+                show(rows.add(row))
+                num_wrong += row.get("error", 0.0) > MAX_ERROR and row["side"] not in RIVALS
                 if clock.is_over:
                     print(f"time is up; rows are in {options.out}")
                     return int(num_wrong > 0)
-                for row in measure(Point(shape, num_rows, budget), copies, bandwidth):
-                    measured.append(rows.add(row))
-                    show(row)
-                    num_wrong += row.get("error", 0.0) > MAX_ERROR and row["side"] not in RIVALS
-            for side in ("layer", "fused"):
-                line = fit([row for row in measured if "median_us" in row], side)
-                if line is not None:
-                    floor_slope = shape.expert_bytes() / bandwidth
-                    line |= {"model": shape.name, "M": num_rows}
-                    line["slope_over_floor"] = round(line["slope_us"] / floor_slope, 3)
-                    print(rows.add(line), flush=True)
-        del copies
     print(f"done; rows are in {options.out}")
     return int(num_wrong > 0)
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from compilation import CompiledAhead
 from harness import (
     DEVICE,
     IS_DRY_RUN,
@@ -30,7 +31,6 @@ from harness import (
     error_of,
     header,
     rows_of,
-    warm,
 )
 from shapes import SHAPES, TINY, Shape, route
 from torch import Tensor
@@ -167,14 +167,16 @@ def outcomes(is_quick: bool) -> Iterator[Outcome]:
     batches = [3, 17, 70] if IS_DRY_RUN else [1, 8, 13, 32, 64, 128]
     if is_quick:
         shapes, batches = shapes[:1], batches[::2]
-    for shape in shapes:
-        weights = Weights.random(shape, seed=0)
-        warm(shape, batches)
-        for num_rows in batches:
-            yield from check_layer(weights, num_rows)
-        for num_rows in batches:
-            yield from check_batch(weights, num_rows)
-        yield check_chain(weights, batches[1], num_layers=2 if IS_DRY_RUN else 8)
+    jobs = [(shape, num_rows, None) for shape in shapes for num_rows in batches]
+    with CompiledAhead(jobs) as compiled:
+        for shape in shapes:
+            weights = Weights.random(shape, seed=0)
+            compiled.wait_for(shape, batches)
+            for num_rows in batches:
+                yield from check_layer(weights, num_rows)
+            for num_rows in batches:
+                yield from check_batch(weights, num_rows)
+            yield check_chain(weights, batches[1], num_layers=2 if IS_DRY_RUN else 8)
 
 
 def main() -> int:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import itertools
 import json
-import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -30,14 +28,12 @@ import triton  # noqa: E402
 from shapes import Shape, logits_of  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from lynx_kernels import tuning  # noqa: E402
 from lynx_kernels.activation import ACTIVATIONS  # noqa: E402
 from lynx_kernels.fused_moe_triton import fused_moe_triton  # noqa: E402
 from lynx_kernels.policies import POLICIES  # noqa: E402
 from lynx_kernels.schedule import Schedule  # noqa: E402
 from lynx_kernels.select_triton import SelectBuffers, select_triton  # noqa: E402
 from lynx_kernels.selection import RowClass, Selection  # noqa: E402
-from lynx_kernels.tuning import Tiles  # noqa: E402
 from lynx_kernels.workspace import Workspace  # noqa: E402
 
 if not IS_DRY_RUN and not torch.cuda.is_available():
@@ -257,30 +253,3 @@ class Clock:
     @property
     def is_over(self) -> bool:
         return time.monotonic() > self._end
-
-
-def warm(shape: Shape, batches: Sequence[int], tiles: Sequence[Tiles | None] = (None,)) -> None:
-    """Compile for the batches, at each of the tiles, many at a time, into Triton's disk cache."""
-    if DEVICE.type == "cpu":
-        return
-    major, minor = torch.cuda.get_device_capability()
-    jobs = [(shape, num_rows, 10 * major + minor, t) for num_rows in batches for t in tiles]
-    workers = max(1, min(len(jobs), (os.cpu_count() or 1) - 1))
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        failures = [job.exception() for job in [pool.submit(_compile, *job) for job in jobs]]
-    found = [failure for failure in failures if failure is not None]
-    if found:  # only slower: what is missing is compiled where it is first launched
-        print(f"{len(found)} of {len(jobs)} not compiled ahead: {found[0]!r}", flush=True)
-
-
-def _compile(shape: Shape, num_rows: int, arch: int, tiles: Tiles | None) -> None:
-    from launches import SelectVariant, Variant
-
-    variant = Variant(shape, num_rows, arch)
-    select = SelectVariant(num_rows, shape.num_experts, shape.top_k, arch)
-    if tiles is not None:
-        tuning.TABLE[variant.layer, tuning.slot_of(num_rows)] = tiles
-    launches = variant.record() + (select.record() if tiles is None else [])
-    for launch in launches:
-        launch.kernel.warmup(grid=launch.grid, **launch.arguments)

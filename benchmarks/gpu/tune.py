@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from compilation import CompiledAhead
 from harness import (
     DEVICE,
     IS_DRY_RUN,
@@ -31,7 +32,6 @@ from harness import (
     header,
     rows_of,
     times_us,
-    warm,
 )
 from shapes import SHAPES, TINY, Shape, route
 
@@ -103,7 +103,9 @@ def sweep(shape: Shape, slot: int, copies: Sequence[Weights], rows: Rows, clock:
     best = tuning.tiles_for(layer, slot)
     best_us = time_of(best)
     tried = list(itertools.islice(candidates(slot, best), 3 if IS_DRY_RUN else None))
-    warm(shape, [slot], [replace(best, **{field: value}) for field, value in tried])
+    jobs = [(shape, slot, replace(best, **{field: value})) for field, value in tried]
+    with CompiledAhead(jobs) as compiled:
+        compiled.wait_for(shape, [slot])
     for field, value in tried:
         if clock.is_over:
             break

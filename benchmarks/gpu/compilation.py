@@ -1,0 +1,60 @@
+"""Kernels compiled on all cores before they are wanted."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterable
+from concurrent.futures import Future, ProcessPoolExecutor
+
+import torch
+from harness import DEVICE
+from launches import SelectVariant, Variant
+from shapes import Shape
+
+from lynx_kernels import tuning
+from lynx_kernels.tuning import Tiles
+
+Job = tuple[Shape, int, Tiles | None]  # a layer, its number of rows, tiles that are no rule's
+
+
+class CompiledAhead:
+    """Compiles jobs on all cores, in their order, into Triton's disk cache, while others run.
+
+    What fails here, or was not listed, is compiled where it is first launched: only slower.
+    """
+
+    def __init__(self, jobs: Iterable[Job]) -> None:
+        self._futures: dict[Job, Future[None]] = {}
+        self._pool: ProcessPoolExecutor | None = None
+        if DEVICE.type == "cpu":
+            return
+        major, minor = torch.cuda.get_device_capability()
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(max(1, (os.cpu_count() or 1) - 2), mp_context=context)
+        for job in dict.fromkeys(jobs):
+            self._futures[job] = self._pool.submit(_compile, *job, 10 * major + minor)
+
+    def wait_for(self, shape: Shape, batches: Iterable[int]) -> None:
+        wanted = {(shape, num_rows) for num_rows in batches}
+        jobs = [job for job in self._futures if job[:2] in wanted]
+        failed = [error for job in jobs if (error := self._futures.pop(job).exception())]
+        if failed:
+            print(f"{len(failed)} of {len(jobs)} not compiled ahead: {failed[0]!r}", flush=True)
+
+    def __enter__(self) -> CompiledAhead:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _compile(shape: Shape, num_rows: int, tiles: Tiles | None, arch: int) -> None:
+    variant = Variant(shape, num_rows, arch)
+    select = SelectVariant(num_rows, shape.num_experts, shape.top_k, arch)
+    if tiles is not None:
+        tuning.TABLE[variant.layer, tuning.slot_of(num_rows)] = tiles
+    launches = variant.record() + (select.record() if tiles is None else [])
+    for launch in launches:
+        launch.kernel.warmup(grid=launch.grid, **launch.arguments)
