@@ -30,7 +30,7 @@ LYNX = {
 
 def test_slo_lies_between_the_plain_servers_times() -> None:
     unloaded, loaded = Pace(1, 8.0, 9.0, 1.0, 60.0), Pace(16, 30.0, 48.0, 5.0, 400.0)
-    assert slo(unloaded, loaded, 0.35) == 22.0
+    assert slo(unloaded, loaded, 0.75) == 24.5
     shape = shape_of(loaded, 60.0)
     assert [plateau.rate_per_s for plateau in shape.plateaus] == [
         5 * LOW_SHARE, 5 * HIGH_SHARE, 5 * LOW_SHARE,
