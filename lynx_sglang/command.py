@@ -8,8 +8,10 @@ import sys
 import urllib.error
 import urllib.request
 import warnings
+from pathlib import Path
 from typing import Any
 
+from lynx_controller import log
 from lynx_sglang import doors, platform, settings
 
 
@@ -30,6 +32,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     status.add_argument("--json", action="store_true", help="print the whole state as JSON")
     status.set_defaults(run=lambda args: run_status(args.url, args.json))
+
+    replay = commands.add_parser("replay", help="explain the decisions in a --lynx-decision-log")
+    replay.add_argument("log", type=Path, help="file that the server wrote")
+    replay.add_argument("--step", type=int, help="only this engine step's decisions")
+    replay.set_defaults(run=lambda args: run_replay(args.log, args.step))
 
     args = parser.parse_args(argv)
     code: int = args.run(args)
@@ -71,6 +78,16 @@ def run_status(url: str, as_json: bool) -> int:
     for part in parts:
         print(json.dumps(part, indent=2) if as_json else describe(part))
     return 0
+
+
+def run_replay(path: Path, step: int | None) -> int:
+    """1 for a file that is no log, or where today's controller decides otherwise."""
+    try:
+        _calls, differences = log.show(path, step=step)
+    except (OSError, ValueError) as error:
+        print(f"lynx-sglang: {path}: {error}", file=sys.stderr)
+        return 1
+    return int(differences > 0)
 
 
 def describe(part: dict[str, Any]) -> str:

@@ -11,12 +11,15 @@ import logging
 import time
 from bisect import bisect_left
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from lynx_controller import Controller, ControllerConfig, Decision, Observation, Phase, Slo
+from lynx_controller.log import Log, LoggedController
 from lynx_kernels import RowClass, select, warm_up
 from lynx_sglang import doors, routing, runner, telemetry, tier
 from lynx_sglang.clock import StepClock
@@ -84,7 +87,10 @@ class Runtime:
         warm_up(self.num_experts, self.top_k)
         self.buffer = Buffer(self.layer_ids, self.num_experts, self.settings.floor)
         settings = self.settings
-        self.controller = Controller(
+        make: Callable[..., Controller] = Controller
+        if settings.decision_log is not None:
+            make = partial(LoggedController, Log(Path(settings.decision_log)))
+        self.controller = make(
             slo=Slo(itl_ms=settings.slo_itl_ms, percentile=settings.slo_percentile),
             num_layers=len(self.layer_ids),
             num_experts=self.num_experts,

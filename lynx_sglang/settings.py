@@ -77,6 +77,15 @@ def _cap(text: object) -> int | str:
     return _whole(1, 1 << 20)(text)
 
 
+def _writable_file(text: object) -> str:
+    path = Path(str(text)).absolute()
+    if str(text) == "none":
+        return "none"
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ValueError
+    return str(path)
+
+
 def option(default: Any, parse: Callable[[object], Any], allowed: str, about: str) -> Any:
     """A dataclass field that knows its parser, its range in words and its help text."""
     return field(default=default, metadata={"parse": parse, "allowed": allowed, "about": about})
@@ -136,6 +145,13 @@ class Settings:
         _one_of("flexible", "exact"),
         "flexible or exact",
         'Tier of requests that name none with custom_params {"lynx": ...}.',
+    )
+
+    decision_log: str | None = option(
+        None,
+        _writable_file,
+        "a file in a folder that exists and may be written to, or none",
+        "Log of every decision and what it was made from; `lynx-sglang replay` explains it.",
     )
 
     def to_json(self) -> str:

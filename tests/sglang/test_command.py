@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from lynx_controller import Observation, Phase, Slo
+from lynx_controller.log import Log, LoggedController
 from lynx_sglang import command
 from lynx_sglang.settings import OPTIONS, flag_of
 
@@ -46,3 +50,23 @@ def test_status_describes_the_loop() -> None:
 def test_status_says_when_there_is_no_server(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["status", "--url", "http://127.0.0.1:9"]) == 1
     assert "127.0.0.1:9" in capsys.readouterr().err
+
+
+def test_replay_explains_a_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "decisions.jsonl"
+    log = Log(path)
+    controller = LoggedController(log, Slo(itl_ms=10.0), num_layers=2, num_experts=8, top_k=2)
+    for step in range(5):
+        controller.step(
+            Observation(
+                step=step, phase=Phase.DECODE, rows=4, slot=4, step_ms=9.0,
+                active_experts=[6, 7], retained_mass=[1.0, 1.0], kv_tokens=100,
+            )
+        )  # fmt: skip
+    log.close()
+    assert command.main(["replay", str(path)]) == 0
+    assert "5 calls replayed, 0 decided otherwise" in capsys.readouterr().out
+    assert command.main(["replay", str(tmp_path / "absent")]) == 1
+    path.write_text("{}\n")
+    assert command.main(["replay", str(path)]) == 1
+    assert "not a decision log" in capsys.readouterr().err
