@@ -189,6 +189,22 @@ def test_empty_slots(num_rows, holes):
         assert (case.run() == 0).all()
 
 
+@pytest.mark.parametrize("num_rows", [3, 70])
+def test_idle_experts_are_not_read(num_rows):
+    """Times zero, a NaN would still show in the sums."""
+    case = case_of((num_rows, 9, 2, 48, 32))
+    case = replace(case, topk_ids=case.topk_ids % 5 * 2)
+    rows_differ = case.topk_ids[:, 0] != case.topk_ids[:, 1]
+    case = replace(case, topk_ids=torch.where(rows_differ[:, None], case.topk_ids, -1))
+    expected = case.expected()
+    is_idle = torch.ones(9, dtype=torch.bool, device=DEVICE)
+    is_idle[case.topk_ids[case.topk_ids >= 0].long()] = False
+    assert is_idle.any()
+    case.w13[is_idle] = NAN
+    case.w2[is_idle] = NAN
+    torch.testing.assert_close(case.run(), expected, **TOLERANCES[torch.float32])
+
+
 @pytest.mark.parametrize("num_rows", [40, 70])
 def test_one_live_expert_has_more_rows_than_a_tile(num_rows):
     case = case_of((num_rows, 37, 1, 48, 32))
