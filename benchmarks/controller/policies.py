@@ -1,60 +1,159 @@
-"""The controllers that the scorecard compares. Each maps an observation to (demand, caps)."""
+"""The controllers that the scorecard compares. Each maps an observation to (demand, caps).
+
+All move our demand above our floor; what they were published with instead is said at each.
+`plan` answers for a batch that is known before it runs, None where a law has no such notion.
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
 from lynx_controller import Controller, ControllerConfig, Decision, Observation, Slo
 from lynx_controller.simulator import Plant, Setting
 
+FULL = (64,) * 8  # the cap that cuts nothing: 8 layers of 64 experts
+FLOOR = 0.5
 
-class Policy(Protocol):
-    def __call__(self, seen: Observation) -> Setting: ...
+
+def gap_of(seen: Observation) -> float:
+    return seen.step_ms if seen.itl_ms is None else seen.itl_ms
 
 
 @dataclass
-class Static:
-    """One demand for the whole run; 1 is full quality."""
+class Policy:
+    slo_ms: float
+    demand: float = 1.0
 
-    demand: float
-    budget: tuple[int, ...]
+    def set_slo(self, slo_ms: float) -> None:
+        self.slo_ms = slo_ms
+
+    def plan(self, rows: int) -> Setting | None:
+        return None
 
     def __call__(self, seen: Observation) -> Setting:
-        return self.demand, self.budget
+        self.observe(seen)
+        return self.demand, FULL
+
+    def observe(self, seen: Observation) -> None:
+        """One demand for the whole run."""
+
+    def move(self, demand: float) -> None:
+        self.demand = min(max(demand, FLOOR), 1.0)
 
 
 @dataclass
-class BrownoutServe:
-    """arXiv 2507.17133: every 5 s, p90 > SLO: x 0.8; p90 < 0.8 SLO: + 0.1; else hold.
+class BatchTable(Policy):
+    """A table by batch-size class, profiled offline on the plant as it was when the run began.
 
-    Moves our demand in place of its share of requests, with our floor (it has none).
+    The largest demand whose 98th percentile fits the SLO at the class's largest batch.
+    `slope_error` is what the profile's machine differs by.
     """
 
-    slo_ms: float
-    budget: tuple[int, ...]
-    floor: float
-    demand: float = 1.0
+    plant: Plant = field(default_factory=Plant)
+    slope_error: float = 1.0
+    headroom: float = 1.10
+    table: dict[tuple[int, float], float] = field(default_factory=dict)
+
+    def observe(self, seen: Observation) -> None:
+        self.look_up(seen.rows)
+
+    def plan(self, rows: int) -> Setting:
+        self.look_up(rows)
+        return self.demand, FULL
+
+    def look_up(self, rows: int) -> None:
+        slot = 1 << (rows - 1).bit_length()
+        if (slot, self.slo_ms) not in self.table:
+            grid = [FLOOR + 0.01 * i for i in range(51)]
+            fitting = [each for each in grid if self.fits(slot, each)]
+            self.table[slot, self.slo_ms] = max(fitting, default=FLOOR)
+        self.move(self.table[slot, self.slo_ms])
+
+    def fits(self, rows: int, demand: float) -> bool:
+        plant = self.plant
+        active = plant.num_layers * plant.active(rows, demand) * self.slope_error
+        return bool(self.headroom * plant.step_ms(rows, active) <= self.slo_ms)
+
+
+@dataclass
+class BrownoutServe(Policy):
+    """arXiv 2507.17133: every 5 s, p90 > SLO: x 0.8; p90 < 0.8 SLO: + 0.1; else hold.
+
+    Published for the share of requests served in full, without a floor.
+    """
+
     gaps_ms: list[float] = field(default_factory=list)
 
-    def __call__(self, seen: Observation) -> Setting:
-        self.gaps_ms.append(seen.step_ms if seen.itl_ms is None else seen.itl_ms)
+    def observe(self, seen: Observation) -> None:
+        self.gaps_ms.append(gap_of(seen))
         if sum(self.gaps_ms) >= 5000.0:
             p90 = float(np.percentile(self.gaps_ms, 90))
             if p90 > self.slo_ms:
-                self.demand = max(self.floor, self.demand * 0.8)
+                self.move(self.demand * 0.8)
             elif p90 < 0.8 * self.slo_ms:
-                self.demand = min(1.0, self.demand + 0.1)
+                self.move(self.demand + 0.1)
             self.gaps_ms.clear()
-        return self.demand, self.budget
+
+
+@dataclass
+class Brownout(Policy):
+    """Klein et al., ICSE'14: t = alpha * theta, alpha by RLS, theta += (1 - pole) / alpha * error.
+
+    Constants of its authors' controller (github cloud-control/brownout: period 0.5 s, pole 0.9,
+    forgetting 0.95, alpha 1, P 1000, 95th percentile, time in set points); theta starts at 1.
+    """
+
+    alpha: float = 1.0
+    p: float = 1000.0
+    gaps_ms: list[float] = field(default_factory=list)
+
+    def observe(self, seen: Observation) -> None:
+        self.gaps_ms.append(gap_of(seen))
+        if sum(self.gaps_ms) < 500.0:
+            return
+        t, theta = float(np.percentile(self.gaps_ms, 95)) / self.slo_ms, self.demand
+        self.gaps_ms.clear()
+        a = self.p * theta
+        g = 1.0 / (theta * a + 0.95)
+        self.alpha += g * a * (t - theta * self.alpha)
+        self.p = (self.p - g * a * a) / 0.95
+        self.move(theta + (1.0 - 0.9) / self.alpha * (1.0 - t))
+
+
+@dataclass
+class Pi(Policy):
+    """PI on the windowed p95, each step; velocity form, so the clamp is the anti-windup.
+
+    Gains: the best of scorecard.py --tune, on seeds kept for that.
+    """
+
+    kp: float = 1.0
+    ki: float = 0.03
+    error: float = 0.0
+    gaps_ms: deque[float] = field(default_factory=lambda: deque(maxlen=64))
+
+    def observe(self, seen: Observation) -> None:
+        self.gaps_ms.append(gap_of(seen))
+        ordered = sorted(self.gaps_ms)
+        error = 1.0 - ordered[int(0.95 * (len(ordered) - 1))] / self.slo_ms
+        self.move(self.demand + self.kp * (error - self.error) + self.ki * error)
+        self.error = error
 
 
 @dataclass
 class Lynx:
     controller: Controller
     decisions: list[Decision] = field(default_factory=list)
+
+    def set_slo(self, slo_ms: float) -> None:
+        self.controller.set_slo(Slo(itl_ms=slo_ms, percentile=95))
+
+    def plan(self, rows: int) -> Setting:
+        decision = self.controller.plan(rows)
+        return decision.demand, decision.budget
 
     def __call__(self, seen: Observation) -> Setting:
         decision = self.controller.step(seen)

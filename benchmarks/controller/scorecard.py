@@ -1,12 +1,17 @@
-"""Every controller on every scenario, many seeds: one table, and results/cpu/controller.json.
+"""Every controller on every scenario, many seeds; ten figures, one table, one picture each.
 
-python benchmarks/controller/scorecard.py
+    python benchmarks/controller/scorecard.py            # all: table, json, pictures, bars
+    python benchmarks/controller/scorecard.py --tune     # PI's gains, on seeds kept for that
+    python benchmarks/controller/scorecard.py --only burst --traces DIR   # a whole published hour
+
+Writes benchmarks/results/cpu/controller.json, controller.md and controller/*.png.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import sys
@@ -14,171 +19,200 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
-from policies import BrownoutServe, Lynx, Static, lynx
-from scenarios import FLOOR, NAMES, Scenario, make
+import pictures
+import report
+from figures import ABOUT, Run, judge, late_share, mass_of
+from policies import FLOOR, BatchTable, Brownout, BrownoutServe, Lynx, Pi, Policy, lynx
+from scenarios import NAMES, SERVED, Scenario, make
 
-from lynx_controller import ControllerConfig
-from lynx_controller.metrics import (
-    overshoot,
-    recovery_steps,
-    reversals_per_1000,
-    settling_steps,
-    violation_rate,
-)
-from lynx_controller.simulator import Sample, simulate
+from lynx_controller import ControllerConfig, Observation, Phase
+from lynx_controller.serving import serve
+from lynx_controller.simulator import Plant, Setting, simulate
 
-Row = dict[str, float]
-POLICIES = ("lynx", "feed_forward", "brownoutserve", "best_static", "full")
-COLUMNS = ("violations", "demand", "active", "settling", "overshoot", "reversals", "recovery")
+SHOWN_STATICS = (0.5, 0.6, 0.7, 0.8, 0.9)
+BETWEEN = (0.55, 0.65, 0.75, 0.85, 0.95, 1.0)  # tried for the best static demand too
+POLICIES = ("lynx", "feed_forward", "batch_table", "pi", "brownout", "brownoutserve", "full")
+TUNING = range(1000, 1006)
+Decider = Policy | Lynx
 
 
-def play(scenario: Scenario, make_policy: Callable[..., object]) -> tuple[list[Sample], object]:
+def makers(scenario: Scenario) -> dict[str, Callable[[Plant], Decider]]:
+    slo_ms = scenario.slo_at(0)
+    known = {"min_demand": FLOOR, "prior_slope_ms": scenario.prior_slope_ms}
+    untrimmed = ControllerConfig(**known, tail_up=0.0, tail_down=0.0)
+    slope_error = (scenario.prior_slope_ms or scenario.plant["slope_ms"]) / scenario.plant[
+        "slope_ms"
+    ]
+    return {
+        "lynx": lambda plant: lynx(plant, slo_ms, ControllerConfig(**known)),
+        "feed_forward": lambda plant: lynx(plant, slo_ms, untrimmed),
+        "batch_table": lambda plant: BatchTable(slo_ms, plant=plant, slope_error=slope_error),
+        "pi": lambda plant: Pi(slo_ms),
+        "brownout": lambda plant: Brownout(slo_ms),
+        "brownoutserve": lambda plant: BrownoutServe(slo_ms),
+        "full": lambda plant: Policy(slo_ms),
+    }
+
+
+def play(scenario: Scenario, make_policy: Callable[[Plant], Decider]) -> Run:
     plant = scenario.make_plant()
     policy = make_policy(plant)
-    before = plant.slope_ms
+    host_us: list[float] = []
 
-    def decide(seen):  # type: ignore[no-untyped-def]
-        if seen.step == scenario.event:
-            plant.slope_ms = before * scenario.slope_factor
-        return policy(seen)
+    def decide(seen: Observation) -> Setting:
+        slo_ms = scenario.slo_at(seen.step)
+        if slo_ms != scenario.slo_at(seen.step - 1):
+            policy.set_slo(slo_ms)
+        begun = time.perf_counter()
+        setting = policy(seen)
+        host_us.append(1e6 * (time.perf_counter() - begun))
+        return setting
 
-    return simulate(plant, decide, scenario.loads), policy
+    if scenario.requests:
+        plan, slo_ms = policy.plan, scenario.slo_at(0)
 
+        class Served:
+            def __call__(self, seen: Observation) -> Setting:
+                return decide(seen)
 
-def judge(scenario: Scenario, samples: list[Sample]) -> Row:
-    start, end = scenario.busy
-    busy = samples[start:end]
-    gaps = [each.gap_ms for each in busy]
-    demands = [each.demand for each in samples]
-    steady = demands[start + 50 : end]
-    after = demands[end:] if scenario.load_falls else []
-    return {
-        "violations": 100.0 * violation_rate(gaps, scenario.slo_ms),
-        "demand": statistics.fmean(each.demand for each in busy),
-        "active": statistics.fmean(each.active / each.natural for each in busy),
-        "settling": float(settling_steps(gaps, scenario.slo_ms)),
-        "overshoot": 100.0 * overshoot(gaps, scenario.slo_ms),
-        "reversals": reversals_per_1000(steady),
-        "recovery": float(recovery_steps(after)) if after else float("nan"),
-    }
+            def plan(self, rows: int) -> Setting | None:
+                return plan(rows)
 
-
-def best_static(scenario: Scenario) -> list[Sample]:
-    """The highest single demand that violates at most 2 % of the busy stretch, in hindsight."""
-    low, high = FLOOR, 1.0
-    start, end = scenario.busy
-    budget = (64,) * 8
-    best, _ = play(scenario, lambda plant: Static(low, budget))
-    if violation_rate([each.gap_ms for each in best[start:end]], scenario.slo_ms) > 0.02:
-        return best
-    for _ in range(4):
-        middle = (low + high) / 2.0
-        samples, _ = play(scenario, lambda plant, demand=middle: Static(demand, budget))
-        gaps = [each.gap_ms for each in samples[start:end]]
-        if violation_rate(gaps, scenario.slo_ms) <= 0.02:
-            low, best = middle, samples
-        else:
-            high = middle
-    return best
+        is_mixed = scenario.name == "mixed"
+        chunk = 512 if is_mixed else 2048
+        served = serve(plant, Served(), scenario.requests, 64, chunk, is_mixed)
+        tpots = [each / slo_ms for each in served.tpots_ms]
+        ratios = [each.gap_ms / slo_ms for each in served.samples]
+        return Run(served.samples, ratios, tpots, host_us)
+    samples = simulate(plant, decide, scenario.loads)
+    ratios = [each.gap_ms / scenario.slo_at(i) for i, each in enumerate(samples)]
+    return Run(samples, ratios, [], host_us)
 
 
-def run(name: str, scenario: Scenario) -> list[Sample]:
-    prior = {"min_demand": FLOOR, "prior_slope_ms": scenario.prior_slope_ms}
-    budget = (64,) * 8
-    if name == "best_static":
-        return best_static(scenario)
-    makers: dict[str, Callable[..., object]] = {
-        "lynx": lambda plant: lynx(plant, scenario.slo_ms, ControllerConfig(**prior)),
-        "feed_forward": lambda plant: lynx(
-            plant, scenario.slo_ms, ControllerConfig(**prior, tail_up=0.0, tail_down=0.0)
-        ),
-        "brownoutserve": lambda plant: BrownoutServe(scenario.slo_ms, budget, FLOOR),
-        "full": lambda plant: Static(1.0, budget),
-    }
-    return play(scenario, makers[name])[0]
+def statics(scenario: Scenario) -> dict[float, Run]:
+    """Runs at fixed demands; twice as fine around those that are the best of a stretch."""
+    slo_ms = scenario.slo_at(0)
+
+    def fixed(demand: float) -> Run:
+        return play(scenario, lambda plant: Policy(slo_ms, demand))
+
+    if scenario.requests:
+        return {demand: fixed(demand) for demand in (*SHOWN_STATICS, 1.0)}
+    runs = {demand: fixed(demand) for demand in (*SHOWN_STATICS, *BETWEEN)}
+    for best in {best_static(runs, span) for span in (scenario.busy, *scenario.plateaus)} - {1.0}:
+        runs[best + 0.025] = fixed(best + 0.025)
+    return runs
 
 
-def decision_us(steps: int = 2000) -> Row:
+def best_static(runs: dict[float, Run], span: tuple[int, int]) -> float:
+    """The highest demand that violates at most 2 %, in hindsight; the floor where none does."""
+    fits = [each for each, run in runs.items() if late_share(run.busy(span)) <= 0.02]
+    return max(fits, default=FLOOR)
+
+
+def run_scenario(scenario: Scenario, policies: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """Figures by policy; `best_static` is one demand for all of the judged stretch."""
+    fixed = statics(scenario)
+    best = [best_static(fixed, span) for span in scenario.plateaus]
+    oracle = [
+        mass_of(fixed[demand].busy(span))
+        for demand, span in zip(best, scenario.plateaus, strict=True)
+    ]
+    runs = {f"static {demand}": fixed[demand] for demand in SHOWN_STATICS}
+    runs["best_static"] = fixed[best_static(fixed, scenario.busy)]
+    made = makers(scenario)
+    runs |= {name: play(scenario, made[name]) for name in policies}
+    found = {name: judge(scenario, run, oracle) for name, run in runs.items()}
+    for figures in found.values():
+        figures["lead"] = figures["on_time"] - found["lynx"]["on_time"]
+    if scenario.seed == 0:
+        drawn = ("lynx", "pi", "brownoutserve", "best_static")
+        pictures.draw(scenario, {name: runs[name] for name in drawn if name in runs})
+    return found
+
+
+def decision_us(steps: int = 2000) -> dict[str, float]:
     """Cost of one decision at 48 layers of 128 experts."""
-    from lynx_controller import Observation, Phase
-    from lynx_controller.simulator import Plant
-
     rng = np.random.default_rng(0)
-    policy: Lynx = lynx(Plant(num_layers=48, num_experts=128, top_k=8), 18.0, ControllerConfig())
+    policy = lynx(Plant(num_layers=48, num_experts=128, top_k=8), 18.0, ControllerConfig())
     taken = []
     for step in range(steps):
         active = rng.integers(60, 70, 48).tolist()
-        seen = Observation(
-            step, Phase.DECODE, 16, 16, 18.0 * (1 + 0.05 * rng.standard_normal()), active
-        )
+        ms = 18.0 * (1 + 0.05 * rng.standard_normal())
+        seen = Observation(step, Phase.DECODE, 16, 16, ms, active)
         begun = time.perf_counter()
         policy(seen)
         taken.append(1e6 * (time.perf_counter() - begun))
     return {"p50": statistics.median(taken), "p99": float(np.percentile(taken, 99))}
 
 
-def summarise(rows: list[Row]) -> dict[str, Row]:
+def summarise(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
     summary = {}
-    for column in COLUMNS:
-        values = [row[column] for row in rows]
-        if not any(np.isnan(values)):
-            summary[column] = {
-                "p50": float(np.median(values)),
-                "p90": float(np.percentile(values, 90)),
-            }
+    for figure in ABOUT:
+        values = [row[figure] for row in rows if not np.isnan(row[figure])]
+        if values:
+            p10, p50, p90 = np.percentile(values, [10, 50, 90])
+            summary[figure] = {"p10": float(p10), "p50": float(p50), "p90": float(p90)}
     return summary
 
 
-def table(results: dict[str, dict[str, dict[str, Row]]]) -> str:
-    lines = [
-        "| scenario | controller | violations % | demand | active/natural | settling steps "
-        "| overshoot % | reversals/1000 | recovery steps |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for scenario, by_policy in results.items():
-        for policy, summary in by_policy.items():
-            cells = []
-            for column in COLUMNS:
-                cell = summary.get(column)
-                digits = 2 if column in ("demand", "active") else 1
-                cells.append(
-                    "" if cell is None else f"{cell['p50']:.{digits}f} ({cell['p90']:.{digits}f})"
-                )
-            lines.append(f"| {scenario} | {policy} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def tune() -> None:
+    """PI's gains: mass delivered on time over four scenarios."""
+    for kp in (0.0, 0.1, 0.3, 1.0, 3.0):
+        for ki in (0.003, 0.01, 0.03, 0.1):
+            found = []
+            for name in ("load_step", "constant", "wander", "slope_drift"):
+                for seed in TUNING:
+                    scenario = make(name, seed)
+                    slo_ms = scenario.slo_at(0)
+                    run = play(scenario, lambda plant, s=slo_ms: Pi(s, kp=kp, ki=ki))  # type: ignore[misc]  # noqa: B023
+                    found.append(judge(scenario, run, [])["on_time"])
+            print(f"kp {kp} ki {ki}: on time {statistics.fmean(found):.4f}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--only", choices=NAMES, action="append")
-    parser.add_argument("--policies", choices=POLICIES, action="append")
+    parser.add_argument("--only", choices=NAMES, action="append", help="keeps the others' results")
+    parser.add_argument("--traces", type=Path, help="folder of the published Azure traces")
+    parser.add_argument("--tune", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cpu/controller.json"))
     options = parser.parse_args()
-    results: dict[str, dict[str, dict[str, Row]]] = {}
+    if options.tune:
+        tune()
+        return
+    pictures.FOLDER = options.out.with_suffix("")
+    results = {}
+    if options.only and options.out.exists():
+        results = json.loads(options.out.read_text()).get("results", {})
     for name in options.only or NAMES:
-        scenarios = [make(name, seed) for seed in range(options.seeds)]
-        results[name] = {
-            policy: summarise([judge(each, run(policy, each)) for each in scenarios])
-            for policy in options.policies or POLICIES
-        }
-    cost = decision_us()
-    print("median (90th percentile) over", options.seeds, "seeds; simulated plant\n")
-    print(table(results))
-    print(f"\none decision, 48 layers: p50 {cost['p50']:.0f} us, p99 {cost['p99']:.0f} us")
+        seeds = min(options.seeds, 5) if name in SERVED else options.seeds
+        rows = [run_scenario(make(name, seed, options.traces), POLICIES) for seed in range(seeds)]
+        results[name] = {policy: summarise([row[policy] for row in rows]) for policy in rows[0]}
+        print(name, "done", flush=True)
     record = {
-        "command": "python " + " ".join(sys.argv),
+        "command": "python benchmarks/controller/scorecard.py",
+        "this run": " ".join(sys.argv[1:]),
         "python": platform.python_version(),
+        "numpy": np.__version__,
         "machine": platform.machine(),
+        "cores": os.cpu_count(),
         "plant": "lynx_controller.simulator, 8 layers, 64 experts, top-4, lag 2, 5 % noise",
         "seeds": options.seeds,
+        "figures": ABOUT,
         "scenarios": NAMES,
-        "decision_us": cost,
-        "results": results,
+        "decision_us": decision_us(),
+        "results": {name: results[name] for name in NAMES if name in results},
     }
+    record["bars"] = report.bars(record["results"])
+    text = report.report(record)
+    print(text)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(record, indent=1) + "\n")
+    options.out.write_text(json.dumps(report.rounded(record), indent=1) + "\n")
+    options.out.with_suffix(".md").write_text(text + "\n")
 
 
 if __name__ == "__main__":

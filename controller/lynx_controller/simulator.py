@@ -26,6 +26,10 @@ class Load:
     rows: int
     outside_ms: float = 0.0  # lost between steps: prefill, a sleeping scheduler
     inside_ms: float = 0.0  # lost within the step
+    slowdown: float = 1.0  # of the whole step: another tenant of the machine
+    expert_factor: float = 1.0  # what an expert costs, over what it did when the run began
+    prefill_tokens: int = 0  # prefilled in the same step
+    kv_ktokens: float = 0.0  # context that attention reads, thousands of tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,7 @@ class Sample:
     gap_ms: float
     active: float  # over all layers
     natural: float  # what full quality would have read
+    mass: float  # share of top-k gate mass that was kept, mean over layers
 
 
 @dataclass(slots=True)
@@ -46,6 +51,8 @@ class Plant:
     top_k: int = 4
     base_ms: float = 6.0
     row_ms: float = 0.1
+    kv_ms: float = 0.0  # per thousand tokens of context
+    token_ms: float = 0.01  # per prefilled token
     slope_ms: float = 0.03  # per expert and layer
     concentration: float = 0.8  # natural active experts over uniform routing's, at many rows
     bend: float = 2.0  # exponent of active experts in demand
@@ -74,17 +81,36 @@ class Plant:
         least = 1.0 / self.top_k + 0.04 * np.log2(rows)
         return float(self.natural(rows) * (least + (1.0 - least) * demand**self.bend))
 
+    def mass(self, demand: float, kept: float) -> float:
+        """Share of top-k gate mass that a row keeps; `kept`: active experts over natural ones.
+
+        Demand is met by whole experts, so it is overshot; what was not demanded is often there
+        because another row demanded it.
+        """
+        own = 1.0 - 0.8 * (1.0 - demand)
+        return own + (1.0 - own) * min(max(kept, 0.0), 1.0)
+
     def step_ms(self, rows: int, active: float) -> float:
         return self.base_ms + self.row_ms * rows + self.slope_ms * active
 
     def run(self, load: Load, setting: Setting) -> tuple[Observation, Sample]:
         demand, budget = setting
+        rows = load.rows + load.prefill_tokens
+        asked = 1.0 if load.prefill_tokens else demand  # prefilled rows are exact
         spread = 1.0 + self.jitter * self.rng.standard_normal(self.num_layers)
-        mean = self.active(load.rows, demand) * self.layer_factor * spread
-        least = min(self.top_k, self.active(load.rows, 0.0))
+        mean = self.active(rows, asked) * self.layer_factor * spread
+        least = min(self.top_k, self.active(rows, 0.0))
         cap = np.minimum(np.array(budget), self.num_experts)
+        if load.prefill_tokens:
+            cap = np.full(self.num_layers, self.num_experts)
         active = np.rint(np.clip(np.minimum(mean, cap), least, self.num_experts))
-        step_ms = self.step_ms(load.rows, float(active.sum())) + load.inside_ms
+        total = float(active.sum())
+        natural = self.natural(rows) * self.num_layers
+        wanted = max(float(mean.sum()), 1e-9)
+        mass = self.mass(asked * min(1.0, (total + self.num_layers) / wanted), total / natural)
+        step_ms = self.step_ms(load.rows, load.expert_factor * total)
+        step_ms += self.kv_ms * load.kv_ktokens + self.token_ms * load.prefill_tokens
+        step_ms = (step_ms + load.inside_ms) * load.slowdown
         step_ms *= max(0.5, 1.0 + self.noise * self.rng.standard_normal())
         slot = 1 << (load.rows - 1).bit_length()
         if slot not in self.warm:
@@ -94,15 +120,16 @@ class Plant:
         self.steps += 1
         observation = Observation(
             step=self.steps,
-            phase=Phase.DECODE,
+            phase=Phase.MIXED if load.prefill_tokens else Phase.DECODE,
             rows=load.rows,
             slot=slot,
             step_ms=step_ms,
             active_experts=active.astype(int).tolist(),
+            retained_mass=[mass] * self.num_layers,
+            kv_tokens=int(1e3 * load.kv_ktokens),
             itl_ms=gap_ms,
         )
-        natural = self.natural(load.rows) * self.num_layers
-        return observation, Sample(load, demand, gap_ms, float(active.sum()), natural)
+        return observation, Sample(load, demand, gap_ms, total, natural, mass)
 
 
 def simulate(
