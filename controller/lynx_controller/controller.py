@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from operator import itemgetter
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -16,7 +18,7 @@ from .gate import Gate
 from .history import History
 from .law import Move, Situation, decide
 from .override import Override
-from .types import Decision, Key, Observation, Phase, Reason, Slo
+from .types import Decision, Key, Observation, Phase, Promises, Reason, Slo, promises_of
 
 PROBE: Final = 10  # saturated decisions until a slow base is taken for a disturbance
 
@@ -31,14 +33,14 @@ class Hold:
 
 
 class Controller:
-    """Turns an inter-token-latency SLO into a demand and a cap per layer, every decode step.
+    """Turns a latency SLO into a demand and a cap per layer, every decode step.
 
     `step` never raises and always answers in range. One instance per engine; not thread-safe.
     """
 
     def __init__(
         self,
-        slo: Slo,
+        slo: Slo | Sequence[Slo],
         num_layers: int,
         num_experts: int,
         top_k: int,
@@ -48,7 +50,7 @@ class Controller:
             raise ValueError(f"num_layers must be at least 1, got {num_layers!r}")
         if not 1 <= top_k <= num_experts:
             raise ValueError(f"top_k must be in [1, {num_experts}], got {top_k!r}")
-        self.slo = slo
+        self.slos: tuple[Slo, ...] = ()
         self.config = config if config is not None else ControllerConfig()
         self.num_layers, self.num_experts, self.top_k = num_layers, num_experts, top_k
         self._estimator = self._new_estimator()
@@ -56,12 +58,20 @@ class Controller:
         self._override: Override | None = None
         self._handing_over = False
         self._is_guarded = False
+        self._ignored = 0  # gaps in the window that no cut could pay for
         self._gate = Gate(self.config.max_step_ms)
         full = (num_experts,) * num_layers
         self._history = History(full, self.config.lag_steps)
         self._counts: Counter[str] = Counter()
         self._failure: str | None = None
         self._decision = self._full(Reason.FULL)
+        self._promises: Promises = {}
+        self.set_slo(slo)
+
+    @property
+    def slo(self) -> Slo:
+        """The first class's."""
+        return self.slos[0]
 
     def step(self, observation: Observation) -> Decision:
         """Learn from one finished step and decide for the ones to come."""
@@ -105,10 +115,14 @@ class Controller:
             return None
         return forecast.ms(self.config.min_demand), forecast.ms(1.0)
 
-    def set_slo(self, slo: Slo) -> None:
-        if slo.percentile != self.slo.percentile:
-            self._estimator.tail = None
-        self.slo = slo
+    def set_slo(self, slo: Slo | Sequence[Slo]) -> None:
+        """One promise, or one per class of requests: they share the steps, the strictest rules."""
+        slos = (slo,) if isinstance(slo, Slo) else tuple(slo)
+        if not slos:
+            raise ValueError("at least one Slo is needed; Slo() promises nothing")
+        self.slos, self._promises = slos, promises_of(slos)
+        tails = self._estimator.tails
+        self._estimator.tails = {each: tails[each] for each in tails if each in self._promises}
 
     def set_min_demand(self, min_demand: float) -> None:
         self.config = replace(self.config, min_demand=min_demand)
@@ -133,6 +147,7 @@ class Controller:
         return {
             "slo_ms": self.slo.itl_ms,
             "percentile": self.slo.percentile,
+            "tpot_ms": self.slo.tpot_ms,
             "min_demand": self.config.min_demand,
             "demand": decision.demand,
             "reason": decision.reason.value,
@@ -145,7 +160,7 @@ class Controller:
             "row_ms": cost.row_ms,
             "noise": cost.sigma,
             "shifts": cost.shifts,
-            "ignored_gaps": estimator.ignored,
+            "ignored_gaps": self._ignored,
             "retained_mass": estimator.retained,
             "windowed_itl_ms": estimator.window.gap_ms(self.slo.percentile),
             "bases_ms": {
@@ -200,16 +215,17 @@ class Controller:
         forecast = self._forecast(batch)
         fixed = self._override
         if fixed is not None:
-            if fixed.demand is not None or forecast is None or self.slo.itl_ms is None:
+            if fixed.demand is not None or forecast is None or not self._promises:
                 return self._overridden(forecast, hold, fixed)
             forecast = forecast.capped(float((fixed.cap or self.num_experts) * self.num_layers))
-        if forecast is None or self.slo.itl_ms is None:
+        if forecast is None or not self._promises:
             hold.demand = 1.0
             return self._full(Reason.FULL, forecast)
+        slo_ms, tail, _ = self._binding()
         situation = Situation(
             forecast,
-            slo_ms=self.slo.itl_ms,
-            tail=self._estimator.tail or 0.0,
+            slo_ms=slo_ms,
+            tail=tail,
             held_tail=hold.tail,
             excess_ms=self._excess_ms(batch, forecast, hold),
             held=hold.demand,
@@ -225,17 +241,30 @@ class Controller:
             hold.demand, hold.tail = move.demand, situation.tail
         return self._settle(move, situation)
 
+    def _binding(self) -> tuple[float, float, float | None]:
+        """The promise that leaves a step the least time: limit, trim, statistic."""
+        tails = self._estimator.tails
+        found = [
+            (limit_ms / max(1.0 + tails.get(each, 0.0), 0.5), limit_ms, tails.get(each, 0.0), each)
+            for each, limit_ms in self._promises.items()
+        ]
+        return min(found, key=itemgetter(0))[1:]
+
     def _track_tail(self, batch: Batch) -> None:
         forecast = self._forecast(batch)
-        if forecast is None or self.slo.itl_ms is None:
+        if forecast is None or not self._promises:
             return
-        room_ms = self.slo.itl_ms * (1.0 - self.config.margin)
-        room_ms = max(0.0, room_ms - forecast.ms(self.config.min_demand))
-        payable_ms = room_ms * (0.95 if self._is_guarded else 1.05)
+        floor_ms = forecast.ms(self.config.min_demand)
         own_ms = forecast.ms(self._holds.setdefault(batch.key, Hold()).demand)
-        self._estimator.track_tail(self.slo.percentile, own_ms, payable_ms)
-        share = self._estimator.ignored / self.config.window_steps
-        self._is_guarded = share > 1.0 - self.slo.percentile / 100.0
+        ignored = {}
+        for statistic, limit_ms in self._promises.items():
+            room_ms = max(0.0, limit_ms * (1.0 - self.config.margin) - floor_ms)
+            payable_ms = room_ms * (0.95 if self._is_guarded else 1.05)
+            ignored[statistic] = self._estimator.track_tail(statistic, own_ms, payable_ms)
+        statistic = self._binding()[2]
+        self._ignored = ignored[statistic]
+        allowed = 0.05 if statistic is None else 1.0 - statistic / 100.0
+        self._is_guarded = self._ignored / self.config.window_steps > allowed
 
     def _forecast(self, batch: Batch) -> Forecast | None:
         forecast = self._estimator.forecast(batch)

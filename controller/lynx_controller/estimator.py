@@ -40,8 +40,8 @@ class Estimator:
     response: Response = field(init=False)
     window: Window = field(init=False)
     layer_share: np.ndarray[tuple[int], np.dtype[np.float64]] = field(init=False)
-    tail: float | None = None  # the trim, relative to the step's own time
-    ignored: int = 0  # gaps in the window that no cut could pay for
+    tails: dict[float | None, float] = field(default_factory=dict)
+    """The trim of each promised statistic, relative to the step's own time."""
     retained: float | None = None  # share of gate mass kept, smoothed over layers and steps
 
     def __post_init__(self) -> None:
@@ -91,16 +91,14 @@ class Estimator:
             before = mass if self.retained is None else self.retained
             self.retained = before + LAYER_GAIN * (mass - before)
 
-    def track_tail(self, percentile: float, own_ms: float, payable_ms: float) -> None:
-        """Move the trim towards the measured percentile: fast up, slow down."""
-        measured_ms, self.ignored = self.window.tail_ms(percentile, own_ms, payable_ms)
+    def track_tail(self, percentile: float | None, own_ms: float, payable_ms: float) -> int:
+        """Move the trim towards what was measured, fast up, slow down; the gaps it ignored."""
+        measured_ms, ignored = self.window.tail_ms(percentile, own_ms, payable_ms)
         measured = measured_ms / own_ms
-        if self.tail is None:
-            self.tail = measured
-        config = self.config
-        self.tail += (config.tail_up if measured > self.tail else config.tail_down) * (
-            measured - self.tail
-        )
+        tail = self.tails.get(percentile, measured)
+        gain = self.config.tail_up if measured > tail else self.config.tail_down
+        self.tails[percentile] = tail + gain * (measured - tail)
+        return ignored
 
     def _exact_share(self, batch: Batch) -> float:
         """Share of the natural union that exact rows hold, whatever the demand."""

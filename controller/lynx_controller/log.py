@@ -1,6 +1,6 @@
 """The decision log: what the controller was told and what it answered, one JSON object per line.
 
-    {"lynx_log": 1, "slo": {...}, "num_layers": L, "num_experts": E, "top_k": K, "config": {...}}
+    {"lynx_log": 1, "slo": [{...}], "num_layers": L, "num_experts": E, "top_k": K, "config": {...}}
     {"n": 1, "call": "step", "with": {observation}, "decision": {...}}
     {"n": 2, "call": "plan", "with": {"rows": 16, ...}, "decision": {...}}
     {"n": 3, "call": "set_slo", "with": {...}}          also set_min_demand, override
@@ -15,14 +15,14 @@ from __future__ import annotations
 import json
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TextIO
 
 from .config import ControllerConfig
 from .controller import Controller
-from .types import Decision, Observation, Phase, Reason, Slo
+from .types import Decision, Observation, Phase, Reason, Slo, promises_of
 
 VERSION: Final = 1
 WAITING: Final = 4096  # lines that may wait for the disk; more are dropped and counted
@@ -89,22 +89,34 @@ def plain(value: object) -> object:
         return {"unreadable": repr(error)[:200]}
 
 
+def plain_slos(controller: Controller) -> list[dict[str, Any]]:
+    return [asdict(slo) for slo in controller.slos]
+
+
+def read_slos(record: Sequence[dict[str, Any]]) -> list[Slo]:
+    return [Slo(**each) for each in record]
+
+
 class LoggedController(Controller):
     """A controller that logs every call. `log` may be shared with nobody."""
 
     def __init__(
         self,
         log: Log,
-        slo: Slo,
+        slo: Slo | Sequence[Slo],
         num_layers: int,
         num_experts: int,
         top_k: int,
         config: ControllerConfig | None = None,
     ) -> None:
+        self._log = log
+        self._number: int | None = None  # None: before the first line
         super().__init__(slo, num_layers, num_experts, top_k, config)
-        self._log, self._number = log, 0
+        self._number = 0
         sizes = {"num_layers": num_layers, "num_experts": num_experts, "top_k": top_k}
-        log.write({"lynx_log": VERSION, "slo": asdict(slo), **sizes, "config": asdict(self.config)})
+        log.write(
+            {"lynx_log": VERSION, "slo": plain_slos(self), **sizes, "config": asdict(self.config)}
+        )
 
     def step(self, observation: Observation) -> Decision:
         decision = super().step(observation)
@@ -123,9 +135,10 @@ class LoggedController(Controller):
         self._note("plan", given, decision)
         return decision
 
-    def set_slo(self, slo: Slo) -> None:
+    def set_slo(self, slo: Slo | Sequence[Slo]) -> None:
         super().set_slo(slo)
-        self._note("set_slo", asdict(slo))
+        if self._number is not None:
+            self._note("set_slo", {"slo": plain_slos(self)})
 
     def set_min_demand(self, min_demand: float) -> None:
         super().set_min_demand(min_demand)
@@ -140,7 +153,7 @@ class LoggedController(Controller):
     def _note(
         self, call: str, given: Observation | dict[str, Any], decision: Decision | None = None
     ) -> None:
-        self._number += 1
+        self._number = (self._number or 0) + 1
         record: dict[str, Any] = {"n": self._number, "call": call, "with": given}
         if decision is not None:
             record["decision"] = decision
@@ -209,7 +222,7 @@ def _controller(header: str) -> Controller:
         raise ValueError(f"the log has version {version!r}; this reads version {VERSION}")
     sizes = {name: record[name] for name in ("num_layers", "num_experts", "top_k")}
     return Controller(
-        slo=Slo(**record["slo"]), config=ControllerConfig(**record["config"]), **sizes
+        slo=read_slos(record["slo"]), config=ControllerConfig(**record["config"]), **sizes
     )
 
 
@@ -228,7 +241,7 @@ def _again(controller: Controller, record: dict[str, Any]) -> Replayed:
         decided = controller.plan(**{**given, "phase": Phase(given["phase"])})
         about = f"plan for {rows} rows: demand {decided.demand:.3f}"
     elif call == "set_slo":
-        controller.set_slo(Slo(**given))
+        controller.set_slo(read_slos(given["slo"]))
     elif call == "set_min_demand":
         controller.set_min_demand(**given)
     elif call == "override":
@@ -264,8 +277,11 @@ def _reach(
 def _explain(controller: Controller, decided: Decision, about: str) -> str:
     why = f"{about}. {decided.reason.value.upper()}: {BECAUSE[decided.reason]}"
     if decided.target_ms:
-        slo = controller.slo
-        why += f". SLO p{slo.percentile:g} {slo.itl_ms:g} ms -> target {decided.target_ms:.2f} ms "
+        promised = [
+            f"mean {limit_ms:g} ms" if each is None else f"p{each:g} {limit_ms:g} ms"
+            for each, limit_ms in promises_of(controller.slos).items()
+        ]
+        why += f". SLO {' and '.join(promised)} -> target {decided.target_ms:.2f} ms "
         why += f"(trim {decided.trim_ms:+.2f}), predicted {decided.predicted_ms:.2f} ms"
     if decided.outside_ms:
         why += f", {decided.outside_ms:.2f} ms of it not the experts'"

@@ -39,16 +39,36 @@ Key: TypeAlias = tuple[Phase, int]
 
 @dataclass(frozen=True, slots=True)
 class Slo:
-    """`percentile` % of a stream's inter-token gaps stay within `itl_ms`; None: no promise."""
+    """A promise to a class of requests; None: not promised.
+
+    itl_ms: `percentile` % of a stream's inter-token gaps stay within it.
+    tpot_ms: a request's time per output token, the mean of its gaps, stays within it.
+    """
 
     itl_ms: float | None = None
     percentile: float = 95.0
+    tpot_ms: float | None = None
 
     def __post_init__(self) -> None:
-        if self.itl_ms is not None and not 0.0 < self.itl_ms < 1e6:
-            raise ValueError(f"itl_ms must be in (0, 1e6) ms or None, got {self.itl_ms!r}")
+        for name, limit_ms in (("itl_ms", self.itl_ms), ("tpot_ms", self.tpot_ms)):
+            if limit_ms is not None and not 0.0 < limit_ms < 1e6:
+                raise ValueError(f"{name} must be in (0, 1e6) ms or None, got {limit_ms!r}")
         if not 50.0 <= self.percentile <= 99.9:
             raise ValueError(f"percentile must be in [50, 99.9], got {self.percentile!r}")
+
+
+Promises: TypeAlias = dict[float | None, float]
+"""Limit in ms of each statistic of the gaps that is promised: a percentile, or None, the mean."""
+
+
+def promises_of(slos: Sequence[Slo]) -> Promises:
+    """What all classes together ask for: all share the steps, so the lower limit holds."""
+    limits: Promises = {}
+    for slo in slos:
+        for statistic, limit_ms in ((slo.percentile, slo.itl_ms), (None, slo.tpot_ms)):
+            if limit_ms is not None:
+                limits[statistic] = min(limit_ms, limits.get(statistic, limit_ms))
+    return limits
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,8 +35,12 @@ class Window:
         """The windowed percentile as a stream saw it; None before the first gap."""
         return quantile(sorted(self.gaps_ms), percentile) if self.gaps_ms else None
 
-    def tail_ms(self, percentile: float, own_ms: float, payable_ms: float) -> tuple[float, int]:
+    def tail_ms(
+        self, percentile: float | None, own_ms: float, payable_ms: float
+    ) -> tuple[float, int]:
         """Percentile of (gap - own) if every step had cost own_ms, and how many gaps it ignores.
+
+        None: their mean.
 
         Gaps that lost more than payable_ms outside the experts count with their step alone: they
         would miss the SLO at the floor too, so no cut is asked for on their account.
@@ -49,6 +53,8 @@ class Window:
                 gaps.append(noise * own_ms)
             else:
                 gaps.append(noise * own_ms + outside)
+        if percentile is None:
+            return sum(gaps) / len(gaps), ignored
         gaps.sort()
         return quantile(gaps, percentile), ignored
 

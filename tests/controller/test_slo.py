@@ -1,0 +1,66 @@
+"""Kinds of promises, and more than one at once."""
+
+import numpy as np
+import pytest
+
+from lynx_controller import Controller, Observation, Slo
+from lynx_controller.simulator import Load, Plant, Sample, simulate
+from lynx_controller.types import promises_of
+
+
+def run(*slos: Slo, steps: int = 500, **plant: float) -> list[Sample]:
+    controller = Controller(slos, 8, 64, 4)
+
+    def decide(seen: Observation) -> tuple[float, tuple[int, ...]]:
+        decision = controller.step(seen)
+        return decision.demand, decision.budget
+
+    return simulate(Plant(seed=3, **plant), decide, [Load(16)] * steps)  # type: ignore[arg-type]
+
+
+def demand_of(samples: list[Sample]) -> float:
+    return float(np.mean([each.demand for each in samples[200:]]))
+
+
+def test_tpot_is_the_mean_gap_and_lets_single_gaps_be_late() -> None:
+    samples = run(Slo(tpot_ms=14.0))
+    gaps = np.array([each.gap_ms for each in samples[100:]])
+    means = gaps[: len(gaps) // 64 * 64].reshape(-1, 64).mean(axis=1)  # requests of 64 tokens
+    assert means.max() <= 14.0
+    assert np.percentile(gaps, 95) > 14.0
+    assert demand_of(samples) > demand_of(run(Slo(itl_ms=14.0))) + 0.05
+
+
+def test_a_higher_percentile_of_the_same_limit_cuts_more() -> None:
+    demands = [demand_of(run(Slo(itl_ms=13.5, percentile=each))) for each in (50.0, 95.0, 99.0)]
+    assert demands == sorted(demands, reverse=True)
+    assert demands[0] > demands[2] + 0.05
+
+
+def test_of_more_classes_the_strictest_rules() -> None:
+    loose, strict = Slo(itl_ms=15.0, percentile=99.0), Slo(tpot_ms=12.6)
+    alone = [demand_of(run(each)) for each in (loose, strict)]
+    assert demand_of(run(loose, strict)) == pytest.approx(min(alone), abs=0.03)
+    assert demand_of(run(strict, loose)) == pytest.approx(min(alone), abs=0.03)
+
+
+def test_the_lower_limit_of_one_statistic_holds() -> None:
+    slos = [Slo(20.0), Slo(15.0, 95.0, 30.0), Slo(18.0, 99.0, 25.0), Slo()]
+    assert promises_of(slos) == {95.0: 15.0, None: 25.0, 99.0: 18.0}
+    assert promises_of([Slo()]) == {}
+
+
+def test_classes_can_be_changed_at_run_time() -> None:
+    controller = Controller(Slo(), 8, 64, 4)
+    assert controller.slo == Slo()
+    controller.set_slo([Slo(20.0), Slo(tpot_ms=10.0)])
+    assert controller.slos == (Slo(20.0), Slo(tpot_ms=10.0))
+    assert controller.slo == Slo(20.0)
+    with pytest.raises(ValueError, match="at least one"):
+        controller.set_slo([])
+
+
+@pytest.mark.parametrize("wrong", [0.0, -1.0, float("nan"), 1e7])
+def test_tpot_is_checked(wrong: float) -> None:
+    with pytest.raises(ValueError, match="tpot_ms"):
+        Slo(tpot_ms=wrong)
