@@ -74,7 +74,17 @@ DISPATCH_CORE = Door(
 OOT_FORWARD = Door(
     "sglang.kernels.fused_op:BaseFusedOp.register_oot_forward",
     ("op_cls", "fn", "platform_key"),
-    "unquantised MoE on the CPU platform",
+    "unquantised MoE, RMSNorm and rotary embedding on the CPU platform",
+)
+RMS_NORM = Door(
+    "sglang.srt.layers.layernorm:RMSNorm.forward_native",
+    ("x", "residual", "post_residual_addition", "quant_linear"),
+    "replaced on the CPU platform, and what it falls back on",
+)
+ROTARY = Door(
+    "sglang.srt.layers.rotary_embedding.base:RotaryEmbedding.forward_native",
+    ("positions", "query", "key", "offsets", "fused_set_kv_buffer_arg"),
+    "replaced on the CPU platform, and what it falls back on",
 )
 OUTPUT_STREAMER = Door(
     "sglang.srt.managers.scheduler_components.output_streamer:"
