@@ -1,7 +1,7 @@
 """RMSNorm and rotary embedding for the CPU platform, each one compiled loop.
 
-SGLang's native forms are a dozen small operators per call; at decode sizes their dispatch is a
-fifth of a CPU step. Plain SGLang gets these too. Cases not covered here run SGLang's own.
+SGLang's native forms are a dozen small operators per call, and at decode sizes nearly all of their
+time is dispatch. Plain SGLang gets these too. Cases not covered here run SGLang's own.
 """
 
 from __future__ import annotations
