@@ -25,7 +25,7 @@ def _keep_freed_memory() -> None:
     """Keep freed blocks in the process: first touches of fresh pages are slow."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:  # glibc only
-        mallopt(M_MMAP_THRESHOLD, 1 << 25)
+        mallopt(M_MMAP_THRESHOLD, 1 << 25)  # the most that every glibc accepts
         mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 

@@ -146,7 +146,6 @@ class Settings:
         "flexible or exact",
         'Tier of requests that name none with custom_params {"lynx": ...}.',
     )
-
     decision_log: str | None = option(
         None,
         _writable_file,
