@@ -13,6 +13,8 @@ from tasks import problems
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models" / "lynx-moe-tiny"
+# Idle servers would each keep a core from the test that runs.
+SLEEPS = "--sleep-on-idle"
 # As /set_internal_state spells no SLO, and nothing fixed.
 DEFAULTS = {"slo_itl_ms": 0, "budget": 0, "demand": -1, "min_demand": 0.5, "floor": 1}
 
@@ -35,14 +37,14 @@ def model() -> Path:
 
 @pytest.fixture(scope="session")
 def plain(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(model, tmp_path_factory.mktemp("plain") / "log") as server:
+    with Server(model, tmp_path_factory.mktemp("plain") / "log", [SLEEPS]) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def lynx(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Started with ``sglang serve``, at full budget until a test's ``settings`` say otherwise."""
-    options = ("--moe-backend=lynx", "--lynx-budget=full", "--lynx-slo-itl-ms=20")
+    options = (SLEEPS, "--moe-backend=lynx", "--lynx-budget=full", "--lynx-slo-itl-ms=20")
     with Server(model, tmp_path_factory.mktemp("lynx") / "log", options, SERVE) as server:
         yield server
 
