@@ -1,4 +1,4 @@
-"""Reads and writes the model as a Hugging Face Qwen3-MoE folder."""
+"""Reads and writes a model as a Hugging Face folder, which SGLang and transformers serve."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import torch
-from model import Model, Shape
+from hub_config import config_of, shape_of
+from model import Model
 from safetensors.torch import load_file, save_file
+from shape import Shape
 from tokenizers import Tokenizer
 from torch import Tensor
 from vocabulary import CHAT_TEMPLATE, END_OF_TEXT, TURN_END, TURN_START
@@ -21,48 +23,9 @@ LAYER_NAMES = {
     "attention.q_norm.weight": "self_attn.q_norm.weight",
     "attention.k_norm.weight": "self_attn.k_norm.weight",
     "experts_norm.weight": "post_attention_layernorm.weight",
-    "experts.router.weight": "mlp.gate.weight",
 }
-
-
-def _config(shape: Shape, end: int, pad: int) -> dict[str, object]:
-    return {
-        "architectures": ["Qwen3MoeForCausalLM"],
-        "model_type": "qwen3_moe",
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "bos_token_id": None,
-        "decoder_sparse_step": 1,
-        "dtype": "float32",
-        "eos_token_id": end,
-        "head_dim": shape.head_dim,
-        "hidden_act": "silu",
-        "hidden_size": shape.hidden,
-        "initializer_range": 0.02,
-        "intermediate_size": shape.inner * shape.top_k,
-        "max_position_embeddings": shape.positions,
-        "max_window_layers": shape.layers,
-        "mlp_only_layers": [],
-        "moe_intermediate_size": shape.inner,
-        "norm_topk_prob": True,
-        "num_attention_heads": shape.heads,
-        "num_experts": shape.experts,
-        "num_experts_per_tok": shape.top_k,
-        "num_hidden_layers": shape.layers,
-        "num_key_value_heads": shape.kv_heads,
-        "output_router_logits": False,
-        "pad_token_id": pad,
-        "rms_norm_eps": shape.epsilon,
-        "rope_scaling": None,
-        "rope_theta": shape.rope_theta,
-        "router_aux_loss_coef": 0.01,
-        "sliding_window": None,
-        "tie_word_embeddings": False,
-        "torch_dtype": "float32",
-        "use_cache": True,
-        "use_sliding_window": False,
-        "vocab_size": shape.vocabulary,
-    }
+PARTS = ("gate_proj.weight", "up_proj.weight", "down_proj.weight")
+BIAS = "mlp.gate.e_score_correction_bias"
 
 
 def _token_id(tokenizer: Tokenizer, token: str) -> int:
@@ -73,24 +36,45 @@ def _token_id(tokenizer: Tokenizer, token: str) -> int:
 
 
 def to_hub(model: Model) -> dict[str, Tensor]:
-    """The weights in bf16 under the names of Qwen3-MoE checkpoints on the Hub."""
+    """The weights under the names of checkpoints on the Hub: bf16, correction biases float32."""
     tensors = {
         "model.embed_tokens.weight": model.embedding.weight,
         "model.norm.weight": model.norm.weight,
-        # Tied in training and stored twice: SGLang's Qwen3-MoE ignores tie_word_embeddings.
+        # Tied in training and stored twice: SGLang's MoE models ignore tie_word_embeddings.
         "lm_head.weight": model.embedding.weight,
     }
     for index, layer in enumerate(model.layers):
-        state = dict(layer.named_parameters())
+        hub, state = f"model.layers.{index}.", layer.state_dict()
         for ours, theirs in LAYER_NAMES.items():
-            tensors[f"model.layers.{index}.{theirs}"] = state[ours]
-        gate, up = state["experts.gate_up"].chunk(2, dim=1)
+            tensors[hub + theirs] = state[ours]
+        if index < model.shape.dense_layers:
+            tensors |= _split(f"{hub}mlp", state["dense.gate_up"], state["dense.down"])
+            continue
+        tensors[f"{hub}mlp.gate.weight"] = state["experts.router.weight"]
         for expert in range(model.shape.experts):
-            prefix = f"model.layers.{index}.mlp.experts.{expert}"
-            tensors[f"{prefix}.gate_proj.weight"] = gate[expert]
-            tensors[f"{prefix}.up_proj.weight"] = up[expert]
-            tensors[f"{prefix}.down_proj.weight"] = state["experts.down"][expert]
-    return {name: t.detach().to(torch.bfloat16, copy=True) for name, t in tensors.items()}
+            parts = (state[f"experts.{part}"][expert] for part in ("gate_up", "down"))
+            tensors |= _split(f"{hub}mlp.experts.{expert}", *parts)
+        if model.shape.shared_experts:
+            parts = (state[f"experts.shared.{part}"] for part in ("gate_up", "down"))
+            tensors |= _split(f"{hub}mlp.shared_experts", *parts)
+        if model.shape.grouping is not None:
+            tensors[hub + BIAS] = state["experts.bias"]
+    return {
+        name: tensor.detach().to(
+            torch.float32 if name.endswith(BIAS) else torch.bfloat16, copy=True
+        )
+        for name, tensor in tensors.items()
+    }
+
+
+def _split(prefix: str, gate_up: Tensor, down: Tensor) -> dict[str, Tensor]:
+    gate, up = gate_up.chunk(2)
+    return dict(zip((f"{prefix}.{part}" for part in PARTS), (gate, up, down), strict=True))
+
+
+def _join(tensors: dict[str, Tensor], prefix: str) -> tuple[Tensor, Tensor]:
+    gate, up, down = (tensors[f"{prefix}.{part}"] for part in PARTS)
+    return torch.cat([gate, up]), down
 
 
 def from_hub(tensors: dict[str, Tensor], shape: Shape) -> Model:
@@ -104,14 +88,19 @@ def from_hub(tensors: dict[str, Tensor], shape: Shape) -> Model:
         hub, own = f"model.layers.{index}.", f"layers.{index}."
         for ours, theirs in LAYER_NAMES.items():
             state[own + ours] = tensors[hub + theirs]
-        parts = {
-            part: torch.stack(
-                [tensors[f"{hub}mlp.experts.{e}.{part}.weight"] for e in range(shape.experts)]
+        if index < shape.dense_layers:
+            state[f"{own}dense.gate_up"], state[f"{own}dense.down"] = _join(tensors, f"{hub}mlp")
+            continue
+        own += "experts."
+        state[f"{own}router.weight"] = tensors[f"{hub}mlp.gate.weight"]
+        pairs = (_join(tensors, f"{hub}mlp.experts.{expert}") for expert in range(shape.experts))
+        state[f"{own}gate_up"], state[f"{own}down"] = map(torch.stack, zip(*pairs, strict=True))
+        if shape.shared_experts:
+            state[f"{own}shared.gate_up"], state[f"{own}shared.down"] = _join(
+                tensors, f"{hub}mlp.shared_experts"
             )
-            for part in ("gate_proj", "up_proj", "down_proj")
-        }
-        state[own + "experts.gate_up"] = torch.cat([parts["gate_proj"], parts["up_proj"]], dim=1)
-        state[own + "experts.down"] = parts["down_proj"]
+        if shape.grouping is not None:
+            state[f"{own}bias"] = tensors[hub + BIAS]
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     return model.eval()
 
@@ -132,7 +121,7 @@ def save(model: Model, tokenizer: Tokenizer, folder: Path) -> None:
         for token in (END_OF_TEXT, TURN_START, TURN_END)
     }
     files = {
-        "config.json": _config(model.shape, end, pad),
+        "config.json": config_of(model.shape, end, pad),
         "generation_config.json": {
             "do_sample": False,
             "eos_token_id": [end, pad],
@@ -158,22 +147,12 @@ def save(model: Model, tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def load(folder: Path) -> tuple[Model, Tokenizer]:
-    """The model in float32 and its tokenizer."""
+    """The model in float32 and its tokenizer; `config.json` says which router it has.
+
+    Raises:
+        ValueError: the folder holds another architecture than `save` writes.
+    """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    shape = Shape(
-        vocabulary=config["vocab_size"],
-        layers=config["num_hidden_layers"],
-        hidden=config["hidden_size"],
-        heads=config["num_attention_heads"],
-        kv_heads=config["num_key_value_heads"],
-        head_dim=config["head_dim"],
-        experts=config["num_experts"],
-        top_k=config["num_experts_per_tok"],
-        inner=config["moe_intermediate_size"],
-        positions=config["max_position_embeddings"],
-        rope_theta=config["rope_theta"],
-        epsilon=config["rms_norm_eps"],
-    )
     tensors = load_file(str(folder / "model.safetensors"))
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    return from_hub(tensors, shape), tokenizer
+    return from_hub(tensors, shape_of(config)), tokenizer

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from model import Batch, Model, Routing
+from model import Batch, Model
+from routing import Routing
 from tokenizers import Tokenizer
 from vocabulary import TURN_END, chat_prompt
 

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from checkpoint import load
 from decoding import complete
-from model import Model, Routing
+from model import Model
+from routing import Routing
 from tasks import TASKS, Problem, is_correct, problems
 from tokenizers import Tokenizer
 from vocabulary import chat_prompt
@@ -98,7 +99,7 @@ def routing(model: Model, tokenizer: Tokenizer, seed: int) -> list[dict[str, Any
         group = mixed[start : start + 32]
         complete(model, tokenizer, [problem.prompt for problem in group], watch=watched)
     rows = []
-    for layer in range(model.shape.layers):
+    for layer in range(len(model.moe_layers())):
         load_of = watched.loads(layer, model.shape.experts)
         distinct = {}
         for batch in BATCHES:

@@ -1,45 +1,19 @@
-"""Qwen3-MoE in plain torch, fast enough to train on two CPU cores.
+"""A Mixture-of-Experts transformer in plain torch, fast enough to train on two CPU cores.
 
-B sequences, S positions, N valid tokens, H hidden, E experts, K experts per token, I the experts'
-inner size. Everything but attention runs on the N valid tokens only.
+B sequences, S positions, N valid tokens, H hidden. Everything but attention runs on the N valid
+tokens only. With a softmax router it is Qwen3-MoE, with a sigmoid router GLM-4.5.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
+from experts import Experts, SwiGlu
+from routing import Routing
+from shape import Shape
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """Sizes of the model; the defaults are those of lynx-moe-tiny."""
-
-    vocabulary: int = 640
-    layers: int = 8
-    hidden: int = 128
-    heads: int = 4
-    kv_heads: int = 2
-    head_dim: int = 32
-    experts: int = 64
-    top_k: int = 4
-    inner: int = 48
-    positions: int = 1024
-    rope_theta: float = 10000.0
-    epsilon: float = 1e-6
-
-
-@dataclass(slots=True)
-class Routing:
-    """What one layer's router did: probabilities [N, E], chosen ids [N, K], both losses."""
-
-    probabilities: Tensor
-    ids: Tensor
-    balance_loss: Tensor
-    z_loss: Tensor
 
 
 @dataclass(slots=True)
@@ -93,97 +67,6 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
 
 
-class _Experts(torch.autograd.Function):
-    """SwiGLU experts over tokens sorted by expert: mm on contiguous slices, no padding."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weights: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor
-    ) -> Tensor:
-        tokens, top_k = ids.shape
-        order = ids.flatten().argsort(stable=True)
-        place = torch.empty_like(order)
-        place[order] = torch.arange(order.numel())
-        counts = torch.bincount(ids.flatten(), minlength=gate_up.shape[0]).tolist()
-        xs = x.index_select(0, order // top_k)  # [NK, H]
-        ws = weights.flatten().index_select(0, order).unsqueeze(1)  # [NK, 1]
-        gu = xs.new_empty(xs.shape[0], gate_up.shape[1])  # [NK, 2I]
-        start = 0
-        for expert, count in enumerate(counts):
-            if count:
-                rows = slice(start, start + count)
-                torch.mm(xs[rows], gate_up[expert].t(), out=gu[rows])
-                start += count
-        gate, up = gu.chunk(2, dim=1)
-        scaled = F.silu(gate).mul_(up).mul_(ws)  # [NK, I]
-        ys = torch.empty_like(xs)
-        start = 0
-        for expert, count in enumerate(counts):
-            if count:
-                rows = slice(start, start + count)
-                torch.mm(scaled[rows], down[expert].t(), out=ys[rows])
-                start += count
-        ctx.save_for_backward(xs, ws, gu, scaled, order, place, gate_up, down)
-        ctx.counts, ctx.top_k = counts, top_k
-        return ys.index_select(0, place).view(tokens, top_k, -1).sum(1)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        xs, ws, gu, scaled, order, place, gate_up, down = ctx.saved_tensors
-        top_k = ctx.top_k
-        dys = grads[0].index_select(0, order // top_k)  # [NK, H]
-        dscaled = torch.empty_like(scaled)
-        ddown, dgate_up = torch.zeros_like(down), torch.zeros_like(gate_up)
-        start = 0
-        for expert, count in enumerate(ctx.counts):
-            if count:
-                rows = slice(start, start + count)
-                torch.mm(dys[rows], down[expert], out=dscaled[rows])
-                torch.mm(dys[rows].t(), scaled[rows], out=ddown[expert])
-                start += count
-        gate, up = gu.chunk(2, dim=1)
-        sigmoid = torch.sigmoid(gate)
-        silu = gate * sigmoid
-        dws = (dscaled * silu).mul_(up).sum(1)
-        dact = dscaled.mul_(ws)
-        dgu = torch.empty_like(gu)
-        dgate, dup = dgu.chunk(2, dim=1)
-        torch.mul(dact, silu, out=dup)
-        # silu'(g) = s + g s (1 - s) = s + silu (1 - s)
-        torch.mul(dact.mul_(up), sigmoid + silu * (1 - sigmoid), out=dgate)
-        dxs = dys
-        start = 0
-        for expert, count in enumerate(ctx.counts):
-            if count:
-                rows = slice(start, start + count)
-                torch.mm(dgu[rows], gate_up[expert], out=dxs[rows])
-                torch.mm(dgu[rows].t(), xs[rows], out=dgate_up[expert])
-                start += count
-        dx = dxs.index_select(0, place).view(-1, top_k, xs.shape[1]).sum(1)
-        return dx, dws.index_select(0, place).view(-1, top_k), None, dgate_up, ddown
-
-
-class Experts(nn.Module):
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.top_k = shape.top_k
-        self.router = nn.Linear(shape.hidden, shape.experts, bias=False)
-        self.gate_up = nn.Parameter(torch.empty(shape.experts, 2 * shape.inner, shape.hidden))
-        self.down = nn.Parameter(torch.empty(shape.experts, shape.hidden, shape.inner))
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
-        logits = self.router(x)
-        probabilities = logits.softmax(dim=-1)
-        weights, ids = probabilities.topk(self.top_k, dim=-1)
-        weights = weights / weights.sum(-1, keepdim=True)
-        out = _Experts.apply(x, weights, ids, self.gate_up, self.down)
-        experts = probabilities.shape[1]
-        load = torch.bincount(ids.flatten(), minlength=experts) / ids.numel()
-        balance_loss = experts * (load * probabilities.mean(0)).sum()
-        z_loss = logits.logsumexp(-1).square().mean()
-        return out, Routing(probabilities, ids, balance_loss, z_loss)
-
-
 class Attention(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -221,29 +104,37 @@ def _rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 
 
 class Layer(nn.Module):
-    def __init__(self, shape: Shape) -> None:
+    """Attention, then experts or, in a model's first `dense_layers`, one SwiGLU."""
+
+    def __init__(self, shape: Shape, index: int) -> None:
         super().__init__()
+        is_dense = index < shape.dense_layers
         self.attention_norm = RMSNorm(shape.hidden, shape.epsilon)
         self.attention = Attention(shape)
         self.experts_norm = RMSNorm(shape.hidden, shape.epsilon)
-        self.experts = Experts(shape)
+        self.experts = None if is_dense else Experts(shape)
+        self.dense = SwiGlu(shape.hidden, shape.dense_inner) if is_dense else None
 
     def forward(
         self, x: Tensor, batch: Batch, rope: tuple[Tensor, Tensor], cache: Cache
-    ) -> tuple[Tensor, Routing]:
+    ) -> tuple[Tensor, Routing | None]:
         x = x + self.attention(self.attention_norm(x), batch, rope, cache)
-        out, routing = self.experts(self.experts_norm(x))
+        rows = self.experts_norm(x)
+        if self.dense is not None:
+            return x + self.dense(rows), None
+        assert self.experts is not None
+        out, routing = self.experts(rows)
         return x + out, routing
 
 
 class Model(nn.Module):
-    """Token ids [N] in, logits [N, vocabulary] and each layer's routing out."""
+    """Token ids [N] in, logits [N, vocabulary] and each MoE layer's routing out."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
         self.embedding = nn.Embedding(shape.vocabulary, shape.hidden)
-        self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
+        self.layers = nn.ModuleList(Layer(shape, index) for index in range(shape.layers))
         self.norm = RMSNorm(shape.hidden, shape.epsilon)
         half = shape.head_dim // 2
         frequency = shape.rope_theta ** (-torch.arange(half, dtype=torch.float32) / half)
@@ -265,6 +156,10 @@ class Model(nn.Module):
             else:
                 nn.init.normal_(parameter, std=0.05)
 
+    def moe_layers(self) -> list[Experts]:
+        """The MoE layers, in the order of `forward`'s routings."""
+        return [module for module in self.layers.modules() if isinstance(module, Experts)]
+
     def caches(self) -> list[Cache]:
         return [Cache() for _ in self.layers]
 
@@ -278,7 +173,8 @@ class Model(nn.Module):
         routings = []
         for layer, cache in zip(self.layers, caches or self.caches(), strict=True):
             x, routing = layer(x, batch, rope, cache)
-            routings.append(routing)
+            if routing is not None:
+                routings.append(routing)
         return self.norm(x), routings
 
     def forward(

@@ -23,7 +23,8 @@ from pathlib import Path
 import checkpoint
 import torch
 from decoding import complete
-from model import Batch, Model, Shape
+from model import Batch, Model
+from shape import Shape
 from tasks import TASKS, is_correct, problems, stream
 from tokenizers import Tokenizer
 from torch import Tensor, multiprocessing

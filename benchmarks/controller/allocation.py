@@ -24,7 +24,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 from checkpoint import load
-from model import Batch, Cache, Experts, Model, Routing, _Experts
+from experts import Experts
+from model import Batch, Cache, Model
+from routing import Routing
 from tasks import problems
 from tokenizers import Tokenizer
 from vocabulary import TURN_END, chat_prompt
@@ -62,9 +64,7 @@ class Cutting:
             experts.forward = lambda x, e=experts, n=number: self.run(e, n, x)  # type: ignore[method-assign]
 
     def run(self, experts: Experts, layer: int, x: torch.Tensor) -> tuple[torch.Tensor, Routing]:
-        scores = experts.router(x).softmax(dim=-1)
-        weights, ids = scores.topk(experts.top_k, dim=-1)
-        weights = weights / weights.sum(-1, keepdim=True)
+        scores, ids, weights = experts.choose(experts.router(x))
         if self.way is not None and self.seen is not None:
             chosen = select(
                 scores,
@@ -74,6 +74,7 @@ class Cutting:
                 budget=torch.tensor(self.way.cap[layer], dtype=torch.int32),
                 floor=torch.tensor(1, dtype=torch.int32),
                 demand=torch.tensor(self.way.demand[layer]),
+                correction_bias=experts.bias,
             )
             ids, weights = chosen.topk_ids.long(), chosen.topk_weights
             weights, ids = torch.where(ids >= 0, weights, 0.0), ids.clamp(min=0)
@@ -81,7 +82,7 @@ class Cutting:
             self.seen.mass[layer] += float(chosen.retained_mass.mean())
         else:
             self.natural[layer] += len(ids.unique())
-        out = _Experts.apply(x, weights, ids, experts.gate_up, experts.down)
+        out = experts.compute(x, ids, weights)
         zero = torch.tensor(0.0)
         return out, Routing(scores, ids, zero, zero)
 
