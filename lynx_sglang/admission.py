@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lynx_sglang import flags
+from lynx_sglang import flags, shadow
 from lynx_sglang.errors import UnsupportedError
 from lynx_sglang.settings import Settings
 
@@ -24,9 +24,14 @@ def register() -> None:
         if settings is None:
             return
         view = resolving_view(server_args)
-        text_config = model_config_of(server_args).hf_text_config
-        if reason := refusal(settings, view, num_experts_of(text_config)):
+        model_config = model_config_of(server_args)
+        if reason := refusal(settings, view, num_experts_of(model_config.hf_text_config)):
             raise UnsupportedError(f"--moe-backend lynx: {reason}")
+        if settings.shadow_share and (reason := shadow.refusal(model_config)):
+            raise UnsupportedError(
+                f"--lynx-shadow-share must be 0 with {view.model_path}, got "
+                f"{settings.shadow_share:g}: {reason}."
+            )
 
 
 def num_experts_of(hf_config: Any) -> int:

@@ -92,6 +92,15 @@ OUTPUT_STREAMER = Door(
     ("reqs",),
     "per-request report in meta_info",
 )
+EXPERT_RECORDER = Door(
+    "sglang.srt.eplb.expert_distribution:get_global_expert_distribution_recorder",
+    use="shadow passes stay out of SGLang's expert statistics",
+)
+STATEFUL_LAYERS = Door(
+    "sglang.srt.configs.hybrid_arch:mambaish_config",
+    ("model_config",),
+    "models whose state a second pass would advance twice",
+)
 # Hooked functions (sglang.srt.plugins.hook_registry).
 ADD_CLI_ARGS = Door("sglang.srt.server_args:ServerArgs.add_cli_args", ("parser",), "flags")
 FROM_CLI_ARGS = Door("sglang.srt.server_args:ServerArgs.from_cli_args", ("args",), "flags")
@@ -116,6 +125,11 @@ POST_PROCESS_TOPK = Door(
 )
 RUN_BATCH = Door(
     "sglang.srt.managers.scheduler:Scheduler.run_batch", ("batch",), "step begin and end"
+)
+FORWARD = Door(
+    "sglang.srt.model_executor.model_runner:ModelRunner._forward_raw",
+    ("forward_batch", "pp_proxy_tensors"),
+    "shadow passes: inside SGLang's count of passes, before sampling",
 )
 STREAMER_CLASS = Door(
     "sglang.srt.managers.scheduler:Scheduler.get_output_streamer_class", ("self",), "meta_info"

@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 import time
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ import torch
 from lynx_controller import Controller, ControllerConfig, Decision, Observation, Phase, Slo
 from lynx_controller.log import Log, LoggedController
 from lynx_kernels import RowClass, select, warm_up
-from lynx_sglang import doors, routing, runner, telemetry, tier
+from lynx_sglang import doors, routing, runner, shadow, telemetry, tier
 from lynx_sglang.clock import StepClock
 from lynx_sglang.errors import LynxError
 from lynx_sglang.plugin import hook_path
@@ -66,9 +68,11 @@ class Runtime:
         self.buffer: Buffer | None = None
         self.decision: Decision | None = None
         self.telemetry = telemetry.Telemetry()
-        self._step: Step | None = None
+        self.step: Step | None = None  # that is running
         self._planned_for: Batch = (Phase.DECODE, 1, 1)  # what the decision in force is for
         self._clock = StepClock()
+        self.shadow_refusal: str | None = None  # why this model cannot run a step twice
+        self._num_cut = 0  # decode steps on which selection cut
 
     # ------------------------------------------------------------------ start
 
@@ -140,7 +144,7 @@ class Runtime:
         correction_bias: torch.Tensor | None,
     ) -> Routing | None:
         """One layer's routing after selection; None leaves it as it is."""
-        step, buffer = self._step, self.buffer
+        step, buffer = self.step, self.buffer
         if step is None or buffer is None or not step.rows:
             return None
         if not step.is_selecting:
@@ -169,17 +173,35 @@ class Runtime:
         if self.controller is None:
             self.start()
             self.telemetry.open(scheduler)
+            self.shadow_refusal = shadow.refusal(scheduler.model_config)
         step = step_of(batch, scheduler.forward_ct + 1, self.default_tier)
         if step.rows and batch_of(step) != self._planned_for:
             self._plan(batch_of(step))
         step.is_selecting = step.num_flexible > 0 and not self._is_full()
-        self._step = step
+        if step.is_selecting and step.phase is Phase.DECODE:
+            step.is_shadowed = shadow.is_sampled(self._num_cut, self.settings.shadow_share)
+            self._num_cut += 1
+        self.step = step
         try:
             result = original(scheduler, batch, *rest)
         finally:
-            self._step = None
+            self.step = None
         self.end(step, batch, time.monotonic())
         return result
+
+    @contextmanager
+    def all_experts(self) -> Iterator[None]:
+        """Nothing is cut, and nothing is noted of what runs."""
+        assert self.decision is not None
+        assert self.buffer is not None
+        step, self.step = self.step, None
+        full = (self.num_experts,) * len(self.layer_ids)
+        self.buffer.write(replace(self.decision, demand=1.0, budget=full), self.num_experts)
+        try:
+            yield
+        finally:
+            self.buffer.write(self.decision, self.num_experts)
+            self.step = step
 
     def end(self, step: Step, batch: Any, now_s: float) -> None:
         """Account for a finished step and decide the next one's budget."""
@@ -203,7 +225,9 @@ class Runtime:
         if len(step.num_active) < len(self.layer_ids):
             return  # the forward did not reach every layer
         ran_under = self.decision
-        self._put_in_force(self.controller.step(self._observation(step, step_ms, itl_ms)))
+        # A shadow pass is in the gap that streams saw, and no part of what the step costs.
+        seen = self._observation(step, step_ms - step.shadow_ms, itl_ms)
+        self._put_in_force(self.controller.step(seen))
         self._planned_for = batch_of(step)
         self.telemetry.decided(self, step, ran_under)
 
@@ -276,6 +300,7 @@ def install(settings: Settings) -> Runtime:
         doors.CREATE_RUNNER: runner.create_moe_runner,
         doors.POST_PROCESS_TOPK: routing.post_process_topk(runtime),
         doors.RUN_BATCH: runtime.run_batch,
+        doors.FORWARD: shadow.forward(runtime),
     }
     after: dict[doors.Door, Callable[..., Any]] = {
         doors.STREAMER_CLASS: lambda base, _: tier.reporting_streamer(base, runtime.default_tier),

@@ -152,6 +152,13 @@ class Settings:
         "a file in a folder that exists and may be written to, or none",
         "Log of every decision and what it was made from; `lynx-sglang replay` explains it.",
     )
+    shadow_share: float = option(
+        0.0,
+        _in_range(0.0, 1.0),
+        "a number in [0, 1]",
+        "Share of the decode steps that selection cuts which also run with every expert, to "
+        "measure what the cut changed. Such a step takes about twice as long.",
+    )
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

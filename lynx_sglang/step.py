@@ -10,6 +10,7 @@ import torch
 
 from lynx_controller import Phase
 from lynx_kernels import RowClass
+from lynx_sglang.shadow import Comparison
 from lynx_sglang.tier import Tier, tier_of
 
 HEALTH_CHECK_PREFIX = "HEALTH_CHECK"  # SGLang's probes; no user's traffic
@@ -27,6 +28,9 @@ class Step:
     num_flexible: int
     kv_tokens: int
     is_selecting: bool = False  # set when the decision in force cuts anything
+    is_shadowed: bool = False  # set when it also runs with every expert
+    shadow: Comparison | None = None
+    shadow_ms: float = 0.0  # time that the shadow pass took
     num_active: dict[int, int] = field(default_factory=dict)  # by layer id
     retained_mass: dict[int, float] = field(default_factory=dict)  # mean over flexible rows
     row_retained_mass: np.ndarray[Any, Any] | None = None  # sum over layers, [decode rows]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lynx_sglang import doors, settings
 from lynx_sglang.errors import SettingError
+from lynx_sglang.shadow import KL_BUCKETS, Comparison, ShadowTotals
 
 if TYPE_CHECKING:
     from lynx_controller import Decision
@@ -36,7 +37,7 @@ NUMERIC_WORDS: dict[str, dict[float, str]] = {
     "budget": {0: "auto", -1: "full"},
     "demand": {-1: "auto"},
 }
-UPDATABLE = ("slo_itl_ms", "budget", "demand", "min_demand", "floor")
+UPDATABLE = ("slo_itl_ms", "budget", "demand", "min_demand", "floor", "shadow_share")
 
 
 class Telemetry:
@@ -49,11 +50,15 @@ class Telemetry:
         self.decode_steps = 0
         self.active_experts_sum = 0.0  # over decoding steps, of the mean over layers
         self.retained_mass_sum = 0.0
+        self.shadow = ShadowTotals()
         self._gauges: dict[str, Any] = {}
         self._steps_s: Any = None
         self._decisions: Any = None
         self._floor_hits: Any = None
         self._failures: Any = None
+        self._shadow_steps: Any = None
+        self._shadow_agreements: Any = None
+        self._shadow_kl: Any = None
         self._labels: dict[str, Any] = {}
 
     def open(self, scheduler: Any) -> None:
@@ -82,9 +87,21 @@ class Telemetry:
             "Controller decisions, by reason.",
             labelnames=[*labels, "reason"],
         )
+        self._shadow_kl = Histogram(
+            "sglang:lynx_shadow_kl_nats",
+            "KL of a flexible row's next token, full experts against served, on shadowed steps.",
+            labelnames=[*labels],
+            buckets=KL_BUCKETS,
+        ).labels(**labels)
         for attribute, name, about in (
             ("_floor_hits", "floor_hits", "Layer-steps whose floors needed more than the cap."),
             ("_failures", "controller_failures", "Controller errors, answered by full quality."),
+            ("_shadow_steps", "shadow_steps", "Decode steps that also ran with every expert."),
+            (
+                "_shadow_agreements",
+                "shadow_agreements",
+                "Rows of shadowed steps whose most probable token every expert would not change.",
+            ),
         ):
             counter = PrometheusCounter(f"sglang:lynx_{name}_total", about, labelnames=[*labels])
             setattr(self, attribute, counter.labels(**labels))
@@ -93,6 +110,17 @@ class Telemetry:
         self.steps[step.phase.value] += 1
         if self._steps_s is not None:
             self._steps_s.labels(**self._labels, phase=step.phase.value).observe(step_ms / 1e3)
+        if step.shadow is not None:
+            self._shadowed(step.shadow)
+
+    def _shadowed(self, seen: Comparison) -> None:
+        self.shadow.add(seen)
+        if self._shadow_kl is None:
+            return
+        self._shadow_steps.inc()
+        self._shadow_agreements.inc(sum(seen.agrees))
+        for kl in seen.kl:
+            self._shadow_kl.observe(kl)
 
     def decided(self, runtime: Runtime, step: Step, ran_under: Decision) -> None:
         """Record a decoding step, the decision that it ran under and the one after it."""
@@ -162,6 +190,7 @@ def server_info(runtime: Runtime) -> dict[str, Any]:
         "decode_steps": telemetry.decode_steps,
         "active_experts_sum": telemetry.active_experts_sum,
         "retained_mass_sum": telemetry.retained_mass_sum,
+        "shadow": telemetry.shadow.report(),
     }
 
 
@@ -169,7 +198,7 @@ def add_update_handlers(runtime: Runtime) -> Callable[..., dict[str, Any]]:
     """The hook after ``_update_handlers``: Lynx's keys for ``/set_internal_state``.
 
     ``lynx_slo_itl_ms`` (0: none), ``lynx_budget`` (0: auto, -1: full), ``lynx_demand`` (-1: auto),
-    ``lynx_min_demand``, ``lynx_floor``.
+    ``lynx_min_demand``, ``lynx_floor``, ``lynx_shadow_share``.
     """
     from sglang.srt.managers.scheduler_components.internal_state import (
         UpdateRejected,
@@ -178,7 +207,9 @@ def add_update_handlers(runtime: Runtime) -> Callable[..., dict[str, Any]]:
 
     def validate(key: str, value: float) -> None:
         try:
-            parse_update(key, value)
+            name, parsed = parse_update(key, value)
+            if name == "shadow_share" and parsed and runtime.shadow_refusal:
+                raise SettingError(f"{key} must be 0, got {value}: {runtime.shadow_refusal}")
         except SettingError as error:
             raise UpdateRejected(str(error)) from None
 

@@ -15,8 +15,17 @@ ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models" / "lynx-moe-tiny"
 # Idle servers would each keep a core from the test that runs.
 SLEEPS = "--sleep-on-idle"
+# One message for all prompts of a call, so that every step's batch is the same in every run.
+TOGETHER = "--enable-tokenizer-batch-encode"
 # As /set_internal_state spells no SLO, and nothing fixed.
-DEFAULTS = {"slo_itl_ms": 0, "budget": 0, "demand": -1, "min_demand": 0.5, "floor": 1}
+DEFAULTS = {
+    "slo_itl_ms": 0,
+    "budget": 0,
+    "demand": -1,
+    "min_demand": 0.5,
+    "floor": 1,
+    "shadow_share": 0,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +53,7 @@ def plain(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
 @pytest.fixture(scope="session")
 def lynx(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Started with ``sglang serve``, at full budget until a test's ``settings`` say otherwise."""
-    options = (SLEEPS, "--moe-backend=lynx", "--lynx-budget=full", "--lynx-slo-itl-ms=20")
+    options = (SLEEPS, TOGETHER, "--moe-backend=lynx", "--lynx-budget=full", "--lynx-slo-itl-ms=20")
     with Server(model, tmp_path_factory.mktemp("lynx") / "log", options, SERVE) as server:
         yield server
 

@@ -19,6 +19,7 @@ SERVER = {
         doors.CREATE_RUNNER,
         doors.POST_PROCESS_TOPK,
         doors.RUN_BATCH,
+        doors.FORWARD,
         doors.STREAMER_CLASS,
         doors.GET_STATE,
         doors.UPDATE_HANDLERS,

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
+from transformers import PretrainedConfig
 
-from lynx_sglang import telemetry
+from lynx_sglang import shadow, telemetry
 from lynx_sglang.errors import LynxError, SettingError
 from lynx_sglang.runtime import Runtime, count_active, pad_to, slot_of
 from lynx_sglang.settings import Settings
@@ -25,7 +26,7 @@ def request(rid: str, **params: Any) -> SimpleNamespace:
 
 
 class Scheduler:
-    """Runs batches through a runtime: each step routes every row in every layer."""
+    """Runs batches through a runtime: a pass routes every row in every layer."""
 
     def __init__(self, settings: Settings) -> None:
         self.runtime = Runtime(settings)
@@ -36,8 +37,11 @@ class Scheduler:
                 )
             )
         self.forward_ct = 0
+        self.model_config = SimpleNamespace(
+            hf_config=PretrainedConfig(), linear_attn_registry_result=None
+        )
         self.metrics_reporter = SimpleNamespace(enable_metrics=False)
-        self.generator = torch.Generator().manual_seed(0)
+        self.passes = 0
         self.routed: list[tuple[torch.Tensor, torch.Tensor]] = []  # ids in, ids out
 
     def run(self, requests: list[Any], mode: ForwardMode = ForwardMode.DECODE) -> None:
@@ -50,14 +54,23 @@ class Scheduler:
         )
         self.runtime.run_batch(self.forward, self, batch)
 
-    def forward(self, _scheduler: Any, batch: Any) -> None:
+    def forward(self, _scheduler: Any, batch: Any) -> Any:
         self.forward_ct += 1
+        return shadow.forward(self.runtime)(self.model, batch)
+
+    def model(self, batch: Any) -> Any:
+        """One pass; a row's logits are the weights of the experts that it got."""
+        self.passes += 1
         self.routed.clear()
+        generator = torch.Generator().manual_seed(self.forward_ct)
+        logits = torch.zeros(len(batch.reqs), EXPERTS)
         for layer in range(LAYERS):
-            scores = torch.rand(len(batch.reqs), EXPERTS, generator=self.generator).softmax(-1)
+            scores = torch.rand(len(batch.reqs), EXPERTS, generator=generator).softmax(-1)
             weights, ids = scores.topk(TOP_K)
             out = self.runtime.select(layer, ids, weights, lambda s=scores: s, None)
             self.routed.append((ids, ids if out is None else out[0]))
+            logits.scatter_add_(1, *((ids, weights) if out is None else (out[0].long(), out[1])))
+        return SimpleNamespace(logits_output=SimpleNamespace(next_token_logits=50 * logits))
 
 
 def test_a_fixed_budget_holds_from_the_first_decode_step() -> None:
@@ -102,6 +115,57 @@ def test_exact_requests_and_prefill_come_out_as_they_went_in() -> None:
     assert account_of(requests[0]).degraded_tokens == 0
     scheduler.run(requests, ForwardMode.EXTEND)
     assert all(given is out for given, out in scheduler.routed)
+
+
+def test_a_shadow_pass_measures_the_cut_and_changes_nothing_else() -> None:
+    schedulers = [Scheduler(Settings(budget=8, shadow_share=share)) for share in (0.0, 1.0)]
+    requests = [request("exact", lynx="exact"), *(request(str(i)) for i in range(11))]
+    for scheduler in schedulers:
+        for _ in range(3):
+            scheduler.run(requests)
+        scheduler.run(requests, ForwardMode.EXTEND)
+    plain, shadowed = schedulers
+    assert (plain.passes, shadowed.passes) == (4, 7)  # prefill is not cut: no shadow
+    for (_, expected), (_, got) in zip(plain.routed, shadowed.routed, strict=True):
+        assert torch.equal(expected, got)
+    for name in ("active_experts_sum", "retained_mass_sum", "decode_steps", "floor_hits"):
+        assert getattr(plain.runtime.telemetry, name) == getattr(shadowed.runtime.telemetry, name)
+    nothing = telemetry.server_info(plain.runtime)["shadow"]
+    assert (nothing["steps"], nothing["rows"], nothing["kl_mean"]) == (0, 0, None)
+    found = telemetry.server_info(shadowed.runtime)["shadow"]
+    assert (found["steps"], found["rows"]) == (3, 33)  # the exact row is not compared
+    assert found["kl_sum"] > 0.0
+    assert sum(found["kl_histogram"]) == 33
+
+
+def test_a_step_that_nothing_cuts_has_no_shadow() -> None:
+    scheduler = Scheduler(Settings(shadow_share=1.0))
+    scheduler.run([request(str(i)) for i in range(12)])
+    assert scheduler.passes == 1
+
+
+def test_the_time_of_a_shadow_is_in_the_gap_and_not_in_the_step() -> None:
+    """The full pass sleeps: streams wait for it, the cost model must not learn it."""
+    scheduler = Scheduler(Settings(budget=8, shadow_share=1.0))
+    model, slept_s = scheduler.model, 0.02
+
+    def slow_when_full(batch: Any) -> Any:
+        if scheduler.runtime.step is None:
+            time.sleep(slept_s)
+        return model(batch)
+
+    scheduler.model = slow_when_full  # type: ignore[method-assign]
+    requests = [request(str(i)) for i in range(12)]
+    scheduler.run(requests)
+    controller = scheduler.runtime.controller
+    assert controller is not None
+    seen: list[Any] = []
+    step = controller.step
+    controller.step = lambda observation: seen.append(observation) or step(observation)  # type: ignore[method-assign, func-returns-value]
+    scheduler.run(requests)
+    (observation,) = seen
+    assert observation.itl_ms >= 1e3 * slept_s
+    assert observation.itl_ms - observation.step_ms >= 1e3 * slept_s
 
 
 def test_settings_change_at_run_time() -> None:

@@ -50,6 +50,7 @@ def test_file_takes_the_flags_names(tmp_path, key: str) -> None:
         ("demand", "-0.1"),
         ("min_demand", "0"),
         ("floor", "0"),
+        ("shadow_share", "1.1"),
         ("floor", "two"),
         ("policy", "tiger"),
         ("default_tier", "gold"),
