@@ -16,6 +16,7 @@ from lynx_sglang.errors import LynxError, SettingError
 from lynx_sglang.settings import OPTIONS, Settings
 
 BACKEND = "lynx"
+UNSET = (None, "auto")  # --moe-runner-backend, where the operator named none
 
 
 def add_cli_args(_result: None, parser: argparse.ArgumentParser) -> None:
@@ -25,10 +26,12 @@ def add_cli_args(_result: None, parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--moe-backend",
-        dest="moe_runner_backend",
+        dest="moe_backend",
         default=argparse.SUPPRESS,
         metavar="NAME",
-        help="lynx, or any name that --moe-runner-backend takes. Default: auto.",
+        help="lynx, or any name that --moe-runner-backend takes. With lynx, a runner that "
+        "--moe-runner-backend names runs the experts behind lynx's selection (on a GPU). "
+        "Default: auto.",
     )
     group.add_argument(
         settings.flag_of("config"),
@@ -53,7 +56,7 @@ def from_cli_args(build: Callable[..., Any], cls: type, args: argparse.Namespace
     """Hook around ``ServerArgs.from_cli_args``: a wrong setting ends the launcher with its text."""
     given = _take_options(vars(args))
     try:
-        publish(getattr(args, "moe_runner_backend", None), given)
+        publish(_take_backend(vars(args)), given)
     except LynxError as error:
         raise SystemExit(f"lynx: {error}") from None
     return build(cls, args)
@@ -64,9 +67,7 @@ def engine_args(build: Callable[..., Any]) -> Callable[..., Any]:
 
     def server_args(**kwargs: Any) -> Any:
         given = _take_options(kwargs)
-        if "moe_backend" in kwargs:
-            kwargs["moe_runner_backend"] = kwargs.pop("moe_backend")
-        publish(kwargs.get("moe_runner_backend"), given)
+        publish(_take_backend(kwargs), given)
         return build(**kwargs)
 
     return server_args
@@ -76,6 +77,19 @@ def _take_options(values: dict[str, Any]) -> dict[str, Any]:
     """Remove and return the Lynx options among ``values``, by field name."""
     names = [f"lynx_{name}" for name in (*OPTIONS, "config")]
     return {name.removeprefix("lynx_"): values.pop(name) for name in names if name in values}
+
+
+def _take_backend(values: dict[str, Any]) -> str | None:
+    """Remove ``moe_backend`` from ``values`` and return who selects experts.
+
+    What is left in ``moe_runner_backend`` is who runs them: with lynx, a runner that was named
+    there, else lynx.
+    """
+    runner = values.get("moe_runner_backend")
+    backend: str | None = values.pop("moe_backend", runner)
+    if backend is not None and (backend != BACKEND or runner in UNSET):
+        values["moe_runner_backend"] = backend
+    return backend
 
 
 def publish(backend: str | None, given: Mapping[str, Any]) -> Settings | None:

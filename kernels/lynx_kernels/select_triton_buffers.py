@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import triton
@@ -17,6 +17,7 @@ from lynx_kernels.select_triton_kernels import COUNTERS, HEADER, block_of, num_i
 from lynx_kernels.selection import Selection
 
 MAX_FUSED_ROWS = 256
+ALIGNED_WORDS = 4  # 16 bytes: a kernel is compiled for pointers of that alignment
 MIN_ROWS, MAX_WORD_ROWS = 8, 64  # a program's: one per warp, one per bit of a word
 
 
@@ -104,6 +105,22 @@ class SelectBuffers:
         buffers.scratch[0, 0].zero_()
         return buffers
 
+    def per_layer(self, num_layers: int) -> LayerBuffers:
+        """Buffers for layers that run in turn and whose T and retained mass outlive them."""
+        num_numbers = self.numbers.shape[1]
+        rows = scratch.empty(
+            num_layers, -(-num_numbers // ALIGNED_WORDS) * ALIGNED_WORDS, self.numbers
+        )
+        masses = HEAD.value + 3 * self.num_scheduled
+        return LayerBuffers(
+            layers=[
+                replace(self, numbers=rows[layer : layer + 1, :num_numbers], _views={})
+                for layer in range(num_layers)
+            ],
+            num_active=rows[:, 0],
+            retained_mass=rows[:, masses : masses + self.max_rows].view(torch.float32),
+        )
+
     def view(self, num_rows: int) -> Selection:
         """The results of a batch of num_rows rows."""
         if num_rows not in self._views:
@@ -133,6 +150,15 @@ class SelectBuffers:
             retained_mass=retained.view(torch.float32)[:num_rows],
             schedule=schedule if self.num_scheduled else None,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class LayerBuffers:
+    """One set per layer; all but `numbers` is shared, and `numbers` are rows of one tensor."""
+
+    layers: list[SelectBuffers]
+    num_active: Tensor  # int32 [L], a view of every layer's T
+    retained_mass: Tensor  # float32 [L, max_rows], a view
 
 
 def scratch_size(

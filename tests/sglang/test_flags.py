@@ -39,6 +39,22 @@ def test_another_name_is_sglangs_own() -> None:
     assert flags.published() is None
 
 
+def test_lynx_can_select_in_front_of_a_runner_of_sglangs() -> None:
+    args = parse("--moe-backend", "lynx", "--moe-runner-backend", "flashinfer_cutlass")
+    assert vars(args) == {"moe_runner_backend": "flashinfer_cutlass"}
+    assert flags.published() is not None
+    build = flags.engine_args(SimpleNamespace)
+    assert vars(build(moe_backend="lynx", moe_runner_backend="deep_gemm")) == {
+        "moe_runner_backend": "deep_gemm"
+    }
+    assert flags.published() is not None
+
+
+def test_sglangs_own_flag_takes_the_name_too() -> None:
+    assert parse("--moe-runner-backend", "lynx").moe_runner_backend == "lynx"
+    assert flags.published() is not None
+
+
 def test_lynx_options_are_taken_out_and_published() -> None:
     args = parse("--moe-backend", "lynx", "--lynx-slo-itl-ms", "20", "--lynx-budget=25%")
     assert vars(args) == {"moe_runner_backend": "lynx"}

@@ -1,0 +1,106 @@
+"""The few numbers in which the two loops meet: written by a decision, read by every layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lynx_controller import Decision
+from lynx_kernels import RowClass
+
+IN_FLIGHT = 4  # steps between launch and account: two with SGLang's overlap, and some to spare
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """One block of bytes as what it holds; captured graphs and copies know its address."""
+
+    memory: Tensor  # uint8 [n]
+    caps: Tensor  # int32 [L], of the layers in ascending order
+    floor: Tensor  # int32 []
+    demand: Tensor  # float32 []
+    row_class: Tensor  # uint8 [max_rows]
+
+    @classmethod
+    def over(cls, memory: Tensor, num_layers: int) -> Fields:
+        words = memory[: header_bytes(num_layers)].view(torch.int32)
+        return cls(
+            memory=memory,
+            caps=words[:num_layers],
+            floor=words[num_layers],
+            demand=words[num_layers + 1].view(torch.float32),
+            row_class=memory[header_bytes(num_layers) :],
+        )
+
+
+def header_bytes(num_layers: int) -> int:
+    return 4 * (num_layers + 2)
+
+
+class Buffer:
+    """What selection reads, at fixed addresses: a decision is data, never a shape.
+
+    On a CPU the layers read what ``write`` wrote, and max_rows is 0: row classes travel with the
+    step. On a GPU ``send`` queues one copy of it all before a step, from one of IN_FLIGHT pinned
+    blocks, and nothing waits.
+    """
+
+    def __init__(
+        self,
+        layer_ids: list[int],
+        num_experts: int,
+        floor: int,
+        *,
+        max_rows: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        num_layers, is_pinned = len(layer_ids), torch.device(device).type == "cuda"
+        num_bytes = header_bytes(num_layers) + max_rows
+        self._live = Fields.over(
+            torch.zeros(num_bytes, dtype=torch.uint8, device=device), num_layers
+        )
+        # Until the first step says otherwise, whatever runs comes out as it went in.
+        self._live.row_class.fill_(RowClass.EXACT)
+        self._num_rows_sent = max_rows
+        self._written = self._live
+        self._blocks: list[Tensor] = []
+        if max_rows:
+            self._written = Fields.over(torch.zeros(num_bytes, dtype=torch.uint8), num_layers)
+            self._blocks = [
+                torch.zeros(num_bytes, dtype=torch.uint8, pin_memory=is_pinned)
+                for _ in range(IN_FLIGHT)
+            ]
+        for fields in (self._live, self._written):
+            fields.caps.fill_(num_experts)
+            fields.floor.fill_(floor)
+            fields.demand.fill_(1.0)
+        self.caps = dict(zip(layer_ids, self._live.caps.unbind(), strict=True))
+        self.floor, self.demand = self._live.floor, self._live.demand
+        self.row_class = self._live.row_class
+        self.is_full = True  # nothing is cut: a CPU need not select
+
+    def write(self, decision: Decision, num_experts: int) -> None:
+        self._written.caps.numpy()[:] = decision.budget
+        self._written.demand.fill_(decision.demand)
+        self.is_full = decision.demand >= 1.0 and min(decision.budget) >= num_experts
+
+    def set_floor(self, floor: int) -> None:
+        self._written.floor.fill_(floor)
+
+    def send(self, row_class: Tensor, slot: int) -> None:
+        """Queue what was written, and a step's rows, on the current stream.
+
+        Args:
+            row_class: uint8 [rows] on the CPU; all rows above them become PAD.
+            slot: which pinned block; its last copy must have run.
+        """
+        block, rows = self._blocks[slot], len(row_class)
+        head = header_bytes(len(self.caps))
+        end = head + max(rows, self._num_rows_sent)
+        block[:head] = self._written.memory[:head]
+        block[head : head + rows] = row_class
+        block[head + rows : end] = RowClass.PAD
+        self._live.memory[:end].copy_(block[:end], non_blocking=True)
+        self._num_rows_sent = rows

@@ -1,0 +1,120 @@
+"""Lynx's kernels in front of SGLang's Triton runner, layer by layer, on a GPU.
+
+SGLang builds its own runner for its own weight layout. Where selection made a schedule, decode
+steps, the active experts run in ``lynx_kernels``; every other step is SGLang's, prefill above all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lynx_kernels.activation import SWIGLU_ALPHA, SWIGLU_LIMIT
+from lynx_kernels.device import arch_of
+from lynx_kernels.fused_moe_triton import SCALE_BLOCK, fused_moe_triton
+from lynx_kernels.workspace import Workspace
+from lynx_sglang.device_path import DevicePath
+
+ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu"}  # SGLang's names on CUDA, and ours
+HIDDEN_DTYPES = (torch.bfloat16, torch.float16)
+MIN_ARCH, MIN_FP8_ARCH = 80, 89
+
+
+class FusedRunner:
+    """One layer's experts; stands where ``MoeRunner.run`` looks for a fused function."""
+
+    def __init__(self, layer: Any, original: Callable[..., Any]) -> None:
+        """``layer``: SGLang's ``FusedMoE``. ``original``: what SGLang would have called."""
+        self._layer, self._original = layer, original
+        self._path: DevicePath | None = None
+        self._workspace: Workspace | None = None
+
+    def allocate(self, path: DevicePath, workspaces: dict[Any, Workspace]) -> None:
+        """Before any capture: scratch of this layer's shape, which all layers of it share."""
+        w13, w2 = self._layer.w13_weight, self._layer.w2_weight
+        dtype = self._layer.moe_runner_config.params_dtype
+        key = (w13.shape, w2.shape, w13.dtype, dtype)
+        if key not in workspaces:
+            workspaces[key] = Workspace.allocate(
+                w13, w2, max_rows=path.max_rows, top_k=path.sizes.num_slots, dtype=dtype
+            )
+        self._path, self._workspace = path, workspaces[key]
+
+    def __call__(self, dispatch_output: Any, quant_info: Any, runner_config: Any) -> Any:
+        """hidden [M, H] through its experts; see ``lynx_kernels.fused_moe_triton``."""
+        from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput
+
+        path, workspace = self._path, self._workspace
+        schedule = None if path is None else path.take(self._layer.layer_id)
+        if schedule is None or workspace is None:
+            return self._original(dispatch_output, quant_info, runner_config)
+        is_clamped = runner_config.gemm1_alpha is not None
+        output: Tensor = fused_moe_triton(
+            dispatch_output.hidden_states,
+            quant_info.w13_weight,
+            quant_info.w2_weight,
+            schedule,
+            workspace=workspace,
+            activation="swiglu_clamped" if is_clamped else ACTIVATIONS[runner_config.activation],
+            is_interleaved=is_clamped or quant_info.fuse_swiglu_interleaved,
+            w13_scale=quant_info.w13_scale,
+            w2_scale=quant_info.w2_scale,
+            w13_bias=quant_info.b13,
+            w2_bias=quant_info.b2,
+            apply_router_weight_on_input=runner_config.apply_router_weight_on_input,
+        )
+        if runner_config.routed_scaling_factor not in (None, 1.0):
+            output.mul_(runner_config.routed_scaling_factor)
+        return StandardCombineInput(hidden_states=output)
+
+
+def uncovered(method: Any, config: Any, device: torch.device) -> str | None:
+    """Why a layer's experts stay with SGLang's runner; None where Lynx's kernels run them."""
+    from sglang.srt.layers.quantization.fp8 import Fp8MoEMethod
+
+    arch, is_fp8 = arch_of(device), isinstance(method, Fp8MoEMethod)
+    if arch < (MIN_FP8_ARCH if is_fp8 else MIN_ARCH):
+        return f"compute capability {arch / 10:.1f}"
+    if config.params_dtype not in HIDDEN_DTYPES:
+        return f"dtype {config.params_dtype}"
+    if is_fp8 and (method.use_mxfp8 or method.is_fp4_expert):
+        return "MXFP8 and FP4 experts"
+    if is_fp8 and method.weight_block_size != [SCALE_BLOCK, SCALE_BLOCK]:
+        return f"fp8 scales that are not per {SCALE_BLOCK} x {SCALE_BLOCK} block"
+    if is_fp8 and config.intermediate_size_per_partition % SCALE_BLOCK:
+        return f"intermediate size {config.intermediate_size_per_partition} of fp8 experts"
+    return uncovered_activation(config)
+
+
+def uncovered_activation(config: Any) -> str | None:
+    if config.no_combine:
+        return "no_combine"
+    if config.activation not in ACTIVATIONS or not config.is_gated:
+        return f"activation {config.activation} (gated: {config.is_gated})"
+    if config.swiglu_limit is not None or config.gemm1_beta is not None:
+        return "swiglu_limit and gemm1_beta"
+    clamp = (config.gemm1_alpha, config.gemm1_clamp_limit)
+    if clamp not in ((None, None), (SWIGLU_ALPHA, SWIGLU_LIMIT)):
+        return f"gemm1_alpha and gemm1_clamp_limit {clamp}"
+    if clamp != (None, None) and not (config.gate_up_interleaved and config.activation == "silu"):
+        return "a clamped SwiGLU whose gate and up rows do not alternate"
+    return None
+
+
+def create_fp8_runner(
+    original: Callable[..., None], method: Any, layer: Any, moe_runner_config: Any
+) -> None:
+    """Hook around ``Fp8MoEMethod.create_moe_runner``, which has no runner for our name."""
+    from sglang.srt.layers.moe import MoeRunner, MoeRunnerBackend, get_moe_runner_backend
+
+    from lynx_sglang.flags import BACKEND
+
+    if get_moe_runner_backend().value != BACKEND:
+        original(method, layer, moe_runner_config)
+        return
+    method.moe_runner_config = moe_runner_config
+    method.runner = MoeRunner(MoeRunnerBackend.TRITON, moe_runner_config)
+    method._owns_moe_runner = True
