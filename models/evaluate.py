@@ -1,9 +1,10 @@
-"""Measures a trained folder: accuracy per task, and how evenly its experts are used.
+"""Measures a trained folder: accuracy per task, how evenly its experts are used, and text.
 
-    python models/evaluate.py --model models/lynx-moe-tiny --count 500
+    python models/evaluate.py --model models/lynx-moe-sigmoid --count 500 --gsm8k FOLDER
 
 Decoding is greedy, in float32, on the test split. Routing is measured on decode steps only, on
-requests of both tasks in equal parts.
+requests of both tasks in equal parts. With GSM8K's folder, perplexity on its test text, beside
+count models of its training text.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import gsm8k
 import torch
 from checkpoint import load
 from decoding import complete
 from model import Model
+from perplexity import baselines, perplexity
 from routing import Routing
 from tasks import TASKS, Problem, is_correct, problems
 from tokenizers import Tokenizer
@@ -122,13 +125,17 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="folder to measure")
     parser.add_argument("--count", type=int, default=500, help="problems per task")
     parser.add_argument("--seed", type=int, default=TEST_SEED)
+    parser.add_argument("--gsm8k", type=Path, default=None, help="folder with gsm8k_test.jsonl")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     if arguments.count < 1:
         parser.error(f"--count must be 1 or more, got {arguments.count}")
+    read = {}
+    if arguments.gsm8k is not None:
+        read = {split: gsm8k.texts(arguments.gsm8k, split) for split in gsm8k.SPLITS}
     torch.set_num_threads(arguments.threads)
     model, tokenizer = load(arguments.model)
-    report = {
+    report: dict[str, Any] = {
         "torch": torch.__version__,
         "machine": platform.machine(),
         "accuracy": {
@@ -137,6 +144,11 @@ def main() -> None:
         },
         "routing": routing(model, tokenizer, arguments.seed),
     }
+    if read:
+        report["perplexity"] = {
+            "model": perplexity(model, tokenizer, read["test"]),
+            **baselines(tokenizer, read["train"], read["validation"], read["test"]),
+        }
     print(json.dumps(report, indent=2))
 
 
