@@ -17,7 +17,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import checkpoint
@@ -119,10 +119,14 @@ def _begin(
 def _resume(
     model: Model, optimiser: torch.optim.Optimizer, recipe: Recipe, path: Path
 ) -> tuple[int, float]:
-    """Load an interrupted run; returns its next step and the minutes that it has taken."""
+    """Load an interrupted run; returns its next step and the minutes that it has taken.
+
+    Only its length, `steps` and `minutes`, may have changed.
+    """
     state = torch.load(path, weights_only=True)
-    if state["recipe"] != asdict(recipe):
-        raise ValueError(f"--resume: {path} was begun with other settings: {state['recipe']}")
+    begun = Recipe(**state["recipe"])
+    if replace(begun, steps=recipe.steps, minutes=recipe.minutes) != recipe:
+        raise ValueError(f"--resume: {path} was begun with other settings: {begun}")
     model.load_state_dict(state["model"])
     optimiser.load_state_dict(state["optimiser"])
     return state["step"], state["minutes"]
