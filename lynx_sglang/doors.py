@@ -86,6 +86,53 @@ ROTARY = Door(
     ("positions", "query", "key", "offsets", "fused_set_kv_buffer_arg"),
     "replaced on the CPU platform, and what it falls back on",
 )
+RUNNER_BACKEND = Door(
+    "sglang.srt.layers.moe.utils:get_moe_runner_backend", use="is the runner ours to choose"
+)
+TRITON_FUSED = Door(
+    "sglang.srt.layers.moe.moe_runner.triton:fused_experts_none_to_triton",
+    ("dispatch_output", "quant_info", "runner_config"),
+    "GPU: what Lynx's kernels stand in front of",
+)
+TRITON_QUANT_INFO = Door(
+    "sglang.srt.layers.moe.moe_runner.triton:TritonMoeQuantInfo",
+    ("w13_weight", "w2_weight", "b13", "b2", "w13_scale", "w2_scale", "fuse_swiglu_interleaved"),
+    "weights as the runners get them",
+)
+RUNNER_CONFIG = Door(
+    "sglang.srt.layers.moe.moe_runner.base:MoeRunnerConfig",
+    (
+        "layer_id",
+        "params_dtype",
+        "activation",
+        "is_gated",
+        "no_combine",
+        "apply_router_weight_on_input",
+        "routed_scaling_factor",
+        "gemm1_alpha",
+        "gemm1_beta",
+        "gemm1_clamp_limit",
+        "swiglu_limit",
+        "gate_up_interleaved",
+    ),
+    "what a layer asks of its runner",
+)
+TOPK_FORMAT = Door(
+    "sglang.srt.layers.moe.topk:TopKOutputFormat.STANDARD", use="GPU: a routing that can be edited"
+)
+TOPK_CONFIG = Door(
+    "sglang.srt.layers.moe.topk:TopKConfig",
+    (
+        "use_grouped_topk",
+        "scoring_func",
+        "custom_routing_function",
+        "correction_bias",
+        "fused_shared_experts_scaling_factor",
+        "output_format",
+        "runner_backend",
+    ),
+    "how a layer routes",
+)
 OUTPUT_STREAMER = Door(
     "sglang.srt.managers.scheduler_components.output_streamer:"
     "SchedulerOutputStreamer.build_additional_customized_info",
@@ -109,6 +156,31 @@ CREATE_RUNNER = Door(
     "sglang.srt.layers.quantization.unquant:UnquantizedFusedMoEMethod.create_moe_runner",
     ("layer", "moe_runner_config"),
     "the quant method ends in TRITON for names it does not know",
+)
+CREATE_FP8_RUNNER = Door(
+    "sglang.srt.layers.quantization.fp8:Fp8MoEMethod.create_moe_runner",
+    ("layer", "moe_runner_config"),
+    "GPU: the quant method has no runner for names it does not know",
+)
+FUSED_MOE = Door(
+    "sglang.srt.layers.moe.fused_moe_triton.layer:FusedMoE.__init__",
+    ("layer_id", "num_experts", "top_k", "num_fused_shared_experts"),
+    "GPU: what layers there are, and a fused function in front of their Triton runner",
+)
+BIND_BACKEND = Door(
+    "sglang.srt.layers.moe.topk:TopK.bind_runner_backend",
+    ("runner_backend",),
+    "GPU: refuse runners that route inside their kernel",
+)
+CAPTURE = Door(
+    "sglang.srt.model_executor.runner.decode_cuda_graph_runner:DecodeCudaGraphRunner.capture",
+    ("self",),
+    "GPU: selection is captured in decode graphs; buffers come before",
+)
+PROCESS_RESULT = Door(
+    "sglang.srt.managers.scheduler:Scheduler.process_batch_result",
+    ("batch", "result"),
+    "GPU: a step's end",
 )
 POST_PROCESS_TOPK = Door(
     "sglang.srt.layers.moe.topk:_post_process_topk_ids",

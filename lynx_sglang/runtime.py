@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -24,6 +24,7 @@ from lynx_controller import Controller, ControllerConfig, Decision, Observation,
 from lynx_controller.log import Log, LoggedController
 from lynx_kernels import RowClass, select, warm_up
 from lynx_sglang import doors, routing, runner, shadow, telemetry, tier
+from lynx_sglang.buffer import Buffer
 from lynx_sglang.clock import StepClock
 from lynx_sglang.errors import LynxError
 from lynx_sglang.plugin import hook_path
@@ -37,22 +38,6 @@ SLOTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 Batch = tuple[Phase, int, int]  # phase, rows, flexible rows
 Routing = tuple[torch.Tensor, torch.Tensor]  # topk_ids [M, K], topk_weights [M, K]
-
-
-class Buffer:
-    """What selection reads, at fixed addresses: a decision is data, never a shape."""
-
-    def __init__(self, layer_ids: list[int], num_experts: int, floor: int) -> None:
-        self.caps = {layer: torch.tensor(num_experts, dtype=torch.int32) for layer in layer_ids}
-        self.demand = torch.tensor(1.0)
-        self.floor = torch.tensor(floor, dtype=torch.int32)
-        self.is_full = True  # nothing is cut: selection need not run
-
-    def write(self, decision: Decision, num_experts: int) -> None:
-        for cap, value in zip(self.caps.values(), decision.budget, strict=True):
-            cap.fill_(value)
-        self.demand.fill_(decision.demand)
-        self.is_full = decision.demand >= 1.0 and min(decision.budget) >= num_experts
 
 
 class Runtime:
@@ -71,10 +56,17 @@ class Runtime:
         self.step: Step | None = None  # that is running
         self._planned_for: Batch = (Phase.DECODE, 1, 1)  # what the decision in force is for
         self._clock = StepClock()
+        self.slots: Sequence[int] = SLOTS
+        self._is_open = False  # to the scheduler's metrics
         self.shadow_refusal: str | None = None  # why this model cannot run a step twice
         self._num_cut = 0  # decode steps on which selection cut
 
     # ------------------------------------------------------------------ start
+
+    def runner_hooks(self) -> dict[doors.Door, Callable[..., Any]]:
+        """Register what runs the experts; hooks that go around SGLang's making of it."""
+        runner.install(self.add_layer)
+        return {doors.CREATE_RUNNER: runner.create_moe_runner}
 
     def add_layer(self, config: Any) -> None:
         """Note a MoE layer as SGLang builds it."""
@@ -88,8 +80,7 @@ class Runtime:
         if not self.layer_ids:
             raise LynxError("--moe-backend lynx: the model was built without a MoE layer of Lynx's")
         self.layer_ids.sort()
-        warm_up(self.num_experts, self.top_k)
-        self.buffer = Buffer(self.layer_ids, self.num_experts, self.settings.floor)
+        self.buffer = self.make_buffer()
         settings = self.settings
         make: Callable[..., Controller] = Controller
         if settings.decision_log is not None:
@@ -118,6 +109,11 @@ class Runtime:
             self.top_k,
         )
 
+    def make_buffer(self) -> Buffer:
+        """What the data path needs before its first step."""
+        warm_up(self.num_experts, self.top_k)
+        return Buffer(self.layer_ids, self.num_experts, self.settings.floor)
+
     def apply_overrides(self, settings: Settings) -> None:
         """Put the operator's fixed budget and demand, SLO and floors in force."""
         assert self.controller is not None
@@ -130,7 +126,7 @@ class Runtime:
         self.controller.set_slo(Slo(settings.slo_itl_ms, settings.slo_percentile))
         self.controller.set_min_demand(settings.min_demand)
         self.controller.override(budget=budget, demand=demand)
-        self.buffer.floor.fill_(settings.floor)
+        self.buffer.set_floor(settings.floor)
         self._plan(self._planned_for)
 
     # -------------------------------------------------------------- data path
@@ -142,8 +138,13 @@ class Runtime:
         topk_weights: torch.Tensor,
         scores: Callable[[], torch.Tensor],
         correction_bias: torch.Tensor | None,
+        *,
+        is_final: bool = True,
     ) -> Routing | None:
-        """One layer's routing after selection; None leaves it as it is."""
+        """One layer's routing after selection; None leaves it as it is.
+
+        ``is_final``: what runs the experts sees just this (a GPU's schedule relies on it).
+        """
         step, buffer = self.step, self.buffer
         if step is None or buffer is None or not step.rows:
             return None
@@ -170,13 +171,7 @@ class Runtime:
         self, original: Callable[..., Any], scheduler: Any, batch: Any, *rest: Any
     ) -> Any:
         """The hook around ``Scheduler.run_batch``: one step, begun and ended."""
-        if self.controller is None:
-            self.start()
-            self.telemetry.open(scheduler)
-            self.shadow_refusal = shadow.refusal(scheduler.model_config)
-        step = step_of(batch, scheduler.forward_ct + 1, self.default_tier)
-        if step.rows and batch_of(step) != self._planned_for:
-            self._plan(batch_of(step))
+        step = self.begin(scheduler, batch)
         step.is_selecting = step.num_flexible > 0 and not self._is_full()
         if step.is_selecting and step.phase is Phase.DECODE:
             step.is_shadowed = shadow.is_sampled(self._num_cut, self.settings.shadow_share)
@@ -186,8 +181,32 @@ class Runtime:
             result = original(scheduler, batch, *rest)
         finally:
             self.step = None
-        self.end(step, batch, time.monotonic())
+        assert self.decision is not None
+        self.end(
+            step,
+            time.monotonic(),
+            ran_under=self.decision,
+            launch_s=batch.launch_ts,
+            is_after_idle=batch.after_idle_gap,
+        )
         return result
+
+    def begin(self, scheduler: Any, batch: Any) -> Step:
+        """Describe a batch that is about to run, and decide for it where it is a new one."""
+        if self.controller is None:
+            self.start()
+        if not self._is_open:
+            self._is_open = True
+            self.telemetry.open(scheduler)
+            self.shadow_refusal = self.refuse_shadow(scheduler.model_config)
+        step = step_of(batch, scheduler.forward_ct + 1, self.default_tier)
+        if step.rows and batch_of(step) != self._planned_for:
+            self._plan(batch_of(step))
+        return step
+
+    def refuse_shadow(self, model_config: Any) -> str | None:
+        """Why steps cannot run twice; None where they can."""
+        return shadow.refusal(model_config)
 
     @contextmanager
     def all_experts(self) -> Iterator[None]:
@@ -203,19 +222,20 @@ class Runtime:
             self.buffer.write(self.decision, self.num_experts)
             self.step = step
 
-    def end(self, step: Step, batch: Any, now_s: float) -> None:
-        """Account for a finished step and decide the next one's budget."""
+    def end(
+        self, step: Step, now_s: float, *, ran_under: Decision, launch_s: float, is_after_idle: bool
+    ) -> None:
+        """Account for a step that finished at ``now_s`` and decide the next one's budget."""
         assert self.controller is not None
         step_ms, itl_ms = self._clock.end(
             now_s,
-            batch.launch_ts,
-            is_after_idle=batch.after_idle_gap,
+            launch_s,
+            is_after_idle=is_after_idle,
             streams=[request.rid for request in step.requests],
         )
         self.telemetry.step_ended(step, step_ms)
         if not step.rows:
             return
-        assert self.decision is not None
         if step.row_retained_mass is None:
             masses = [1.0] * step.rows
         else:
@@ -224,9 +244,8 @@ class Runtime:
             tier.account_of(request).add(min(1.0, mass))
         if len(step.num_active) < len(self.layer_ids):
             return  # the forward did not reach every layer
-        ran_under = self.decision
         # A shadow pass is in the gap that streams saw, and no part of what the step costs.
-        seen = self._observation(step, step_ms - step.shadow_ms, itl_ms)
+        seen = self._observation(step, ran_under, step_ms - step.shadow_ms, itl_ms)
         self._put_in_force(self.controller.step(seen))
         self._planned_for = batch_of(step)
         self.telemetry.decided(self, step, ran_under)
@@ -235,25 +254,29 @@ class Runtime:
         """Decide for a batch that differs from the last one, before it runs."""
         assert self.controller is not None
         phase, rows, num_flexible = self._planned_for = batch
-        self._put_in_force(self.controller.plan(rows, slot_of(rows), phase, num_flexible))
+        self._put_in_force(self.controller.plan(rows, self.slot_of(rows), phase, num_flexible))
 
-    def _observation(self, step: Step, step_ms: float, itl_ms: float) -> Observation:
-        decision = self.decision
-        assert decision is not None
+    def _observation(
+        self, step: Step, ran_under: Decision, step_ms: float, itl_ms: float
+    ) -> Observation:
         return Observation(
             step=step.number,
             phase=step.phase,
             rows=step.rows,
-            slot=slot_of(step.rows),
+            slot=self.slot_of(step.rows),
             step_ms=step_ms,
             itl_ms=itl_ms,
             active_experts=[step.num_active[layer] for layer in self.layer_ids],
             retained_mass=[step.retained_mass.get(layer, 1.0) for layer in self.layer_ids],
             kv_tokens=step.kv_tokens,
             flexible_rows=step.num_flexible,
-            demand=decision.demand,
-            budget_applied=decision.budget,
+            demand=ran_under.demand,
+            budget_applied=ran_under.budget,
         )
+
+    def slot_of(self, rows: int) -> int:
+        """Batch-size class of a step: the size of the graph that runs it, where there is one."""
+        return slot_of(rows, self.slots)
 
     def _put_in_force(self, decision: Decision) -> None:
         assert self.buffer is not None
@@ -285,19 +308,23 @@ def pad_to(row_class: torch.Tensor, rows: int) -> torch.Tensor:
     return padded
 
 
-def slot_of(rows: int) -> int:
-    """Batch-size class of a step that runs without a captured graph."""
-    return SLOTS[bisect_left(SLOTS, rows)] if rows <= SLOTS[-1] else -(-rows // 256) * 256
+def slot_of(rows: int, slots: Sequence[int] = SLOTS) -> int:
+    """The smallest of ``slots`` (ascending) that holds ``rows``; above them, multiples of 256."""
+    return slots[bisect_left(slots, rows)] if rows <= slots[-1] else -(-rows // 256) * 256
 
 
 def install(settings: Settings) -> Runtime:
     """Make this process's runtime and hook it into the scheduler, the layers and the server."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    runtime = Runtime(settings)
-    runner.install(runtime.add_layer)
+    if torch.cuda.is_available():
+        from lynx_sglang.gpu_runtime import GpuRuntime
+
+        runtime: Runtime = GpuRuntime(settings)
+    else:
+        runtime = Runtime(settings)
     around: dict[doors.Door, Callable[..., Any]] = {
-        doors.CREATE_RUNNER: runner.create_moe_runner,
+        **runtime.runner_hooks(),
         doors.POST_PROCESS_TOPK: routing.post_process_topk(runtime),
         doors.RUN_BATCH: runtime.run_batch,
         doors.FORWARD: shadow.forward(runtime),
