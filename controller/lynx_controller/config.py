@@ -27,6 +27,8 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
     "warmup_steps": (0, 100),
     "adopt_steps": (10, 10_000_000),
     "lag_steps": (0, 8),
+    "max_quality_loss": (1e-7, 10.0),
+    "prior_kl": (1e-6, 100.0),
     "floor": (1, 1024),
     "max_step_ms": (1.0, 1e7),
 }
@@ -38,6 +40,9 @@ class ControllerConfig:
 
     min_demand: float = 0.5  # the operator's quality floor: demand is never below it
     floor: int = 1  # own experts a row never loses (select's k0)
+
+    max_quality_loss: float | None = None  # nats of KL to the full model per token, mean; None: any
+    prior_kl: float = 0.3  # nats lost per token with all mass, before a shadow pass says better
 
     margin: float = 0.03  # share of the SLO kept free
     down_band: float = 0.015  # predicted this share above the target: cut
@@ -66,7 +71,7 @@ class ControllerConfig:
         for field in fields(self):
             value = getattr(self, field.name)
             low, high = _RANGES[field.name]
-            if value is None and field.name == "prior_slope_ms":
+            if value is None and field.default is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ValueError(f"{field.name} must be a number, got {value!r}")

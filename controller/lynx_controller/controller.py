@@ -18,6 +18,7 @@ from .gate import Gate
 from .history import History
 from .law import Move, Situation, decide
 from .override import Override
+from .quality import Quality
 from .types import Decision, Key, Observation, Phase, Promises, Reason, Slo, promises_of
 
 PROBE: Final = 10  # saturated decisions until a slow base is taken for a disturbance
@@ -54,10 +55,11 @@ class Controller:
         self.config = config if config is not None else ControllerConfig()
         self.num_layers, self.num_experts, self.top_k = num_layers, num_experts, top_k
         self._estimator = self._new_estimator()
+        self._quality = Quality(self.config.prior_kl)
         self._holds: dict[Key, Hold] = {}
         self._override: Override | None = None
         self._handing_over = False
-        self._is_guarded = False
+        self._is_ignoring = False
         self._ignored = 0  # gaps in the window that no cut could pay for
         self._gate = Gate(self.config.max_step_ms)
         full = (num_experts,) * num_layers
@@ -127,6 +129,10 @@ class Controller:
     def set_min_demand(self, min_demand: float) -> None:
         self.config = replace(self.config, min_demand=min_demand)
 
+    def set_max_quality_loss(self, max_quality_loss: float | None) -> None:
+        """Limit the mean KL to the full model, in nats per token; None: only the floor limits."""
+        self.config = replace(self.config, max_quality_loss=max_quality_loss)
+
     def override(
         self, budget: int | Literal["full"] | None = None, demand: float | None = None
     ) -> None:
@@ -149,6 +155,13 @@ class Controller:
             "percentile": self.slo.percentile,
             "tpot_ms": self.slo.tpot_ms,
             "min_demand": self.config.min_demand,
+            "max_quality_loss": self.config.max_quality_loss,
+            "guard_demand": decision.guard_demand,
+            "predicted_kl": decision.predicted_kl,
+            "kl_gain": self._quality.gain,
+            "kl_gain_upper": self._quality.upper,
+            "shadow_rows": self._quality.rows,
+            "shadow_agreement": self._quality.agreement,
             "demand": decision.demand,
             "reason": decision.reason.value,
             "saturated": decision.saturated,
@@ -193,6 +206,15 @@ class Controller:
         elif active is not None:
             self._estimator.learn(batch, applied, active, seen.step_ms, gap_ms)
         self._estimator.watch_mass(seen.retained_mass)
+        if seen.phase is not Phase.MIXED and applied.is_certain:
+            self._quality.learn(
+                batch.key,
+                batch.flexible,
+                applied.demand,
+                seen.retained_mass,
+                seen.shadow_kl,
+                seen.shadow_agreement,
+            )
         self._track_tail(batch)
         return self._decide(batch)
 
@@ -229,17 +251,26 @@ class Controller:
             held_tail=hold.tail,
             excess_ms=self._excess_ms(batch, forecast, hold),
             held=hold.demand,
+            guard=self._guard(batch, hold),
         )
         move = decide(situation, self.config)
         if self._handing_over:
             move = self._hand_over(move, hold)
-        if move.reason is Reason.SATURATED:
+        if move.saturated:
             hold.floored += 1
-        elif move.reason is not Reason.GUARD:
+        elif move.reason is not Reason.OUTSIDE:
             hold.floored = 0
         if move.demand != hold.demand:
             hold.demand, hold.tail = move.demand, situation.tail
-        return self._settle(move, situation)
+        return self._settle(move, situation, batch.key)
+
+    def _guard(self, batch: Batch, hold: Hold) -> float:
+        """The least demand that the limit on quality allows; a new limit walks up to it."""
+        limit = self.config.max_quality_loss
+        if limit is None:
+            return 0.0
+        wanted = self._quality.demand_for(batch.key, limit)
+        return min(wanted, hold.demand + self.config.handover, 1.0)
 
     def _binding(self) -> tuple[float, float, float | None]:
         """The promise that leaves a step the least time: limit, trim, statistic."""
@@ -254,17 +285,18 @@ class Controller:
         forecast = self._forecast(batch)
         if forecast is None or not self._promises:
             return
-        floor_ms = forecast.ms(self.config.min_demand)
-        own_ms = forecast.ms(self._holds.setdefault(batch.key, Hold()).demand)
+        hold = self._holds.setdefault(batch.key, Hold())
+        floor_ms = forecast.ms(max(self.config.min_demand, self._guard(batch, hold)))
+        own_ms = forecast.ms(hold.demand)
         ignored = {}
         for statistic, limit_ms in self._promises.items():
             room_ms = max(0.0, limit_ms * (1.0 - self.config.margin) - floor_ms)
-            payable_ms = room_ms * (0.95 if self._is_guarded else 1.05)
+            payable_ms = room_ms * (0.95 if self._is_ignoring else 1.05)
             ignored[statistic] = self._estimator.track_tail(statistic, own_ms, payable_ms)
         statistic = self._binding()[2]
         self._ignored = ignored[statistic]
         allowed = 0.05 if statistic is None else 1.0 - statistic / 100.0
-        self._is_guarded = self._ignored / self.config.window_steps > allowed
+        self._is_ignoring = self._ignored / self.config.window_steps > allowed
 
     def _forecast(self, batch: Batch) -> Forecast | None:
         forecast = self._estimator.forecast(batch)
@@ -315,7 +347,7 @@ class Controller:
         layers = np.minimum(self._estimator.layer_share * active, self.num_experts)
         return tuple(layers.tolist())
 
-    def _settle(self, move: Move, situation: Situation) -> Decision:
+    def _settle(self, move: Move, situation: Situation, key: Key) -> Decision:
         """The move as a decision: expected active experts and the cap above them, per layer."""
         forecast = situation.forecast
         active = forecast.active(move.demand)
@@ -332,12 +364,14 @@ class Controller:
             budget=budget,
             demand=move.demand,
             expected_active=expected,
-            reason=Reason.GUARD if self._is_guarded and not move.saturated else move.reason,
+            reason=Reason.OUTSIDE if self._is_ignoring and not move.saturated else move.reason,
             saturated=move.saturated,
             predicted_ms=forecast.base_ms + forecast.slope_ms * active,
             target_ms=move.target_ms,
             trim_ms=move.target_ms - situation.slo_ms * (1.0 - self.config.margin),
             outside_ms=situation.excess_ms,
+            guard_demand=situation.guard,
+            predicted_kl=self._quality.kl_at(key, move.demand),
         )
 
     def _full(self, reason: Reason, forecast: Forecast | None = None) -> Decision:

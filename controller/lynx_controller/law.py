@@ -19,6 +19,7 @@ class Situation:
     held_tail: float  # the trim when the demand last moved
     excess_ms: float  # part of the forecast's base that is a disturbance
     held: float  # demand decided last
+    guard: float = 0.0  # least demand that the limit on quality allows
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,25 +35,27 @@ def decide(now: Situation, config: ControllerConfig) -> Move:
 
     target = SLO * (1 - margin) / (1 + tail)      tail: the slow trim, fast up, slow down
     ms(d)  = base + slope * active(d)             the forecast, rising in d
+    floor  = max(min_demand, guard)               the operator's, or what the quality limit allows
 
     SATURATED   ms(floor) > target: the floor; there is no state that could wind up
-    GUARD       the same, but only because the base holds a disturbance: judged without it, since
+    GUARD       the same at a floor that the guard has raised
+    OUTSIDE     the same, but only because the base holds a disturbance: judged without it, since
                 no cut would have brought the gap inside the SLO
     FULL        demand 1, at once when ms(1) <= target * (1 - up_band), kept to * (1 + down_band)
     error       target - ms(held)
     dead band   -down_band * target <= error <= up_band * target: HOLD
     gain        wanted = the demand with ms(wanted) = target: the model's inverse, one step
     smooth      down: at once; up: a share `rise` of the way
-    clamp       [min_demand, 1]
+    clamp       [floor, 1]
     A move is a TRIM where the tail made the difference since the last one, else FEED_FORWARD.
     """
-    forecast, held, floor = now.forecast, now.held, config.min_demand
+    forecast, held, floor = now.forecast, now.held, max(config.min_demand, now.guard)
     limit = now.slo_ms * (1.0 - config.margin)
     target = limit / max(1.0 + now.tail, 0.5)
     floor_ms, reason = forecast.ms(floor), None
     if floor_ms > target and floor_ms - now.excess_ms <= target:
         forecast = replace(forecast, base_ms=forecast.base_ms - now.excess_ms)
-        floor_ms, reason = floor_ms - now.excess_ms, Reason.GUARD
+        floor_ms, reason = floor_ms - now.excess_ms, Reason.OUTSIDE
     full_ms = forecast.ms(1.0)
     slack = config.down_band if held >= 1.0 else -config.up_band
     if full_ms <= target * (1.0 + slack):
@@ -60,7 +63,8 @@ def decide(now: Situation, config: ControllerConfig) -> Move:
     if full_ms - floor_ms < 0.005 * now.slo_ms:  # a cut would cost quality and buy no time
         return Move(1.0, Reason.SATURATED, True, target)
     if floor_ms > target:
-        return Move(floor, Reason.SATURATED, True, target)
+        limited = Reason.GUARD if floor > config.min_demand else Reason.SATURATED
+        return Move(floor, limited, True, target)
     low, high = -config.down_band * target, config.up_band * target
     error = target - forecast.ms(held)
     if floor <= held < 1.0 and low <= error <= high:

@@ -3,7 +3,8 @@
     {"lynx_log": 1, "slo": [{...}], "num_layers": L, "num_experts": E, "top_k": K, "config": {...}}
     {"n": 1, "call": "step", "with": {observation}, "decision": {...}}
     {"n": 2, "call": "plan", "with": {"rows": 16, ...}, "decision": {...}}
-    {"n": 3, "call": "set_slo", "with": {...}}          also set_min_demand, override
+    {"n": 3, "call": "set_slo", "with": {...}}          also set_min_demand, override,
+                                                        set_max_quality_loss
 
 The controller has no clock and no chance in it, so the same calls give the same decisions:
 `replay` makes them again and says why each was made. Version 1; a reader refuses what it does not
@@ -33,7 +34,8 @@ BECAUSE: Final = {
     Reason.TRIM: "the measured tail moved the target, and the demand with it",
     Reason.HOLD: "the held demand is within the dead band: nothing moves",
     Reason.SATURATED: "the SLO cannot be met at the floor, or no cut would buy time",
-    Reason.GUARD: "time lost outside the experts, which no cut wins back, was ignored",
+    Reason.OUTSIDE: "time lost outside the experts, which no cut wins back, was ignored",
+    Reason.GUARD: "the SLO would take a deeper cut than the limit on quality allows",
     Reason.FROZEN: "nothing to learn from this step: the decision before it stands",
     Reason.BLIND: "too many unusable steps in a row: full quality",
     Reason.OVERRIDE: "an operator fixed it",
@@ -144,6 +146,10 @@ class LoggedController(Controller):
         super().set_min_demand(min_demand)
         self._note("set_min_demand", {"min_demand": min_demand})
 
+    def set_max_quality_loss(self, max_quality_loss: float | None) -> None:
+        super().set_max_quality_loss(max_quality_loss)
+        self._note("set_max_quality_loss", {"max_quality_loss": max_quality_loss})
+
     def override(
         self, budget: int | Literal["full"] | None = None, demand: float | None = None
     ) -> None:
@@ -244,6 +250,8 @@ def _again(controller: Controller, record: dict[str, Any]) -> Replayed:
         controller.set_slo(read_slos(given["slo"]))
     elif call == "set_min_demand":
         controller.set_min_demand(**given)
+    elif call == "set_max_quality_loss":
+        controller.set_max_quality_loss(**given)
     elif call == "override":
         controller.override(**given)
     else:
@@ -285,4 +293,7 @@ def _explain(controller: Controller, decided: Decision, about: str) -> str:
         why += f"(trim {decided.trim_ms:+.2f}), predicted {decided.predicted_ms:.2f} ms"
     if decided.outside_ms:
         why += f", {decided.outside_ms:.2f} ms of it not the experts'"
+    if decided.guard_demand:
+        why += f". Quality limit {controller.config.max_quality_loss:g} nats -> demand at least "
+        why += f"{decided.guard_demand:.3f}, predicted {decided.predicted_kl:.2g} nats"
     return why

@@ -42,6 +42,7 @@ class Sample:
     active: float  # over all layers
     natural: float  # what full quality would have read
     mass: float  # share of top-k gate mass that was kept, mean over layers
+    kl: float = 0.0  # nats per token, expected
 
 
 @dataclass(slots=True)
@@ -59,14 +60,20 @@ class Plant:
     noise: float = 0.05  # relative standard deviation of a step's time
     jitter: float = 0.06  # relative standard deviation of a layer's active experts
     warmup: float = 1.0  # factor on the first step of each slot
+    kl_gain: float = 0.0  # nats per token with all mass lost
+    kl_bend: float = 2.0  # exponent of the lost mass
+    kl_rare: float = 0.01  # share of tokens that carry all of it, each with an exponential part
+    shadow_share: float = 0.0  # of the cut steps; their KL is observed
     seed: int = 0
     rng: np.random.Generator = field(init=False)
+    shadow_rng: np.random.Generator = field(init=False)
     layer_factor: np.ndarray[tuple[int], np.dtype[np.float64]] = field(init=False)
     warm: set[int] = field(default_factory=set)
     steps: int = 0
 
     def __post_init__(self) -> None:
         self.rng = np.random.default_rng(self.seed)
+        self.shadow_rng = np.random.default_rng([self.seed, 1])
         self.layer_factor = self.rng.uniform(0.85, 1.15, self.num_layers)
         self.layer_factor /= self.layer_factor.mean()
 
@@ -93,6 +100,15 @@ class Plant:
     def step_ms(self, rows: int, active: float) -> float:
         return self.base_ms + self.row_ms * rows + self.slope_ms * active
 
+    def shadow(self, kl: float, rows: int) -> float | None:
+        """The mean KL of one step's rows, where it is sampled."""
+        if not kl or self.shadow_rng.random() >= self.shadow_share:
+            return None
+        carriers = self.shadow_rng.binomial(rows, self.kl_rare)
+        return (
+            float(kl / self.kl_rare * self.shadow_rng.gamma(carriers) / rows) if carriers else 0.0
+        )
+
     def run(self, load: Load, setting: Setting) -> tuple[Observation, Sample]:
         demand, budget = setting
         rows = load.rows + load.prefill_tokens
@@ -117,6 +133,7 @@ class Plant:
             self.warm.add(slot)
             step_ms *= self.warmup
         gap_ms = step_ms + load.outside_ms
+        kl = self.kl_gain * (1.0 - mass) ** self.kl_bend
         self.steps += 1
         observation = Observation(
             step=self.steps,
@@ -128,8 +145,9 @@ class Plant:
             retained_mass=[mass] * self.num_layers,
             kv_tokens=int(1e3 * load.kv_ktokens),
             itl_ms=gap_ms,
+            shadow_kl=self.shadow(kl, load.rows),
         )
-        return observation, Sample(load, demand, gap_ms, total, natural, mass)
+        return observation, Sample(load, demand, gap_ms, total, natural, mass, kl)
 
 
 def simulate(

@@ -26,7 +26,8 @@ class Reason(Enum):
     TRIM = "trim"  # the measured tail moved the target, not the model
     HOLD = "hold"  # the held demand is inside the dead band
     SATURATED = "saturated"  # the SLO cannot be met at the floor, or nothing can be cut
-    GUARD = "guard"  # time lost outside the experts, which no cut could win back, was ignored
+    OUTSIDE = "outside"  # time lost outside the experts, which no cut could win back, was ignored
+    GUARD = "guard"  # the SLO would take a deeper cut than the limit on quality allows
     FROZEN = "frozen"  # nothing to learn from this step: the previous decision stands
     BLIND = "blind"  # too many unusable steps in a row: full quality until one can be read again
     OVERRIDE = "override"  # an operator fixed the budget or the demand
@@ -88,6 +89,8 @@ class Observation:
     queue: int | None = None  # waiting requests; recorded, not used by the law
     demand: float | None = None  # in force while the step ran; None: the controller's memory
     budget_applied: Sequence[int] | int | None = None  # in force while the step ran
+    shadow_kl: float | None = None  # nats, KL(full || served), mean over flexible rows; if sampled
+    shadow_agreement: float | None = None  # share of them whose top token is the full model's
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "phase": self.phase.value}
@@ -109,7 +112,9 @@ class Decision:
     predicted_ms: float  # expected step time; 0 before anything was learned
     target_ms: float = 0.0  # step time that was aimed for; 0 without an SLO
     trim_ms: float = 0.0  # part of the target given to the measured tail (<= 0 as a rule)
-    outside_ms: float = 0.0  # disturbance that the guard ignored
+    outside_ms: float = 0.0  # disturbance that was ignored
+    guard_demand: float = 0.0  # least demand that the limit on quality allows; 0 without one
+    predicted_kl: float = 0.0  # nats per token lost to the full model, with 90 % confidence
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "reason": self.reason.value}

@@ -57,7 +57,7 @@ def test_infeasible_at_the_floor_is_saturated_and_leaves_at_once() -> None:
 def test_a_disturbance_that_no_cut_wins_back_is_ignored() -> None:
     slowed = replace(FORECAST, base_ms=26.0)
     move = decide(replace(BASE, forecast=slowed, excess_ms=20.0), CONFIG)
-    assert move.reason is Reason.GUARD
+    assert move.reason is Reason.OUTSIDE
     assert FORECAST.ms(move.demand) == pytest.approx(14.0)
 
 

@@ -24,6 +24,9 @@ def record(path: Path, loads: list[Load], slo_ms: float = 14.0, max_lines: int =
             controller.set_slo(Slo(slo_ms * 0.95, 99.0))
             controller.set_min_demand(0.45)
             calls += 2
+        if seen.step == 90:
+            controller.set_max_quality_loss(0.001)
+            calls += 1
         if seen.step in (60, 80):
             controller.override(demand=0.8 if seen.step == 60 else None)
             calls += 1
@@ -34,7 +37,7 @@ def record(path: Path, loads: list[Load], slo_ms: float = 14.0, max_lines: int =
         calls += 1
         return decision.demand, decision.budget
 
-    simulate(Plant(seed=4), decide, loads)
+    simulate(Plant(seed=4, kl_gain=0.2, shadow_share=0.3), decide, loads)
     log.close()
     assert log.dropped == 0
     return calls
@@ -49,6 +52,9 @@ def test_replaying_gives_the_same_decisions_with_reasons(tmp_path: Path) -> None
     assert [each.number for each in again] == list(range(1, calls + 1))
     reasons = {each.decided.reason for each in again if each.decided is not None}
     assert reasons > {Reason.FEED_FORWARD, Reason.HOLD, Reason.OVERRIDE, Reason.FROZEN}
+    assert any(each.given.get("shadow_kl") for each in again)
+    guarded = next(each for each in again if each.decided and each.decided.guard_demand)
+    assert "Quality limit 0.001 nats -> demand at least" in guarded.why
     for each in again:
         if each.decided is not None:
             assert BECAUSE[each.decided.reason] in each.why

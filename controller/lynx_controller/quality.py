@@ -1,0 +1,136 @@
+"""What a cut costs in quality, learned from shadow passes; the least demand that a limit allows.
+
+    loss    mean over layers of (1 - retained mass)^2
+    kl      KL(full model || served), nats per token, of one shadowed step's flexible rows
+    gain    E[kl] = gain * loss: the first term of KL in a small change of the logits
+    loss    = spill(slot) * (1 - demand)^2, so that the limit binds between shadow passes too
+
+The gain is a ratio of sums over rows, unbiased however few tokens carry the mean (Cochran,
+Sampling Techniques, ch. 6), shrunk to a prior of PRIOR_ROWS rows. Its upper bound is normal, with
+the variance of a row learned beside it. One sample at most doubles the estimate: a truncated mean
+whose threshold grows with the sample (Bubeck et al., IEEE Trans. Inf. Theory 59, 2013).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Final
+
+from .types import Key
+
+PRIOR_ROWS: Final = 100.0  # what the prior gain weighs
+PRIOR_VARIANCE: Final = 100.0  # of a row's KL over its expectation: one row in 100 carries all
+MEMORY_ROWS: Final = 5_000.0
+MOST_KL: Final = 50.0  # nats; more is no KL between next tokens
+UPPER: Final = 1.28  # standard errors: one-sided 90 %
+UNSEEN: Final = 1e-5  # per cut step without a sample, share of what is known that is lost
+SPILL_GAIN: Final = 0.05  # per cut step
+SMALLEST_CUT: Final = 0.02  # in demand; below it the loss says nothing about larger ones
+
+
+@dataclass(slots=True)
+class Quality:
+    """Learns from steps that were cut; all others leave it as it is."""
+
+    prior_kl: float  # nats at loss 1
+    rows: float = 0.0  # shadowed, with forgetting
+    loss: float = 0.0  # their sums over rows: loss, loss^2, kl
+    loss_squared: float = 0.0
+    kl: float = 0.0
+    variance: float = 0.0
+    agreement: float | None = None  # share of rows whose top token is the full model's
+    spills: dict[Key, float] = field(default_factory=dict)
+
+    @property
+    def gain(self) -> float:
+        """Nats at loss 1, as expected."""
+        if not self.loss:
+            return self.prior_kl
+        rows = self._informative_rows()
+        measured = rows * self.kl / self.loss
+        return (measured + PRIOR_ROWS * self.prior_kl) / (rows + PRIOR_ROWS)
+
+    @property
+    def upper(self) -> float:
+        """Nats at loss 1, with 90 % confidence."""
+        variance = (self.variance + PRIOR_ROWS * PRIOR_VARIANCE) / (self.rows + PRIOR_ROWS)
+        error = math.sqrt(variance / (self._informative_rows() + PRIOR_ROWS))
+        return self.gain * (1.0 + UPPER * error)
+
+    def kl_at(self, key: Key, demand: float) -> float:
+        """Nats to be expected at a demand, with 90 % confidence."""
+        loss = self._spill(key) * (1.0 - demand) ** 2
+        typical = self._typical()
+        return self.upper * loss * (max(1.0, loss / typical) if typical else 1.0)
+
+    def demand_for(self, key: Key, limit_kl: float) -> float:
+        """The least demand with kl_at <= limit.
+
+        Beyond the loss that was sampled, KL is taken to grow with its square: a gain learned from
+        light cuts does not excuse a deep one.
+        """
+        loss, typical = limit_kl / self.upper, self._typical()
+        if typical and loss > typical:
+            loss = math.sqrt(loss * typical)
+        return max(0.0, 1.0 - math.sqrt(loss / self._spill(key)))
+
+    def learn(
+        self,
+        key: Key,
+        rows: int,
+        demand: float,
+        masses: Sequence[float],
+        kl: float | None,
+        agreement: float | None,
+    ) -> None:
+        """Take a step that ran under `demand`; masses are [L], rows the flexible ones.
+
+        Unlikely values are no samples: masses and agreement outside [0, 1], KL outside [0, 50].
+        """
+        if rows < 1 or 1.0 - demand < SMALLEST_CUT or len(masses) == 0:
+            return
+        if not all(0.0 <= each <= 1.0 for each in masses):  # NaN fails too
+            return
+        loss = sum((1.0 - each) ** 2 for each in masses) / len(masses)
+        spill = self._spill(key)
+        self.spills[key] = spill + SPILL_GAIN * (loss / (1.0 - demand) ** 2 - spill)
+        if not isinstance(kl, Real) or not 0.0 <= kl <= MOST_KL or not loss:
+            self._scale(1.0 - UNSEEN)
+            return
+        share = min(1.0, loss * self.rows / self.loss) if self.loss else 1.0
+        expected = self.gain * loss
+        self._scale(1.0 - share * rows / (MEMORY_ROWS + rows))  # forgets what the sample replaces
+        ratio = min(float(kl) / expected, (self.rows + PRIOR_ROWS) / rows)
+        self.rows += rows
+        self.loss += rows * loss
+        self.loss_squared += rows * loss**2
+        self.kl += rows * ratio * expected
+        self.variance += rows * rows * (ratio - 1.0) ** 2
+        if isinstance(agreement, Real) and 0.0 <= agreement <= 1.0:
+            before = 1.0 if self.agreement is None else self.agreement
+            self.agreement = before + rows / self.rows * (float(agreement) - before)
+
+    def _scale(self, keep: float) -> None:
+        self.rows *= keep
+        self.loss *= keep
+        self.loss_squared *= keep
+        self.kl *= keep
+        self.variance *= keep
+
+    def _informative_rows(self) -> float:
+        """Rows that would say as much if all had lost alike: a light cut says little of a gain."""
+        return self.loss**2 / self.loss_squared if self.loss else 0.0
+
+    def _typical(self) -> float:
+        """Loss of the sampled steps, the lossy ones weighing more; 0 before the first."""
+        return self.loss_squared / self.loss if self.loss else 0.0
+
+    def _spill(self, key: Key) -> float:
+        """A new slot's is its nearest neighbour's, the first one's 1: a row loses 1 - demand."""
+        if key not in self.spills:
+            near = min(self.spills, key=lambda each: abs(math.log(each[1] / key[1])), default=None)
+            self.spills[key] = 1.0 if near is None else self.spills[near]
+        return max(self.spills[key], 1e-3)
