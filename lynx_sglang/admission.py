@@ -4,12 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from lynx_sglang import flags, shadow
+import torch
+
+from lynx_sglang import flags, platform, shadow
 from lynx_sglang.errors import UnsupportedError
 from lynx_sglang.settings import Settings
 
 # Hugging Face configuration names for the number of routed experts.
 EXPERT_COUNT_NAMES = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+# SGLang options that a GPU server cannot have beside Lynx, and why.
+NOT_WITH_GPU = {
+    "enable_torch_compile": "selection is captured in CUDA graphs, not compiled",
+    "enable_mixed_chunk": "decode rows that share a batch with prefill are not selected on a GPU",
+    "enable_two_batch_overlap": "both halves of a batch would write the same buffers",
+    "enable_single_batch_overlap": "a layer's parts would run beside each other",
+    "enable_pdmux": "prefill and decode would run at the same time",
+    "enable_paged_experts": "experts that are not in memory cannot be scheduled",
+    "enable_waterfill": "it rewrites the routing after selection",
+    "kt_weight_path": "experts on the CPU cannot be scheduled",
+    "dllm_algorithm": "its steps are not decode steps",
+}
+OURS_OR_PLAIN = (None, "fp8")  # quantizations whose runner Lynx can choose itself
 
 
 def register() -> None:
@@ -25,7 +41,9 @@ def register() -> None:
             return
         view = resolving_view(server_args)
         model_config = model_config_of(server_args)
-        if reason := refusal(settings, view, num_experts_of(model_config.hf_text_config)):
+        num_experts = num_experts_of(model_config.hf_text_config)
+        quantization = view.quantization or quantization_of(model_config.hf_config)
+        if reason := refusal(settings, view, num_experts, quantization):
             raise UnsupportedError(f"--moe-backend lynx: {reason}")
         if settings.shadow_share and (reason := shadow.refusal(model_config)):
             raise UnsupportedError(
@@ -43,8 +61,19 @@ def num_experts_of(hf_config: Any) -> int:
     return 0
 
 
-def refusal(settings: Settings, args: Any, num_experts: int) -> str | None:
-    """Why a server with these SGLang arguments cannot run Lynx, and what to do; None if it can."""
+def quantization_of(hf_config: Any) -> str | None:
+    """The quantization that a checkpoint declares."""
+    declared = getattr(hf_config, "quantization_config", None)
+    return None if declared is None else str(dict(declared).get("quant_method"))
+
+
+def refusal(
+    settings: Settings, args: Any, num_experts: int, quantization: str | None = None
+) -> str | None:
+    """Why a server with these SGLang arguments cannot run Lynx, and what to do; None if it can.
+
+    ``quantization``: the operator's or the checkpoint's.
+    """
     if num_experts == 0:
         return (
             f"{args.model_path} has no routed experts to share (a dense model). "
@@ -55,28 +84,64 @@ def refusal(settings: Settings, args: Any, num_experts: int) -> str | None:
             f"--lynx-budget takes at most this model's {num_experts} experts, "
             f"got {settings.budget}. Use full for no cap."
         )
-    if not str(args.device).startswith("cpu"):
-        return (
-            f"device {args.device} is not served yet: this version runs on the CPU platform. "
-            "Serve with --device cpu, or without --moe-backend lynx."
-        )
     if args.moe_a2a_backend not in (None, "none"):
         return f"--moe-a2a-backend must be none, got {args.moe_a2a_backend}. Remove it."
     if args.enable_eplb or args.init_expert_location != "trivial":
         return "expert placement (--enable-eplb, --init-expert-location) is not served. Remove it."
-    if args.quantization is not None:
-        return f"--quantization {args.quantization} is not served on CPU. Remove it."
     if args.enable_lora or args.lora_paths:
         return "LoRA on MoE layers is not served. Remove --enable-lora and --lora-paths."
     for name in ("tp_size", "pp_size", "dp_size", "ep_size"):
         if getattr(args, name) > 1:
-            flag = "--" + name.replace("_", "-")
             return (
-                f"{flag} must be 1 (ranks do not share decisions yet), got {getattr(args, name)}."
+                f"{flag_of(name)} must be 1 (ranks do not share decisions yet), "
+                f"got {getattr(args, name)}."
             )
     if args.speculative_algorithm is not None:
         return (
             f"--speculative-algorithm {args.speculative_algorithm} is not served: verify steps "
             "are not selected yet. Remove it."
         )
+    if str(args.device).startswith("cpu"):
+        return cpu_refusal(args, quantization)
+    if str(args.device).startswith("cuda"):
+        return gpu_refusal(settings, args, quantization)
+    return f"device {args.device} is not served. Serve with --device cuda or cpu."
+
+
+def cpu_refusal(args: Any, quantization: str | None) -> str | None:
+    if platform.activate() is None:
+        return (
+            "--device cpu is served by Lynx's CPU platform, which stays out where there is an "
+            "accelerator. Hide it (CUDA_VISIBLE_DEVICES=) or remove --device."
+        )
+    if quantization is not None:
+        return f"--quantization {quantization} is not served on CPU. Remove it."
+    if args.moe_runner_backend != flags.BACKEND:
+        return f"--moe-runner-backend {args.moe_runner_backend} does not run on CPU. Remove it."
     return None
+
+
+def gpu_refusal(settings: Settings, args: Any, quantization: str | None) -> str | None:
+    if torch.version.hip is not None:
+        return "its kernels are for NVIDIA GPUs, and this torch is built for ROCm."
+    if settings.shadow_share:
+        return (
+            "--lynx-shadow-share must be 0 on a GPU (captured steps do not run twice), "
+            f"got {settings.shadow_share:g}."
+        )
+    for name, reason in NOT_WITH_GPU.items():
+        if getattr(args, name):
+            return f"{flag_of(name)} is not served: {reason}. Remove it."
+    if args.disaggregation_mode != "null":
+        return f"--disaggregation-mode must be null, got {args.disaggregation_mode}. Remove it."
+    if quantization not in OURS_OR_PLAIN and args.moe_runner_backend == flags.BACKEND:
+        return (
+            f"--quantization {quantization}: its experts need a runner of SGLang's own. Name it "
+            "with --moe-runner-backend (one that does not route inside its kernel); Lynx selects "
+            "in front of it."
+        )
+    return None
+
+
+def flag_of(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -120,6 +120,9 @@ class GpuRuntime(Runtime):
         result.lynx_flight = Flight(step, ran_under, batch.launch_ts, batch.after_idle_gap, slot)
         return result
 
+    def refuse_shadow(self, model_config: Any) -> str | None:
+        return "captured steps do not run twice"
+
     def process_result(
         self, original: Callable[..., Any], scheduler: Any, batch: Any, result: Any
     ) -> Any:

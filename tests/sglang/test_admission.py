@@ -6,8 +6,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from sglang.srt.server_args import ServerArgs
 
-from lynx_sglang.admission import num_experts_of, refusal
+from lynx_sglang.admission import NOT_WITH_GPU, num_experts_of, quantization_of, refusal
 from lynx_sglang.settings import Settings
 
 
@@ -26,21 +28,72 @@ def arguments(**changes: Any) -> SimpleNamespace:
         "dp_size": 1,
         "ep_size": 1,
         "speculative_algorithm": None,
+        "moe_runner_backend": "lynx",
+        "disaggregation_mode": "null",
+        **dict.fromkeys(NOT_WITH_GPU),
     }
     return SimpleNamespace(**{**served, **changes})
 
 
-def test_a_plain_moe_server_is_served() -> None:
-    assert refusal(Settings(), arguments(), 64) is None
+@pytest.fixture(autouse=True)
+def _no_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_plain_moe_server_is_served(device: str) -> None:
+    assert refusal(Settings(), arguments(device=device), 64) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes", "quantization", "text"),
+    [
+        (Settings(shadow_share=0.1), {}, None, "--lynx-shadow-share must be 0 on a GPU"),
+        (Settings(), {"enable_mixed_chunk": True}, None, "--enable-mixed-chunk is not served"),
+        (Settings(), {"kt_weight_path": "/w"}, None, "--kt-weight-path is not served"),
+        (Settings(), {"disaggregation_mode": "decode"}, None, "must be null, got decode"),
+        (Settings(), {}, "awq", "--quantization awq: its experts need a runner"),
+    ],
+)
+def test_what_a_gpu_does_not_serve_is_named(
+    settings: Settings, changes: dict[str, Any], quantization: str | None, text: str
+) -> None:
+    reason = refusal(settings, arguments(device="cuda", **changes), 64, quantization)
+    assert text in str(reason)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "runner"), [(None, "lynx"), ("fp8", "lynx"), ("awq", "marlin")]
+)
+def test_quantized_experts_on_a_gpu(quantization: str | None, runner: str) -> None:
+    args = arguments(device="cuda", moe_runner_backend=runner)
+    assert refusal(Settings(), args, 64, quantization) is None
+
+
+def test_a_cpu_runs_plain_weights_in_its_own_runner(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "--quantization fp8" in str(refusal(Settings(), arguments(), 64, "fp8"))
+    named = arguments(moe_runner_backend="triton")
+    assert "--moe-runner-backend triton" in str(refusal(Settings(), named, 64))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert "CUDA_VISIBLE_DEVICES" in str(refusal(Settings(), arguments(), 64))
+
+
+def test_a_checkpoints_own_quantization_counts() -> None:
+    config = SimpleNamespace(quantization_config={"quant_method": "awq", "bits": 4})
+    assert quantization_of(config) == "awq"
+    assert quantization_of(SimpleNamespace()) is None
+
+
+def test_the_gpus_options_are_sglangs() -> None:
+    assert set(NOT_WITH_GPU) <= set(ServerArgs.__struct_fields__)
 
 
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"device": "cuda"}, "device cuda"),
+        ({"device": "npu"}, "device npu"),
         ({"moe_a2a_backend": "deepep"}, "--moe-a2a-backend must be none, got deepep"),
         ({"enable_eplb": True}, "--enable-eplb"),
-        ({"quantization": "fp8"}, "--quantization fp8"),
         ({"enable_lora": True}, "--enable-lora"),
         ({"tp_size": 2}, "--tp-size must be 1"),
         ({"speculative_algorithm": "EAGLE"}, "--speculative-algorithm EAGLE"),

@@ -1,0 +1,261 @@
+"""The GPU's two loops on CPU tensors, kernels interpreted, in front of SGLang's own MoE layers.
+
+Run by test_gpu_path.py in a process of its own, since Triton reads TRITON_INTERPRET once. What a
+replayed graph does is stood in for by the captured launches, run again: they read nothing but the
+buffer's memory. Streams, pinned memory and real graphs are left to a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from sglang.srt.layers.moe import topk as sglang_topk
+from sglang.srt.layers.moe.fused_moe_native import moe_forward_native
+from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
+from sglang.srt.layers.moe.utils import MoeRunnerBackend
+from sglang.srt.model_executor.forward_batch_info import ForwardMode
+from sglang.srt.runtime_context import get_flags, get_parallel, publish
+from sglang.srt.server_args import ServerArgs
+
+from lynx_sglang import expert_layers, fused_runner, routing
+from lynx_sglang.errors import UnsupportedError
+from lynx_sglang.flags import BACKEND
+from lynx_sglang.gpu_runtime import GpuRuntime
+from lynx_sglang.settings import Settings
+from lynx_sglang.telemetry import server_info
+from lynx_sglang.tier import account_of
+
+LAYERS, E, K, H, INNER = 2, 16, 4, 32, 16
+GRAPHS = [4, 8]
+ONE_RANK = {
+    **dict.fromkeys(("moe_ep_rank", "moe_tp_rank", "tp_rank"), 0),
+    **dict.fromkeys(("moe_ep_size", "moe_tp_size", "tp_size", "attn_tp_size"), 1),
+    "tp_group": None,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_rank() -> Iterator[None]:
+    publish(ServerArgs(model_path="none", device="cpu"), role="scheduler")
+    with get_parallel().override(**ONE_RANK):
+        yield
+
+
+class Model:
+    """Real MoE layers, hooked as the plugin hooks them, behind a scheduler that overlaps."""
+
+    def __init__(self, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+        from sglang.srt.layers.moe.moe_runner import runner
+        from sglang.srt.layers.moe.utils import resolve_moe_runner_backend
+
+        if BACKEND not in runner._CUSTOM_RUNNER_CORE_FACTORIES:
+            runner.register_moe_runner_core(BACKEND, lambda config: None)
+        get_flags().moe.runner_backend = resolve_moe_runner_backend(BACKEND)
+        # The interpreter multiplies float32 alone, and a CPU has no compute capability.
+        monkeypatch.setattr(fused_runner, "HIDDEN_DTYPES", (torch.float32,))
+        monkeypatch.setattr(fused_runner, "MIN_ARCH", 0)
+        self.runtime = GpuRuntime(settings)
+        build = expert_layers.around_init(self.runtime.add_expert_layer)
+        select = routing.post_process_topk(self.runtime)
+        post_process = sglang_topk._post_process_topk_ids
+        monkeypatch.setattr(
+            sglang_topk, "_post_process_topk_ids", lambda **call: select(post_process, **call)
+        )
+        rng = torch.Generator().manual_seed(0)
+        self.gates = [torch.randn(E, H, generator=rng) for _ in range(LAYERS)]
+        self.experts, self.topks = [], []
+        self.num_plain = 0  # calls of SGLang's own runner
+        for layer in range(LAYERS):
+            experts = object.__new__(FusedMoE)
+            build(
+                FusedMoE.__init__,
+                experts,
+                num_experts=E,
+                hidden_size=H,
+                intermediate_size=INNER,
+                layer_id=layer,
+                top_k=K,
+                params_dtype=torch.float32,
+            )
+            for weight in (experts.w13_weight, experts.w2_weight):
+                weight.data.normal_(generator=rng, std=0.2)
+            topk = sglang_topk.TopK(K, layer_id=layer)
+            expert_layers.bind_backend(
+                sglang_topk.TopK.bind_runner_backend, topk, experts.runner_backend
+            )
+            front = experts.quant_method.runner.fused_func
+            assert isinstance(front, fused_runner.FusedRunner)
+            front._original = self.plain  # SGLang's chain needs a GPU
+            self.experts.append(experts)
+            self.topks.append(topk)
+        self.scheduler = SimpleNamespace(
+            forward_ct=0,
+            enable_overlap=False,
+            forward_stream_ctx=None,
+            metrics_reporter=SimpleNamespace(enable_metrics=False),
+            model_config=None,
+        )
+        self.routed: list[torch.Tensor] = []
+        self.runtime.capture(lambda _runner: [self.forward(size) for size in GRAPHS], self.graphs())
+
+    def graphs(self) -> Any:
+        return SimpleNamespace(capture_bs=GRAPHS)
+
+    def plain(self, dispatch_output: Any, quant_info: Any, config: Any) -> Any:
+        self.num_plain += 1
+        layer = self.experts[config.layer_id]
+        output = moe_forward_native(
+            layer, dispatch_output.hidden_states, dispatch_output.topk_output, config
+        )
+        return SimpleNamespace(hidden_states=output)
+
+    def forward(self, rows: int) -> torch.Tensor:
+        """The layers in turn, each on a hidden state of its own."""
+        self.routed = []
+        rng = torch.Generator().manual_seed(rows)
+        for gate, topk, experts in zip(self.gates, self.topks, self.experts, strict=True):
+            hidden = torch.randn(rows, H, generator=rng)
+            routing_ = topk.forward_native(hidden, hidden @ gate.T)
+            dispatched = experts.dispatcher.dispatch(hidden, routing_)
+            ran = experts.quant_method.forward_cuda(experts, dispatched).hidden_states
+            expected = hidden.new_zeros(rows, H)
+            live = routing_.topk_ids[:, 0] >= 0
+            expected[live] = moe_forward_native(
+                experts,
+                hidden[live],
+                routing_._replace(
+                    topk_ids=routing_.topk_ids[live], topk_weights=routing_.topk_weights[live]
+                ),
+                experts.moe_runner_config,
+            )
+            torch.testing.assert_close(ran, expected, rtol=1e-5, atol=1e-5)
+            self.routed.append(routing_.topk_ids.clone())
+        return ran
+
+    def launch(self, requests: list[Any], mode: ForwardMode = ForwardMode.DECODE) -> Any:
+        batch = SimpleNamespace(
+            forward_mode=mode,
+            reqs=requests,
+            seq_lens_cpu=torch.ones(len(requests)),
+            launch_ts=0.0,
+            after_idle_gap=False,
+        )
+        return batch, self.runtime.run_batch(self.replay, self.scheduler, batch)
+
+    def replay(self, _scheduler: Any, batch: Any) -> Any:
+        """A graph of the next size where there is one; else Python runs the layers."""
+        self.scheduler.forward_ct += 1
+        rows = len(batch.reqs)
+        if batch.forward_mode.is_decode() and rows <= GRAPHS[-1]:
+            size = next(size for size in GRAPHS if rows <= size)
+            step, self.runtime.step = self.runtime.step, None
+            self.runtime._is_capturing = True
+            self.forward(size)
+            self.runtime._is_capturing, self.runtime.step = False, step
+        else:
+            self.forward(rows)
+        return SimpleNamespace()
+
+    def finish(self, launched: Any) -> None:
+        self.runtime.process_result(lambda *_: None, self.scheduler, *launched)
+
+
+@pytest.fixture
+def model_of(monkeypatch: pytest.MonkeyPatch) -> Any:
+    return lambda **settings: Model(Settings(**settings), monkeypatch)
+
+
+def requests_of(count: int, **params: Any) -> list[Any]:
+    sampling = SimpleNamespace(custom_params=params or None)
+    return [SimpleNamespace(rid=str(i), sampling_params=sampling) for i in range(count)]
+
+
+def own_routing(model: Model, rows: int, live: int) -> list[torch.Tensor]:
+    rng = torch.Generator().manual_seed(rows)
+    hidden = [torch.randn(rows, H, generator=rng) for _ in range(LAYERS)]
+    return [
+        (x @ gate.T).softmax(-1).topk(K).indices[:live]
+        for x, gate in zip(hidden, model.gates, strict=True)
+    ]
+
+
+def test_full_budget_is_the_identity_and_padding_is_empty(model_of: Any) -> None:
+    model = model_of()
+    launched = model.launch(requests_of(3))
+    for ids, own in zip(model.routed, own_routing(model, 4, 3), strict=True):
+        assert torch.equal(ids[:3].sort().values, own.int().sort().values)
+        assert (ids[3:] == -1).all()
+    model.finish(launched)
+    info = server_info(model.runtime)
+    expected = sum(own.unique().numel() for own in own_routing(model, 4, 3)) / LAYERS
+    assert info["active_experts_sum"] == expected
+    assert info["retained_mass_sum"] == 1.0
+    assert model.num_plain == 0
+
+
+def test_one_capture_follows_budget_rows_and_tiers(model_of: Any) -> None:
+    model = model_of(budget=5)
+    for rows in (8, 2, 7):  # fewer rows after more: the old ones must be padding
+        model.finish(model.launch(requests_of(rows)))
+        size = 4 if rows <= 4 else 8
+        for ids in model.routed:
+            assert ids.shape == (size, K)
+            assert (ids[rows:] == -1).all()
+            assert ids[ids >= 0].unique().numel() <= max(5, rows)
+    exact = requests_of(8, lynx="exact")
+    model.finish(model.launch(exact))
+    for ids, own in zip(model.routed, own_routing(model, 8, 8), strict=True):
+        assert torch.equal(ids.sort().values, own.int().sort().values)
+    model.runtime.apply_overrides(Settings(budget="full"))
+    model.finish(model.launch(requests_of(8)))
+    for ids, own in zip(model.routed, own_routing(model, 8, 8), strict=True):
+        assert torch.equal(ids.sort().values, own.int().sort().values)
+    assert [account_of(one).degraded_tokens for one in exact] == [0] * 8
+
+
+def test_an_overlapped_step_is_accounted_under_its_own_decision(model_of: Any) -> None:
+    model = model_of(budget=5)
+    requests = requests_of(8)
+    first = model.launch(requests)
+    model.runtime.apply_overrides(Settings(budget="full"))
+    second = model.launch(requests)  # before the first one's result
+    model.finish(first)
+    assert all(account_of(one).decode_tokens == 1 for one in requests)
+    assert any(account_of(one).degraded_tokens for one in requests)
+    cut = server_info(model.runtime)["active_experts_sum"]
+    model.finish(second)
+    assert server_info(model.runtime)["active_experts_sum"] > 2 * cut
+    assert first[1].lynx_flight.ran_under.budget == (5,) * LAYERS
+    assert second[1].lynx_flight.ran_under.budget == (E,) * LAYERS
+
+
+def test_prefill_is_sglangs_and_larger_decode_steps_run_without_a_graph(model_of: Any) -> None:
+    model = model_of(budget=5)
+    model.finish(model.launch(requests_of(6), ForwardMode.EXTEND))
+    assert model.num_plain == LAYERS
+    for ids, own in zip(model.routed, own_routing(model, 6, 6), strict=True):
+        assert torch.equal(ids.sort().values, own.int().sort().values)
+    model.finish(model.launch(requests_of(12)))
+    assert model.num_plain == LAYERS
+    assert all(ids.unique().numel() <= 12 for ids in model.routed)
+    assert server_info(model.runtime)["decode_steps"] == 1
+
+
+def test_steps_above_the_most_rows_are_left_alone(model_of: Any) -> None:
+    model = model_of(budget=5)
+    model.runtime.path.max_rows = 8
+    model.finish(model.launch(requests_of(12)))
+    assert model.num_plain == LAYERS
+    assert server_info(model.runtime)["decode_steps"] == 0
+
+
+def test_a_runner_that_routes_inside_its_kernel_is_refused() -> None:
+    topk = sglang_topk.TopK(K, layer_id=3)
+    with pytest.raises(UnsupportedError, match=r"layer 3: the runner triton_kernel routes inside"):
+        expert_layers.bind_backend(
+            sglang_topk.TopK.bind_runner_backend, topk, MoeRunnerBackend.TRITON_KERNELS
+        )
