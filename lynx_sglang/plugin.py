@@ -66,6 +66,6 @@ def _register_launcher() -> None:
 
 
 def _register_server(settings: Any) -> None:
-    from lynx_sglang import runtime
+    from lynx_sglang import hooks
 
-    runtime.install(settings)
+    hooks.install(settings)

@@ -22,14 +22,13 @@ import torch
 
 from lynx_controller import Controller, ControllerConfig, Decision, Observation, Phase, Slo
 from lynx_controller.log import Log, LoggedController
-from lynx_kernels import RowClass, select, warm_up
-from lynx_sglang import doors, routing, runner, shadow, telemetry, tier
+from lynx_kernels import select, warm_up
+from lynx_sglang import doors, runner, shadow, telemetry, tier
 from lynx_sglang.buffer import Buffer
 from lynx_sglang.clock import StepClock
 from lynx_sglang.errors import LynxError
-from lynx_sglang.plugin import hook_path
 from lynx_sglang.settings import Settings
-from lynx_sglang.step import Step, step_of
+from lynx_sglang.step import Step, pad_to, step_of
 from lynx_sglang.tier import Tier
 
 logger = logging.getLogger(__name__)
@@ -59,7 +58,7 @@ class Runtime:
         self.slots: Sequence[int] = SLOTS
         self._is_open = False  # to the scheduler's metrics
         self.shadow_refusal: str | None = None  # why this model cannot run a step twice
-        self._num_cut = 0  # decode steps on which selection cut
+        self._sampler = shadow.Sampler()
 
     # ------------------------------------------------------------------ start
 
@@ -174,8 +173,7 @@ class Runtime:
         step = self.begin(scheduler, batch)
         step.is_selecting = step.num_flexible > 0 and not self._is_full()
         if step.is_selecting and step.phase is Phase.DECODE:
-            step.is_shadowed = shadow.is_sampled(self._num_cut, self.settings.shadow_share)
-            self._num_cut += 1
+            step.is_shadowed = self._sampler.pick(self.settings.shadow_share)
         self.step = step
         try:
             result = original(scheduler, batch, *rest)
@@ -299,43 +297,6 @@ def count_active(topk_ids: torch.Tensor, num_experts: int) -> int:
     return int(is_used.sum())
 
 
-def pad_to(row_class: torch.Tensor, rows: int) -> torch.Tensor:
-    """``row_class`` [rows]: rows that SGLang padded the batch with are PAD."""
-    if rows == row_class.shape[0]:
-        return row_class
-    padded = torch.full((rows,), RowClass.PAD, dtype=torch.uint8)
-    padded[: row_class.shape[0]] = row_class
-    return padded
-
-
 def slot_of(rows: int, slots: Sequence[int] = SLOTS) -> int:
     """The smallest of ``slots`` (ascending) that holds ``rows``; above them, multiples of 256."""
     return slots[bisect_left(slots, rows)] if rows <= slots[-1] else -(-rows // 256) * 256
-
-
-def install(settings: Settings) -> Runtime:
-    """Make this process's runtime and hook it into the scheduler, the layers and the server."""
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-
-    if torch.cuda.is_available():
-        from lynx_sglang.gpu_runtime import GpuRuntime
-
-        runtime: Runtime = GpuRuntime(settings)
-    else:
-        runtime = Runtime(settings)
-    around: dict[doors.Door, Callable[..., Any]] = {
-        **runtime.runner_hooks(),
-        doors.POST_PROCESS_TOPK: routing.post_process_topk(runtime),
-        doors.RUN_BATCH: runtime.run_batch,
-        doors.FORWARD: shadow.forward(runtime),
-    }
-    after: dict[doors.Door, Callable[..., Any]] = {
-        doors.STREAMER_CLASS: lambda base, _: tier.reporting_streamer(base, runtime.default_tier),
-        doors.GET_STATE: telemetry.add_server_info(runtime),
-        doors.UPDATE_HANDLERS: telemetry.add_update_handlers(runtime),
-    }
-    for door, hook in around.items():
-        HookRegistry.register(hook_path(door), hook, HookType.AROUND)
-    for door, hook in after.items():
-        HookRegistry.register(hook_path(door), hook, HookType.AFTER)
-    return runtime

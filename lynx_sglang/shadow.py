@@ -36,6 +36,17 @@ def is_sampled(count: int, share: float) -> bool:
     return count * GOLDEN % 1.0 < share
 
 
+@dataclass(slots=True)
+class Sampler:
+    """Counts the decode steps that are cut, and picks a share of them."""
+
+    count: int = 0
+
+    def pick(self, share: float) -> bool:
+        self.count += 1
+        return is_sampled(self.count - 1, share)
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """One step's flexible rows: the full model's next token against the served one's."""

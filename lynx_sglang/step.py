@@ -94,3 +94,12 @@ def step_of(batch: Any, number: int, default_tier: Tier) -> Step:
 
 def is_probe(request: Any) -> bool:
     return isinstance(request.rid, str) and request.rid.startswith(HEALTH_CHECK_PREFIX)
+
+
+def pad_to(row_class: torch.Tensor, rows: int) -> torch.Tensor:
+    """``row_class`` [rows]: rows that SGLang padded the batch with are PAD."""
+    if rows == row_class.shape[0]:
+        return row_class
+    padded = torch.full((rows,), RowClass.PAD, dtype=torch.uint8)
+    padded[: row_class.shape[0]] = row_class
+    return padded

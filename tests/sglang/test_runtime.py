@@ -14,8 +14,9 @@ from transformers import PretrainedConfig
 
 from lynx_sglang import shadow, telemetry
 from lynx_sglang.errors import LynxError, SettingError
-from lynx_sglang.runtime import Runtime, count_active, pad_to, slot_of
+from lynx_sglang.runtime import Runtime, count_active, slot_of
 from lynx_sglang.settings import Settings
+from lynx_sglang.step import pad_to
 from lynx_sglang.tier import account_of
 
 LAYERS, EXPERTS, TOP_K = 3, 32, 4
