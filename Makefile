@@ -7,7 +7,7 @@ MODEL := models/lynx-moe-tiny
 SERVER := --model-path $(MODEL) --device cpu --mem-fraction-static 0.1 --max-total-tokens 32768 \
 	--max-running-requests 64 --port $(PORT)
 
-.PHONY: env demo serve test check format bench gpu-check gpu-bench gpu-tune gpu-resources clean
+.PHONY: env demo serve test check format bench gpu-check gpu-bench gpu-e2e gpu-tune gpu-resources clean
 
 env: $(STAMP)
 
@@ -54,6 +54,9 @@ gpu-check:  ## are the Triton kernels right on this GPU? under 10 minutes
 
 gpu-bench:  ## their time against the byte floor, SGLang and the active experts; under 10 minutes
 	$(GPU_PYTHON) benchmarks/gpu/bench.py $(ARGS)
+
+gpu-e2e:  ## a real server, plain and with Lynx, at constant batches; under 10 minutes
+	$(GPU_PYTHON) benchmarks/gpu/e2e.py $(ARGS)
 
 gpu-tune:  ## sweep tile shapes on this GPU
 	$(GPU_PYTHON) benchmarks/gpu/tune.py $(ARGS)

@@ -24,6 +24,7 @@ CPU_OPTIONS = (
     "--mem-fraction-static=0.1",
     "--max-total-tokens=20000",
     "--max-running-requests=64",
+    "--enable-metrics",
 )
 # The two ways in: each takes the same options.
 LAUNCH_SERVER = (sys.executable, "-m", "sglang.launch_server")
@@ -45,11 +46,13 @@ def free_port() -> int:
             return port
 
 
-def command(model: Path, port: int, options: Sequence[str] = ()) -> list[str]:
-    """A CPU server's command line after its launcher, metrics on."""
+def command(
+    model: Path, port: int, options: Sequence[str] = (), base: Sequence[str] = CPU_OPTIONS
+) -> list[str]:
+    """A server's command line after its launcher; ``base`` says where it runs."""
     model_path = ("--model-path", str(model.resolve()))
     where = ("--host=127.0.0.1", f"--port={port}")
-    return [*model_path, *CPU_OPTIONS, *where, "--enable-metrics", *options]
+    return [*model_path, *base, *where, *options]
 
 
 class Server:
@@ -61,6 +64,7 @@ class Server:
         log: Path,
         options: Sequence[str] = (),
         launcher: Sequence[str] = LAUNCH_SERVER,
+        base: Sequence[str] = CPU_OPTIONS,
     ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -69,7 +73,7 @@ class Server:
         with log.open("wb") as output:
             # A session of its own: one id stops the launcher and all of SGLang's processes.
             self._process = subprocess.Popen(
-                [*launcher, *command(model, self.port, options)],
+                [*launcher, *command(model, self.port, options, base)],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,

@@ -17,3 +17,17 @@ def test_cases_under_the_interpreter() -> None:
         text=True,
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+
+
+def test_a_gpu_host_needs_nothing_but_sglang() -> None:
+    """What serves there imports without the packages that only a CPU, a fleet or a load test uses."""
+    absent = ("numba", "sklearn", "redis", "locust", "matplotlib", "prometheus_client")
+    lines = (
+        "import sys",
+        f"sys.modules.update(dict.fromkeys({absent}))",
+        "import lynx_sglang.plugin, lynx_sglang.hooks, lynx_sglang.gpu_runtime",
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

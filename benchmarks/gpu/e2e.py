@@ -1,0 +1,200 @@
+"""End to end: a real SGLang server, plain and with Lynx, at constant batches.
+
+    make gpu-e2e                       # on a GPU; rows go to build/gpu/e2e.jsonl as they come
+    make gpu-e2e ARGS=--dry-run        # the same driver and servers at a toy size, on a CPU
+
+Shape of Qwen3-30B-A3B, dummy weights, prompts of random tokens; e2e_model.py says how the routers
+were made. Plain SGLang comes first, then one Lynx server that takes its budgets at run time: full,
+75, 50 and 30 % of the experts that the same batch activates at full, and an SLO of SLO_SHARE of
+full's median gap. The first router, the published skew, is measured on both servers before the
+uniform one on either would be worth its time; when the time is up, what is missing is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT / "loadtests")]
+
+from e2e_client import Load, measure  # noqa: E402
+from e2e_model import QWEN3_30B, ROUTERS, TINY, Shape, write_model, write_router  # noqa: E402
+from server import Server  # noqa: E402
+
+BATCHES = (16, 1, 32, 8, 64)  # the bar's own first
+SHARES = (1.0, 0.75, 0.5, 0.3)  # of the natural union
+SLO_SHARE = 0.75
+COMMON = (
+    "--load-format=dummy",
+    "--skip-tokenizer-init",
+    "--disable-radix-cache",
+    "--grammar-backend=none",
+    "--decode-log-interval=8",
+)
+ON_GPU = (
+    "--device=cuda",
+    "--mem-fraction-static=0.85",
+    "--max-total-tokens=32768",
+    "--max-running-requests=64",
+    "--attention-backend=triton",
+    "--sampling-backend=pytorch",
+    "--cuda-graph-backend-prefill=disabled",
+    "--cuda-graph-bs-decode",
+    *map(str, sorted(BATCHES)),
+)
+ON_CPU = (
+    "--device=cpu",
+    "--dtype=float32",
+    "--mem-fraction-static=0.1",
+    "--max-total-tokens=20000",
+    "--max-running-requests=64",
+)
+LYNX = ("--moe-backend=lynx", "--lynx-budget=full")
+
+
+def measured(
+    server: Server, side: str, router: str, load: Load, batches: tuple[int, ...]
+) -> Iterator[dict[str, Any]]:
+    """Rows of one server under one router."""
+    for rows in batches:
+        head = {"router": router, "side": side}
+        if side == "sglang":
+            yield head | measure(server, load, rows).row(rows)
+            continue
+        full: dict[str, Any] = {}
+        for share in SHARES:
+            budget = -1 if share == 1.0 else max(1, round(share * full["active_experts"]))
+            change(server, budget=budget, demand=1.0, slo_itl_ms=0)
+            row = head | {"setting": f"{share:.0%}"} | measure(server, load, rows).row(rows)
+            full = full or row
+            yield row | {"budget": budget if budget > 0 else None}
+        slo_ms = round(SLO_SHARE * full["itl_p50_ms"], 3)
+        change(server, budget=0, demand=-1, slo_itl_ms=slo_ms)
+        measure(server, load, rows)  # the controller settles
+        row = head | {"setting": "slo"} | measure(server, load, rows).row(rows)
+        yield row | {"slo_itl_ms": slo_ms}
+
+
+def change(server: Server, **values: float) -> None:
+    body = {"server_args": {f"lynx_{name}": value for name, value in values.items()}}
+    (is_taken,) = server.post("/set_internal_state", body)
+    if not is_taken:
+        raise RuntimeError(f"the server refused {body}")
+
+
+def load_router(server: Server, folder: Path) -> None:
+    body = {"model_path": str(folder), "load_format": "safetensors"}
+    reply = server.post("/update_weights_from_disk", body)
+    if not reply["success"]:
+        raise RuntimeError(f"the router's weights: {reply['message']}")
+
+
+def make_importable(folder: Path) -> None:
+    """Let server processes find this checkout, and SGLang its entry points, without installing."""
+    paths = [str(ROOT / name) for name in (".", "kernels", "controller")]
+    try:
+        importlib.metadata.distribution("lynx-sglang")
+    except importlib.metadata.PackageNotFoundError:
+        info = folder / "lynx_sglang-0.dist-info"
+        info.mkdir(parents=True, exist_ok=True)
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lynx-sglang\nVersion: 0\n")
+        (info / "entry_points.txt").write_text(
+            "[sglang.srt.plugins]\nlynx = lynx_sglang.plugin:register\n"
+            "[sglang.srt.platforms]\nlynx_cpu = lynx_sglang.platform:activate\n"
+        )
+        paths.append(str(folder))
+    os.environ["PYTHONPATH"] = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])
+
+
+def header(is_dry_run: bool) -> dict[str, Any]:
+    def said(*command: str) -> str:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+        return done.stdout.strip() or "unknown"
+
+    query = ("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
+    return {
+        "device": "CPU, dry run" if is_dry_run else said(*query),
+        "versions": {
+            name: importlib.metadata.version(name) for name in ("sglang", "torch", "triton")
+        },
+        "commit": said("git", "rev-parse", "--short", "HEAD"),
+        "command": " ".join(["python", *sys.argv]),
+        "date": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+
+
+def show(row: dict[str, Any], plain: dict[tuple[str, int], float]) -> None:
+    """One line; the ratio is plain SGLang's median gap over this one."""
+    key = (row["router"], row["batch"])
+    gain = f"{plain[key] / row['itl_p50_ms']:.2f}x" if key in plain else ""
+    name = f"{row['side']} {row.get('setting', '')}"
+    experts = row["active_experts"]
+    print(
+        f"{row['router']:8} {name:12} batch {row['batch']:3}  TPOT {row['tpot_ms']:7.2f}  "
+        f"ITL p50 {row['itl_p50_ms']:7.2f} p95 {row['itl_p95_ms']:7.2f} ms  "
+        f"{row['tokens_per_s']:8.0f} tok/s  T {'-' if experts is None else f'{experts:.1f}':>5}  "
+        f"graphs {row['graph_share']}  {gain}",
+        flush=True,
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dry-run", action="store_true", help="a toy model on a CPU")
+    parser.add_argument("--limit-min", type=float, default=9.5)
+    parser.add_argument("--batches", type=int, nargs="+", default=None)
+    parser.add_argument("--rounds", type=int, default=None)
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu" / "e2e.jsonl")
+    options = parser.parse_args()
+    is_dry_run = options.dry_run
+    shape: Shape = TINY if is_dry_run else QWEN3_30B
+    load = Load(shape.vocab_size, gaps=24 if is_dry_run else 96, rounds=options.rounds or 2)
+    batches = tuple(options.batches or ((4, 1) if is_dry_run else BATCHES))
+    end_s = time.monotonic() + 60 * options.limit_min
+    folder = (ROOT / "build" / "gpu" / "e2e").resolve()
+    make_importable(folder / "site")
+    model = write_model(folder / "model", shape)
+    routers = {name: write_router(folder / name, shape, name) for name in ROUTERS}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+
+    plain: dict[tuple[str, int], float] = {}
+    with options.out.open("w") as out:
+
+        def write(row: dict[str, Any]) -> None:
+            out.write(json.dumps(row) + "\n")
+            out.flush()
+
+        write(header(is_dry_run))
+        for side, extra in (("sglang", ()), ("lynx", LYNX)):
+            base = (*COMMON, *(ON_CPU if is_dry_run else ON_GPU))
+            began_s = time.monotonic()
+            with Server(model, folder / f"{side}.log", extra, base=base) as server:
+                print(f"{side}: ready after {time.monotonic() - began_s:.0f} s", flush=True)
+                for router, weights in routers.items():
+                    load_router(server, weights)
+                    measure(server, load, batches[0])  # warm-up
+                    for row in measured(server, side, router, load, batches):
+                        write(row)
+                        if side == "sglang":
+                            plain[router, row["batch"]] = row["itl_p50_ms"]
+                        show(row, plain)
+                        if time.monotonic() > end_s:
+                            print(f"time is up; rows are in {options.out}")
+                            return 0
+    print(f"done; rows are in {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
