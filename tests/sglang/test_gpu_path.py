@@ -20,7 +20,7 @@ def test_cases_under_the_interpreter() -> None:
 
 
 def test_a_gpu_host_needs_nothing_but_sglang() -> None:
-    """What serves there imports without the packages that only a CPU, a fleet or a load test uses."""
+    """What serves there imports without the packages of a CPU, a fleet or a load test."""
     absent = ("numba", "sklearn", "redis", "locust", "matplotlib", "prometheus_client")
     lines = (
         "import sys",
