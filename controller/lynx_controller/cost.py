@@ -10,8 +10,8 @@ from .config import ControllerConfig
 from .types import Key
 
 CLIP: Final = 3.0  # residuals beyond this many standard deviations are clipped
-DRIFT: Final = 0.5  # CUSUM allowance, in standard deviations
-ALARM: Final = 8.0  # CUSUM threshold, in standard deviations
+DRIFT: Final = 1.0  # CUSUM allowance, in standard deviations
+ALARM: Final = 5.0  # CUSUM threshold, in standard deviations
 REOPENED: Final = 0.25  # samples a slot is left with when its base shifts: the next one counts 4:1
 SETTLED: Final = 4  # samples before a slot's residuals are clipped
 PRIOR_SPREAD: Final = 0.7  # relative standard deviation of the slope's prior

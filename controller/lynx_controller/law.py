@@ -39,8 +39,8 @@ def decide(now: Situation, config: ControllerConfig) -> Move:
 
     SATURATED   ms(floor) > target: the floor; there is no state that could wind up
     GUARD       the same at a floor that the guard has raised
-    OUTSIDE     the same, but only because the base holds a disturbance: judged without it, since
-                no cut would have brought the gap inside the SLO
+    OUTSIDE     ms(floor) > SLO, but only because the base holds a disturbance: judged without it,
+                since no cut would have brought the gap inside the SLO
     FULL        demand 1, at once when ms(1) <= target * (1 - up_band), kept to * (1 + down_band)
     error       target - ms(held)
     dead band   -down_band * target <= error <= up_band * target: HOLD
@@ -53,7 +53,7 @@ def decide(now: Situation, config: ControllerConfig) -> Move:
     limit = now.slo_ms * (1.0 - config.margin)
     target = limit / max(1.0 + now.tail, 0.5)
     floor_ms, reason = forecast.ms(floor), None
-    if floor_ms > target and floor_ms - now.excess_ms <= target:
+    if floor_ms > now.slo_ms and floor_ms - now.excess_ms <= target:
         forecast = replace(forecast, base_ms=forecast.base_ms - now.excess_ms)
         floor_ms, reason = floor_ms - now.excess_ms, Reason.OUTSIDE
     full_ms = forecast.ms(1.0)

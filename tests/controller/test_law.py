@@ -61,6 +61,12 @@ def test_a_disturbance_that_no_cut_wins_back_is_ignored() -> None:
     assert FORECAST.ms(move.demand) == pytest.approx(14.0)
 
 
+def test_a_disturbance_is_paid_where_the_floor_meets_the_slo_but_not_the_target() -> None:
+    slowed = replace(FORECAST, base_ms=7.0)  # 13 ms at the floor
+    move = decide(replace(BASE, forecast=slowed, excess_ms=1.0, tail=0.1), CONFIG)
+    assert (move.demand, move.reason) == (0.5, Reason.SATURATED)
+
+
 def test_a_disturbance_that_a_cut_wins_back_is_paid() -> None:
     slowed = replace(FORECAST, base_ms=7.0)
     move = decide(replace(BASE, forecast=slowed, excess_ms=1.0), CONFIG)
