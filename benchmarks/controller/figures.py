@@ -7,7 +7,7 @@ gaps times rows. A request of a scripted load is 64 steps of one stream.
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from policies import FLOOR
@@ -26,10 +26,11 @@ NAN = float("nan")
 REQUEST_STEPS = 64
 ABOUT = {
     "tokens": "tokens with a gap above the SLO, %",
+    "first": "requests that waited longer than the TTFT for their first token, %",
     "requests": "requests whose mean gap (TPOT) is above the SLO, %",
     "windows": "seconds whose p95 gap is above the SLO, %",
     "mass": "gate mass kept, mean over tokens (full top-k: 1)",
-    "on_time": "gate mass delivered within the SLO: quality x (1 - violations)",
+    "on_time": "gate mass delivered within the SLO: quality x (1 - violations), of TTFT too",
     "lead": "on_time less lynx's, same seed",
     "settling": "steps from the event until every later window of 64 has its p95 in the SLO",
     "back": "steps from the load's fall until demand is 1 for good",
@@ -48,10 +49,11 @@ class Run:
     ratios: list[float]  # gap over the SLO in force
     tpots: list[float]  # of requests, over the SLO
     host_us: list[float]  # per decision
+    ttfts: list[float] = field(default_factory=list)  # of requests, over the promised TTFT
 
     def busy(self, span: Span) -> Run:
         start, end = span
-        return Run(self.samples[start:end], self.ratios[start:end], self.tpots, [])
+        return Run(self.samples[start:end], self.ratios[start:end], self.tpots, [], self.ttfts)
 
 
 def late_share(run: Run) -> float:
@@ -96,13 +98,24 @@ def judge(scenario: Scenario, run: Run, oracle: list[float]) -> dict[str, float]
     busy = run.busy(scenario.busy)
     demands = [each.demand for each in run.samples]
     start, end = scenario.busy
-    constant = scenario.name not in ("ramp", "wander", "burst", "diurnal", "mixed", "neighbour")
+    constant = scenario.name not in (
+        "ramp",
+        "wander",
+        "burst",
+        "diurnal",
+        "mixed",
+        "neighbour",
+        "queue",
+    )
+    late_firsts = float(np.mean(np.array(run.ttfts) > 1.0)) if run.ttfts else NAN
+    on_time = mass_of(busy, is_on_time=True) * (1.0 - late_firsts if run.ttfts else 1.0)
     figures = {
+        "first": 100.0 * late_firsts,
         "tokens": 100.0 * late_share(busy),
         "requests": 100.0 * late_requests(busy),
         "windows": 100.0 * late_windows(busy),
         "mass": mass_of(busy),
-        "on_time": mass_of(busy, is_on_time=True),
+        "on_time": on_time,
         "settling": NAN,
         "back": NAN,
         "overshoot": 100.0 * overshoot(busy.ratios, 1.0),

@@ -7,7 +7,7 @@ All move our demand above our floor; what they were published with instead is sa
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -149,7 +149,7 @@ class Lynx:
     decisions: list[Decision] = field(default_factory=list)
 
     def set_slo(self, slo_ms: float) -> None:
-        self.controller.set_slo(Slo(itl_ms=slo_ms, percentile=95))
+        self.controller.set_slo(replace(self.controller.slo, itl_ms=slo_ms))
 
     def plan(self, rows: int) -> Setting:
         decision = self.controller.plan(rows)
@@ -161,6 +161,8 @@ class Lynx:
         return decision.demand, decision.budget
 
 
-def lynx(plant: Plant, slo_ms: float, config: ControllerConfig) -> Lynx:
-    slo = Slo(itl_ms=slo_ms, percentile=95)
+def lynx(
+    plant: Plant, slo_ms: float, config: ControllerConfig, ttft_ms: float | None = None
+) -> Lynx:
+    slo = Slo(itl_ms=slo_ms, percentile=95, ttft_ms=ttft_ms)
     return Lynx(Controller(slo, plant.num_layers, plant.num_experts, plant.top_k, config))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 COLUMNS = (
+    "first",
     "tokens",
     "requests",
     "windows",
@@ -20,7 +21,7 @@ COLUMNS = (
     "leave",
     "attribution",
 )
-BASELINES = ("feed_forward", "batch_table", "pi", "brownout", "brownoutserve", "full")
+BASELINES = ("feed_forward", "batch_table", "pi", "brownout", "brownoutserve", "itl_only", "full")
 BETTER = 0.002  # mass on time, paired by seed, below which two controllers are called equal
 
 

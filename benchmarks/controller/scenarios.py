@@ -31,11 +31,12 @@ NAMES = {
     "payable": "rows 16, +30 % of what the experts can pay between steps from 200 on",
     "neighbour": "rows 16, whole steps 1.2x slower a third of the time, in spells of 40",
     "mixed": "Azure conversation, one minute; chunks of prompts prefilled in decode steps",
+    "queue": "16 places; for 20 s requests come faster than full quality serves them; TTFT 1 s",
     "prefills": "rows 16, one gap in eight +2 SLOs",
     "constant": "rows 16 for 1,000 steps",
     "wander": "rows walk between 6 and 24, a slot at a time and back",
 }
-SERVED = ("burst", "diurnal", "mixed")
+SERVED = ("burst", "diurnal", "mixed", "queue")
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Scenario:
     falls: int | None = None  # where the load falls to where full quality fits
     plateaus: tuple[Span, ...] = ()  # constant conditions, settled
     prior_slope_ms: float | None = None
+    ttft_ms: float | None = None
+    places: int = 64
 
     def make_plant(self) -> Plant:
         return Plant(seed=self.seed, **self.plant)  # type: ignore[arg-type]
@@ -142,6 +145,12 @@ def make(name: str, seed: int, whole: Path | None = None) -> Scenario:
     if name == "diurnal":
         slo_ms = between(share, 24)
         made["requests"] = traces.day(rng, 120_000.0, 16.0)
+    if name == "queue":
+        slo_ms = 1.5 * P98 * cost_ms(16, 1.0)
+        full, floor = (1e3 * 16 / (100.0 * cost_ms(16, each)) for each in (1.0, FLOOR))
+        peak = full + rng.uniform(0.2, 0.8) * (floor - full)
+        rates = [(10_000.0, 0.7 * full), (20_000.0, peak), (20_000.0, 0.7 * full)]
+        made |= {"requests": traces.stretches(rng, rates), "ttft_ms": 1_000.0, "places": 16}
     for each, trace in (("burst", "code"), ("mixed", "conv")):
         if name == each:
             found = traces.read_extract(trace)

@@ -47,8 +47,9 @@ def makers(scenario: Scenario) -> dict[str, Callable[[Plant], Decider]]:
         "slope_ms"
     ]
     return {
-        "lynx": lambda plant: lynx(plant, slo_ms, ControllerConfig(**known)),
-        "feed_forward": lambda plant: lynx(plant, slo_ms, untrimmed),
+        "lynx": lambda plant: lynx(plant, slo_ms, ControllerConfig(**known), scenario.ttft_ms),
+        "feed_forward": lambda plant: lynx(plant, slo_ms, untrimmed, scenario.ttft_ms),
+        "itl_only": lambda plant: lynx(plant, slo_ms, ControllerConfig(**known)),
         "batch_table": lambda plant: BatchTable(slo_ms, plant=plant, slope_error=slope_error),
         "pi": lambda plant: Pi(slo_ms),
         "brownout": lambda plant: Brownout(slo_ms),
@@ -83,10 +84,11 @@ def play(scenario: Scenario, make_policy: Callable[[Plant], Decider]) -> Run:
 
         is_mixed = scenario.name == "mixed"
         chunk = 512 if is_mixed else 2048
-        served = serve(plant, Served(), scenario.requests, 64, chunk, is_mixed)
+        served = serve(plant, Served(), scenario.requests, scenario.places, chunk, is_mixed)
         tpots = [each / slo_ms for each in served.tpots_ms]
         ratios = [each.gap_ms / slo_ms for each in served.samples]
-        return Run(served.samples, ratios, tpots, host_us)
+        ttfts = [each / scenario.ttft_ms for each in served.ttfts_ms] if scenario.ttft_ms else []
+        return Run(served.samples, ratios, tpots, host_us, ttfts)
     samples = simulate(plant, decide, scenario.loads)
     ratios = [each.gap_ms / scenario.slo_at(i) for i, each in enumerate(samples)]
     return Run(samples, ratios, [], host_us)
@@ -124,7 +126,8 @@ def run_scenario(scenario: Scenario, policies: tuple[str, ...]) -> dict[str, dic
     runs = {f"static {demand}": fixed[demand] for demand in SHOWN_STATICS}
     runs["best_static"] = fixed[best_static(fixed, scenario.busy)]
     made = makers(scenario)
-    runs |= {name: play(scenario, made[name]) for name in policies}
+    tried = (*policies, "itl_only") if scenario.ttft_ms else policies
+    runs |= {name: play(scenario, made[name]) for name in tried}
     found = {name: judge(scenario, run, oracle) for name, run in runs.items()}
     for figures in found.values():
         figures["lead"] = figures["on_time"] - found["lynx"]["on_time"]

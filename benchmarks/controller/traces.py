@@ -40,6 +40,16 @@ def read_whole(path: Path) -> list[Request]:
     ]
 
 
+def stretches(rng: np.random.Generator, rates: list[tuple[float, float]]) -> list[Request]:
+    """Poisson arrivals: (ms, requests per s) one after the other; otherwise as in `day`."""
+    requests, at_ms, end_ms = [], 0.0, 0.0
+    for length_ms, per_s in rates:
+        at_ms, end_ms = end_ms, end_ms + length_ms
+        while (at_ms := at_ms + float(rng.exponential(1e3 / per_s))) < end_ms:
+            requests.append(Request(at_ms, 0, int(rng.geometric(0.01))))
+    return requests
+
+
 def day(rng: np.random.Generator, length_ms: float, peak_per_s: float) -> list[Request]:
     """Poisson arrivals whose rate goes from a tenth of the peak up to it and back.
 

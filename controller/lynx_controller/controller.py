@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
+from .admission import Admission
 from .config import ControllerConfig
 from .estimator import Batch, Estimator
 from .forecast import Forecast
@@ -55,6 +56,7 @@ class Controller:
         self.config = config if config is not None else ControllerConfig()
         self.num_layers, self.num_experts, self.top_k = num_layers, num_experts, top_k
         self._estimator = self._new_estimator()
+        self._admission = Admission()
         self._quality = Quality(self.config.prior_kl)
         self._holds: dict[Key, Hold] = {}
         self._override: Override | None = None
@@ -123,6 +125,7 @@ class Controller:
         if not slos:
             raise ValueError("at least one Slo is needed; Slo() promises nothing")
         self.slos, self._promises = slos, promises_of(slos)
+        self._ttft_ms = min((slo.ttft_ms for slo in slos if slo.ttft_ms is not None), default=None)
         tails = self._estimator.tails
         self._estimator.tails = {each: tails[each] for each in tails if each in self._promises}
 
@@ -154,6 +157,8 @@ class Controller:
             "slo_ms": self.slo.itl_ms,
             "percentile": self.slo.percentile,
             "tpot_ms": self.slo.tpot_ms,
+            "ttft_ms": self.slo.ttft_ms,
+            "queue_ms": self._admission.wait_ms,
             "min_demand": self.config.min_demand,
             "max_quality_loss": self.config.max_quality_loss,
             "guard_demand": decision.guard_demand,
@@ -215,6 +220,8 @@ class Controller:
                 seen.shadow_kl,
                 seen.shadow_agreement,
             )
+        if seen.phase is not Phase.MIXED:
+            self._admission.watch(seen.queue_ms)
         self._track_tail(batch)
         return self._decide(batch)
 
@@ -237,23 +244,31 @@ class Controller:
         forecast = self._forecast(batch)
         fixed = self._override
         if fixed is not None:
-            if fixed.demand is not None or forecast is None or not self._promises:
+            if fixed.demand is not None or forecast is None or not self._is_promising:
                 return self._overridden(forecast, hold, fixed)
             forecast = forecast.capped(float((fixed.cap or self.num_experts) * self.num_layers))
-        if forecast is None or not self._promises:
+        if forecast is None:
+            return self._full(Reason.FULL)
+        slo_ms, tail, _ = self._binding()
+        queue_ms = self._admission.limit_ms(self._ttft_ms, forecast.ms(1.0))
+        is_queueing = queue_ms < slo_ms / max(1.0 + tail, 0.5)
+        if is_queueing:
+            slo_ms, tail = queue_ms, 0.0
+        if math.isinf(slo_ms):
             hold.demand = 1.0
             return self._full(Reason.FULL, forecast)
-        slo_ms, tail, _ = self._binding()
         situation = Situation(
             forecast,
             slo_ms=slo_ms,
             tail=tail,
             held_tail=hold.tail,
-            excess_ms=self._excess_ms(batch, forecast, hold),
+            excess_ms=0.0 if is_queueing else self._excess_ms(batch, forecast, hold),
             held=hold.demand,
             guard=self._guard(batch, hold),
         )
         move = decide(situation, self.config)
+        if is_queueing and not move.saturated and move.demand < 1.0:
+            move = replace(move, reason=Reason.QUEUE)
         if self._handing_over:
             move = self._hand_over(move, hold)
         if move.saturated:
@@ -264,6 +279,10 @@ class Controller:
             hold.demand, hold.tail = move.demand, situation.tail
         return self._settle(move, situation, batch.key)
 
+    @property
+    def _is_promising(self) -> bool:
+        return bool(self._promises) or self._ttft_ms is not None
+
     def _guard(self, batch: Batch, hold: Hold) -> float:
         """The least demand that the limit on quality allows; a new limit walks up to it."""
         limit = self.config.max_quality_loss
@@ -273,13 +292,13 @@ class Controller:
         return min(wanted, hold.demand + self.config.handover, 1.0)
 
     def _binding(self) -> tuple[float, float, float | None]:
-        """The promise that leaves a step the least time: limit, trim, statistic."""
+        """The promise that leaves a step the least time: limit, trim, statistic; inf: none."""
         tails = self._estimator.tails
         found = [
             (limit_ms / max(1.0 + tails.get(each, 0.0), 0.5), limit_ms, tails.get(each, 0.0), each)
             for each, limit_ms in self._promises.items()
         ]
-        return min(found, key=itemgetter(0))[1:]
+        return min(found, key=itemgetter(0), default=(math.inf, math.inf, 0.0, None))[1:]
 
     def _track_tail(self, batch: Batch) -> None:
         forecast = self._forecast(batch)

@@ -33,6 +33,7 @@ BECAUSE: Final = {
     Reason.FEED_FORWARD: "the cost model moved the demand",
     Reason.TRIM: "the measured tail moved the target, and the demand with it",
     Reason.HOLD: "the held demand is within the dead band: nothing moves",
+    Reason.QUEUE: "requests wait for a place: faster steps free one sooner",
     Reason.SATURATED: "the SLO cannot be met at the floor, or no cut would buy time",
     Reason.OUTSIDE: "time lost outside the experts, which no cut wins back, was ignored",
     Reason.GUARD: "the SLO would take a deeper cut than the limit on quality allows",

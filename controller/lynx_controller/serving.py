@@ -97,8 +97,14 @@ def serve(
             kv_ktokens = 1e-3 * sum(each.request.prompt + each.produced for each in running)
             load = Load(rows, lost_ms, prefill_tokens=tokens, kv_ktokens=kv_ktokens)
             observation, sample = plant.run(load, setting)
-            observation = replace(observation, demand=setting[0], budget_applied=setting[1])
             now_ms, lost_ms = now_ms + observation.step_ms, 0.0
+            observation = replace(
+                observation,
+                demand=setting[0],
+                budget_applied=setting[1],
+                queue=len(waiting),
+                queue_ms=now_ms - waiting[0].request.at_ms if waiting else 0.0,
+            )
             served.samples.append(sample)
             setting = policy(observation)
             for stream in running:

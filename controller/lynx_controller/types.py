@@ -25,6 +25,7 @@ class Reason(Enum):
     FEED_FORWARD = "feed_forward"  # the model says that another demand fits the SLO better
     TRIM = "trim"  # the measured tail moved the target, not the model
     HOLD = "hold"  # the held demand is inside the dead band
+    QUEUE = "queue"  # requests wait for a place, and their TTFT takes faster steps than the gaps do
     SATURATED = "saturated"  # the SLO cannot be met at the floor, or nothing can be cut
     OUTSIDE = "outside"  # time lost outside the experts, which no cut could win back, was ignored
     GUARD = "guard"  # the SLO would take a deeper cut than the limit on quality allows
@@ -44,14 +45,18 @@ class Slo:
 
     itl_ms: `percentile` % of a stream's inter-token gaps stay within it.
     tpot_ms: a request's time per output token, the mean of its gaps, stays within it.
+    ttft_ms: a request's wait for a place among the running ones, which faster decoding shortens,
+        is kept within it as far as the quality floor allows; prefill is not the controller's.
     """
 
     itl_ms: float | None = None
     percentile: float = 95.0
     tpot_ms: float | None = None
+    ttft_ms: float | None = None
 
     def __post_init__(self) -> None:
-        for name, limit_ms in (("itl_ms", self.itl_ms), ("tpot_ms", self.tpot_ms)):
+        for name in ("itl_ms", "tpot_ms", "ttft_ms"):
+            limit_ms = getattr(self, name)
             if limit_ms is not None and not 0.0 < limit_ms < 1e6:
                 raise ValueError(f"{name} must be in (0, 1e6) ms or None, got {limit_ms!r}")
         if not 50.0 <= self.percentile <= 99.9:
@@ -86,7 +91,8 @@ class Observation:
     kv_tokens: int = 0
     itl_ms: float | None = None  # gap a stream saw since the previous decode; None: step_ms
     flexible_rows: int | None = None  # rows that may be cut; None: all
-    queue: int | None = None  # waiting requests; recorded, not used by the law
+    queue: int | None = None  # requests that wait for a place; recorded, not used by the law
+    queue_ms: float | None = None  # how long the oldest of them has waited; 0: none waits
     demand: float | None = None  # in force while the step ran; None: the controller's memory
     budget_applied: Sequence[int] | int | None = None  # in force while the step ran
     shadow_kl: float | None = None  # nats, KL(full || served), mean over flexible rows; if sampled
