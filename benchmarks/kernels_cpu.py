@@ -113,6 +113,7 @@ def bench_select(repeats: int) -> list[dict[str, Any]]:
             "budget": torch.tensor(num_experts // 4, dtype=torch.int32),
             "floor": torch.tensor(1, dtype=torch.int32),
             "demand": torch.tensor(0.6),
+            "similarity": torch.eye(num_experts),
         }
         sides = {policy: partial(select, **given, policy=policy) for policy in POLICIES}
         times = interleaved_us(sides, repeats)

@@ -23,6 +23,8 @@ from lynx_sglang.errors import SettingError
 ENV_PREFIX = "LYNX_"
 # Carries the resolved settings from the launcher to SGLang's child processes.
 TRANSPORT_VARIABLE = "LYNX_RESOLVED_SETTINGS"
+# The server has no similarity of experts to give.
+SERVED = tuple(name for name, policy in POLICIES.items() if not policy.needs_similarity)
 
 T = TypeVar("T")
 
@@ -136,8 +138,8 @@ class Settings:
     )
     policy: str = option(
         "lynx",
-        _one_of(*POLICIES),
-        "one of " + ", ".join(POLICIES),
+        _one_of(*SERVED),
+        "one of " + ", ".join(SERVED),
         "How the shared experts are chosen.",
     )
     default_tier: str = option(

@@ -12,6 +12,7 @@ MAX_ROWS rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -24,6 +25,8 @@ VOTE = 2**46  # fixed point of a vote; the share that breaks ties between equal 
 TIE_ONE = 2**29
 RANK_SLACK = 1e-4  # ceil(demand * K) must not grow by float32's rounding of demand
 REFILL_SHARE = 0.3  # of a row's lost mass, given to its refills: facts behind it in the README
+HASH_FACTOR, HASH_MASK = 1_103_515_245, 2**32 - 1  # float32 bits to noise: times, and, shift
+HASH_SHIFT = 8
 
 
 class Demand(Enum):
@@ -42,6 +45,8 @@ class Importance(Enum):
     SHARE = "share"  # own weight / row total, over the rows that demand the expert
     VOTES = "votes"  # number of rows that demand the expert, then SHARE
     SCORES = "scores"  # router score, over all rows that are not pads
+    BINS = "bins"  # votes of all rows that are not pads, by distance from the row's best score
+    HASH = "hash"  # noise that follows from the scores of all rows that are not pads
 
 
 class Weights(Enum):
@@ -50,6 +55,7 @@ class Weights(Enum):
     EXACT = "exact"  # survivors keep theirs; refills share REFILL_SHARE of the lost mass
     SURVIVORS = "survivors"  # survivors are scaled up to the row's total
     SCORES = "scores"  # scores of the chosen experts, scaled to the row's total
+    MOVED = "moved"  # a lost weight goes to the demanded expert that is most similar
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,30 @@ class Policy:
     is_refilling: bool
     weights: Weights
     source: str
+    confidence: float = 0.0  # a row has a floor if its strongest expert holds this share of mass
+    bin_width: float = 1.0  # BINS: natural logarithm of score ratios
+    num_bins: int = 1  # BINS: scores further from the row's best have no vote
+    min_similarity: float = 0.0  # MOVED: experts that are less similar to all demanded ones stay
+
+    @property
+    def has_triton_form(self) -> bool:
+        """False for what only comparisons need."""
+        is_known = self.importance not in (Importance.BINS, Importance.HASH)
+        return is_known and not self.needs_similarity and self.confidence == 0.0
+
+    @property
+    def needs_similarity(self) -> bool:
+        return self.weights is Weights.MOVED
+
+    @property
+    def bin_edges(self) -> tuple[float, ...]:
+        """Ratios to the row's best score at which bins end, falling."""
+        return tuple(math.exp(-self.bin_width * (j + 1)) for j in range(self.num_bins))
+
+    @property
+    def max_vote_base(self) -> int:
+        """BINS: bound of the base of votes, so that their sums stay under 2**63."""
+        return 1 << 46 // max(self.num_bins - 1, 1)
 
 
 LYNX = Policy(
@@ -119,6 +149,72 @@ XSHARE = Policy(
     ),
 )
 
+LYNX_V1 = Policy(
+    name="lynx-v1",
+    demand=Demand.RANK,
+    importance=Importance.VOTES,
+    is_refilling=True,
+    weights=Weights.SCORES,
+    confidence=0.0,
+    source=(
+        "Lynx, first version (arXiv 2411.08982 v1), as others describe it: the experts with the "
+        "fewest votes go, rows re-pick, confident rows keep their top expert. `confidence` is not "
+        "published: the best of a sweep. Demand 1; a lower one votes with fewer experts."
+    ),
+)
+LYNX_V3 = Policy(
+    name="lynx-v3",
+    demand=Demand.NONE,
+    importance=Importance.BINS,
+    is_refilling=True,
+    weights=Weights.SCORES,
+    confidence=0.0,
+    bin_width=0.5,
+    num_bins=4,
+    source=(
+        "Lynx AffinityBinning (arXiv 2411.08982 v3): a vote in one bin outweighs those of all "
+        "rows in the next. Bin width and count, the confidence and the cut-off are not published: "
+        "the best of a sweep, and the budget. `demand` is ignored. Departs from it in keeping own "
+        "experts ahead of refills; for a sigmoid router, score ratios stand for logit differences."
+    ),
+)
+DES_VOTE = Policy(
+    name="des-vote",
+    demand=Demand.RANK,
+    importance=Importance.SHARE,
+    is_refilling=True,
+    weights=Weights.SCORES,
+    source=(
+        "DES-Vote: each row's top-k weights summed, the best experts stay, every row re-picks K. "
+        "Without a floor in the paper; demand 1, a lower one sums fewer experts."
+    ),
+)
+SERE = Policy(
+    name="sere",
+    demand=Demand.RANK,
+    importance=Importance.SHARE,
+    is_refilling=False,
+    weights=Weights.MOVED,
+    min_similarity=0.0,
+    source=(
+        "SERE (arXiv 2602.07616), S = max(floor, ceil(demand * K)): weights outside the union of "
+        "the rows' top S move to its most similar expert, or stay if none is similar. Needs "
+        "`similarity`. Departs from it in adding up weights that meet in one expert (the same "
+        "output, distinct experts) and in the budget, above which dissimilar experts move too."
+    ),
+)
+RANDOM = Policy(
+    name="random",
+    demand=Demand.RANK,
+    importance=Importance.HASH,
+    is_refilling=True,
+    weights=Weights.SCORES,
+    source="The control: experts of the rows stay by chance, drawn anew from each step's scores.",
+)
+
 POLICIES: Mapping[str, Policy] = MappingProxyType(
-    {policy.name: policy for policy in (LYNX, FULL, TOPK, OEA, XSHARE)}
+    {
+        policy.name: policy
+        for policy in (LYNX, FULL, TOPK, OEA, XSHARE, LYNX_V1, LYNX_V3, DES_VOTE, SERE, RANDOM)
+    }
 )

@@ -29,8 +29,9 @@ def select(
     budget: Tensor,
     floor: Tensor,
     demand: Tensor | None = None,
-    policy: str = "lynx",
+    policy: str | Policy = "lynx",
     correction_bias: Tensor | None = None,
+    similarity: Tensor | None = None,
 ) -> Selection:
     """Let flexible rows share experts, so that at most `budget` of them are active.
 
@@ -47,24 +48,32 @@ def select(
         budget: int32 [], cap on the number of active experts T.
         floor: int32 [], own experts that a flexible row never loses.
         demand: float32 [] in [0, 1], what a row insists on; None and NaN: 1.
-        policy: a name from `POLICIES`.
+        policy: a name from `POLICIES`, or rules of one's own.
         correction_bias: float32 [E]; refills are ranked by scores + bias, weighed by scores.
+        similarity: float32 [E, E], how like an expert's output (row) another's is; for `sere`.
 
     The inputs are not written; where nothing changes, the result may hold the inputs themselves.
     On CUDA, contiguous inputs of at most 512 experts and 16 slots take the Triton kernels, which
-    also make the `schedule`; others take torch operations, and one warning says so.
+    also make the `schedule`; others, and the policies for comparison that have no Triton form, take
+    torch operations, and one warning says so.
     The guarantees and the maths of each policy: kernels/README.md.
     """
-    chosen = find_policy(policy)
+    chosen = policy if isinstance(policy, Policy) else find_policy(policy)
     check_arguments(
         scores, topk_ids, topk_weights, row_class, budget, floor, demand, correction_bias
     )
     if scores.device.type == "cpu":
         run = cpu_path()
     elif scores.device.type == "cuda":
-        run = cuda_path(scores, topk_ids, topk_weights, row_class, correction_bias)
+        run = cuda_path(scores, topk_ids, topk_weights, row_class, correction_bias, chosen)
     else:
         run = select_torch
+    if chosen.needs_similarity:
+        if similarity is None:
+            raise ValueError(f"similarity: expected a tensor for policy {chosen.name}, got None")
+        num_experts = scores.shape[1]
+        _check("similarity", similarity, torch.float32, (num_experts, num_experts), scores.device)
+        run = partial(run, similarity=similarity)
     return run(
         scores,
         topk_ids,
@@ -95,9 +104,12 @@ def cuda_path(
     topk_weights: Tensor,
     row_class: Tensor,
     correction_bias: Tensor | None,
+    policy: Policy,
 ) -> Callable[..., Selection]:
     """The Triton kernels, or torch operations where these do not serve the inputs."""
     reason = missing_for_triton()
+    if reason is None and not policy.has_triton_form:
+        reason = f"policy {policy.name} has no Triton form"
     if reason is None:
         num_experts, top_k = scores.shape[1], topk_ids.shape[1]
         given = (scores, topk_ids, topk_weights, row_class, correction_bias)

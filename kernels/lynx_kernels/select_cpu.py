@@ -16,6 +16,7 @@ from lynx_kernels.selection import Selection
 
 DEMANDS, IMPORTANCES, WEIGHTS = list(Demand), list(Importance), list(Weights)
 NO_BIAS = np.empty(0, np.float32)
+NO_SIMILARITY = np.empty((0, 0), np.float32)
 
 
 def select_cpu(
@@ -29,6 +30,7 @@ def select_cpu(
     demand: Tensor | None,
     policy: Policy,
     correction_bias: Tensor | None,
+    similarity: Tensor | None = None,
 ) -> Selection:
     share = 1.0 if demand is None else float(demand)
     share = max(share, 0.0) if share < 1.0 else 1.0  # NaN: 1
@@ -49,6 +51,11 @@ def select_cpu(
         IMPORTANCES.index(policy.importance),
         policy.is_refilling,
         WEIGHTS.index(policy.weights),
+        policy.confidence,
+        np.array(policy.bin_edges, np.float64),
+        policy.max_vote_base,
+        NO_SIMILARITY if similarity is None else similarity.numpy(),
+        policy.min_similarity,
         out_ids,
         out_weights,
         retained,

@@ -8,20 +8,23 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from lynx_kernels.policies import ONE, RANK_SLACK, REFILL_SHARE, SCORE_MAX, TIE_ONE, VOTE
+from lynx_kernels.policies import ONE, RANK_SLACK, REFILL_SHARE, TIE_ONE, VOTE
+from lynx_kernels.select_cpu_peers import (
+    SCORES,
+    common_importance,
+    find_alone,
+    find_targets,
+    finite,
+    move_row,
+)
 from lynx_kernels.selection import RowClass
 
 Array = NDArray[Any]
 PAD, FLEXIBLE = int(RowClass.PAD), int(RowClass.FLEXIBLE)
 # Positions of the enums' members, which compiled code takes as numbers (select_cpu.py).
 ALL, MASS, RANK, NONE = 0, 1, 2, 3
-SHARE_4, SHARE, VOTES, SCORES = 0, 1, 2, 3
-EXACT_WEIGHTS, SURVIVORS = 0, 1
-
-
-@njit(cache=True)
-def finite(value: float) -> float:
-    return value if 0.0 < value < np.inf else 0.0
+SHARE_4, SHARE, VOTES = 0, 1, 2
+EXACT_WEIGHTS, SURVIVORS, SCALED, MOVED = 0, 1, 2, 3
 
 
 @njit(cache=True)
@@ -32,6 +35,7 @@ def demand_row(
     floor_k: int,
     demand_rule: int,
     importance_rule: int,
+    confidence: float,
     fixed: Array,  # [K] out: fixed-point mass
     protected: Array,  # [E] in, out
     wanted: Array,  # [E] in, out
@@ -58,10 +62,11 @@ def demand_row(
         total += fixed[k]
     num_ranked = max(np.ceil(share * num_own - RANK_SLACK), floor_k)
     before = 0
+    has_floor = num_own > 0 and fixed[order[0]] >= confidence * total
     for rank in range(num_own):
         k = order[rank]
         expert = ids[k]
-        if rank < floor_k:
+        if rank < floor_k and has_floor:
             protected[expert] = True
         if demand_rule == MASS:
             is_demanded = share == 1.0 or before < share * total or rank < floor_k
@@ -74,10 +79,10 @@ def demand_row(
         part = fixed[k] / total if total > 0 else 0.0
         if importance_rule == SHARE_4:
             importance[expert] += np.int64(np.rint((part * part) * (part * part) * ONE))
-        elif importance_rule == SHARE:
-            importance[expert] += np.int64(np.rint(part * ONE))
-        else:
+        elif importance_rule == VOTES:
             importance[expert] += VOTE + np.int64(np.rint(part * TIE_ONE))
+        else:
+            importance[expert] += np.int64(np.rint(part * ONE))
 
 
 @njit(cache=True)
@@ -91,6 +96,34 @@ def cut(protected: Array, wanted: Array, importance: Array, cap: int) -> Array:
     for expert in contest:
         allowed[expert] = True
     return allowed
+
+
+@njit(cache=True)
+def keep_unlike(
+    ids: Array,  # [M, K]
+    fixed: Array,  # [M, K]
+    classes: Array,  # [M]
+    similarity: Array,  # [E, E]
+    min_similarity: float,
+    targets: Array,  # [E]
+    allowed: Array,  # [E]
+    cap: int,
+) -> Array:
+    """Allowed experts, and own ones that are like none of these, by share, up to the cap: [E]."""
+    wanted = np.zeros(allowed.shape[0], np.bool_)
+    importance = np.zeros(allowed.shape[0], np.int64)
+    alone = find_alone(similarity, targets, min_similarity)
+    for r in range(ids.shape[0]):
+        if classes[r] != FLEXIBLE:
+            continue
+        total = fixed[r].sum()
+        for k in range(ids.shape[1]):
+            if 0 <= ids[r, k] < allowed.shape[0] and alone[ids[r, k]]:
+                part = fixed[r, k] / total if total > 0 else 0.0
+                importance[ids[r, k]] += np.int64(np.rint(part * ONE))
+                wanted[ids[r, k]] = True
+    result: Array = cut(allowed, wanted, importance, cap)
+    return result
 
 
 @njit(cache=True)
@@ -162,6 +195,11 @@ def select_rows(
     importance_rule: int,
     is_refilling: bool,
     weights_rule: int,
+    confidence: float,
+    bin_edges: Array,  # [num_bins]
+    max_vote_base: int,
+    similarity: Array,  # [E, E] or [0, 0]
+    min_similarity: float,
     out_ids: Array,  # [M, K] out
     out_weights: Array,  # [M, K] out
     retained: Array,  # [M] out
@@ -177,23 +215,26 @@ def select_rows(
     for r in range(num_rows):
         if classes[r] == FLEXIBLE:
             demand_row(
-                ids[r], weights[r], share, floor_k, demand_rule, importance_rule,
+                ids[r], weights[r], share, floor_k, demand_rule, importance_rule, confidence,
                 fixed[r], protected, wanted, importance,
             )  # fmt: skip
         elif classes[r] != PAD:
             for k in range(top_k):
                 if 0 <= ids[r, k] < num_experts:
                     protected[ids[r, k]] = True
-    if importance_rule == SCORES:
+    if importance_rule >= SCORES:
+        importance = common_importance(scores, classes, importance_rule, bin_edges, max_vote_base)
+    if demand_rule == NONE:
         wanted[:] = True
-        for r in range(num_rows):
-            if classes[r] != PAD:
-                for expert in range(num_experts):
-                    gate = np.float64(min(finite(scores[r, expert]), SCORE_MAX))
-                    importance[expert] += np.int64(np.rint(gate * ONE))
     if demand_rule == ALL:
         protected[:] = True
     allowed = cut(protected, wanted, importance, cap)
+    targets = np.empty(0, np.int64)
+    if weights_rule == MOVED:
+        targets = find_targets(similarity, allowed)
+        allowed = keep_unlike(
+            ids, fixed, classes, similarity, min_similarity, targets, allowed, cap
+        )
 
     active[:] = False
     is_changed = False
@@ -216,10 +257,13 @@ def select_rows(
         else:
             is_changed = True
             retained[r] = kept / total if total > 0 else 1.0
-            rebuild_row(
-                ids[r], weights[r], scores[r], bias, allowed, is_refilling, weights_rule,
-                out_ids[r], out_weights[r],
-            )  # fmt: skip
+            if weights_rule == MOVED:
+                move_row(ids[r], weights[r], allowed, targets, out_ids[r], out_weights[r])
+            else:
+                rebuild_row(
+                    ids[r], weights[r], scores[r], bias, allowed, is_refilling, weights_rule,
+                    out_ids[r], out_weights[r],
+                )  # fmt: skip
         for k in range(top_k):
             if 0 <= out_ids[r, k] < num_experts:
                 active[out_ids[r, k]] = True

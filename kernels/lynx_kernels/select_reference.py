@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 from lynx_kernels.policies import (
+    HASH_FACTOR,
+    HASH_MASK,
+    HASH_SHIFT,
     ONE,
     POLICIES,
     RANK_SLACK,
@@ -32,11 +35,12 @@ def select_reference(
     budget: Tensor,
     floor: Tensor,
     demand: Tensor | None = None,
-    policy: str = "lynx",
+    policy: str | Policy = "lynx",
     correction_bias: Tensor | None = None,
+    similarity: Tensor | None = None,
 ) -> Selection:
     """Same contract as `select`; unhurried."""
-    rules = POLICIES[policy]
+    rules = policy if isinstance(policy, Policy) else POLICIES[policy]
     num_experts = scores.shape[1]
     share = 1.0 if demand is None or math.isnan(float(demand)) else float(demand)
     share = min(max(share, 0.0), 1.0)
@@ -52,19 +56,34 @@ def select_reference(
         if kind == RowClass.EXACT:
             protected.update(own)
         elif kind == RowClass.FLEXIBLE:
-            protected.update(list(own)[: max(int(floor), 0)])
+            if next(iter(own.values()), 0) >= rules.confidence * sum(own.values()):
+                protected.update(list(own)[: max(int(floor), 0)])
             for expert, vote in votes(own, share, int(floor), rules).items():
                 importance[expert] = importance.get(expert, 0) + vote
-    if rules.importance is Importance.SCORES:
-        live = [g for g, kind in zip(gates, classes, strict=True) if kind != RowClass.PAD]
-        importance = {
-            e: sum(round(min(row[e], SCORE_MAX) * ONE) for row in live) for e in range(num_experts)
-        }
+    live = [row for row, kind in zip(gates, classes, strict=True) if kind != RowClass.PAD]
+    demanded = range(num_experts) if rules.demand is Demand.NONE else list(importance)
+    if rules.importance in (Importance.SCORES, Importance.BINS, Importance.HASH):
+        importance = {e: common_importance(e, live, rules) for e in demanded}
 
     allowed = set(protected)
     for expert in sorted(importance, key=lambda e: (-importance[e], e)):
         if rules.demand is Demand.ALL or len(allowed) < int(budget):
             allowed.add(expert)
+    moves: dict[int, int] = {}
+    if rules.weights is Weights.MOVED:
+        assert similarity is not None
+        own_experts: dict[int, int] = {}
+        for row_ids, row_weights, kind in zip(ids, weights, classes, strict=True):
+            if kind == RowClass.FLEXIBLE:
+                own = strongest_first(row_ids, row_weights, num_experts)
+                for expert, vote in votes(own, 1.0, 0, rules).items():
+                    own_experts[expert] = own_experts.get(expert, 0) + vote
+        likeness = similarity.tolist()
+        moves = most_similar(likeness, allowed)
+        for expert in sorted(own_experts, key=lambda e: (-own_experts[e], e)):
+            is_alone = expert not in moves or likeness[expert][moves[expert]] < rules.min_similarity
+            if is_alone and len(allowed) < int(budget):
+                allowed.add(expert)
 
     active: set[int] = set()
     retained: list[float] = []
@@ -78,9 +97,12 @@ def select_reference(
                 kept_mass = sum(mass for expert, mass in own.items() if expert in allowed)
                 retained[r] = kept_mass / sum(own.values())
             if not allowed.issuperset(own):
-                ids[r], weights[r] = rebuild(
-                    ids[r], weights[r], gates[r], ranking[r], allowed, rules
-                )
+                if rules.weights is Weights.MOVED:
+                    ids[r], weights[r] = move(ids[r], weights[r], allowed, moves, num_experts)
+                else:
+                    ids[r], weights[r] = rebuild(
+                        ids[r], weights[r], gates[r], ranking[r], allowed, rules
+                    )
         active.update(e for e in ids[r] if 0 <= e < num_experts)
 
     return Selection(
@@ -122,11 +144,54 @@ def votes(own: dict[int, int], share: float, floor: int, rules: Policy) -> dict[
             continue
         if rules.importance is Importance.SHARE_4:
             result[expert] = round((part * part) * (part * part) * ONE)
-        elif rules.importance is Importance.SHARE:
-            result[expert] = round(part * ONE)
-        else:
+        elif rules.importance is Importance.VOTES:
             result[expert] = VOTE + round(part * TIE_ONE)
+        else:
+            result[expert] = round(part * ONE)
     return result
+
+
+def common_importance(expert: int, gates: list[list[float]], rules: Policy) -> int:
+    """What all rows that are not pads say of an expert, whoever demands it."""
+    if rules.importance is Importance.SCORES:
+        return sum(round(min(row[expert], SCORE_MAX) * ONE) for row in gates)
+    if rules.importance is Importance.HASH:
+        bits = torch.tensor([row[expert] for row in gates], dtype=torch.float32).view(torch.int32)
+        return sum((b * HASH_FACTOR & HASH_MASK) >> HASH_SHIFT for b in bits.tolist())
+    base = min(len(gates) + 1, rules.max_vote_base)
+    total = 0
+    for row in gates:
+        place = sum(row[expert] < max(row) * edge for edge in rules.bin_edges)
+        if row[expert] > 0 and place < rules.num_bins:
+            total += base ** (rules.num_bins - 1 - place)
+    return total
+
+
+def most_similar(similarity: list[list[float]], allowed: set[int]) -> dict[int, int]:
+    """For every expert the allowed one that is most like it, ties by lower id."""
+    targets = sorted(allowed)
+    return {e: max(targets, key=lambda f: row[f]) for e, row in enumerate(similarity) if targets}
+
+
+def move(
+    ids: list[int],
+    weights: list[float],
+    allowed: set[int],
+    moves: dict[int, int],
+    num_experts: int,
+) -> tuple[list[int], list[float]]:
+    """A row whose lost weights move to other experts; weights that meet add up."""
+    new_ids, new_weights = list(ids), list(weights)
+    for slot, expert in enumerate(ids):
+        if not 0 <= expert < num_experts or expert in allowed:
+            continue
+        target = moves.get(expert, -1)
+        new_ids[slot], new_weights[slot] = -1, 0.0
+        if target >= 0 and target not in new_ids:
+            new_ids[slot] = target
+        if target >= 0:
+            new_weights[new_ids.index(target)] += finite(weights[slot])
+    return new_ids, new_weights
 
 
 def rebuild(

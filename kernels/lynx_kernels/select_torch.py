@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 from lynx_kernels.policies import (
+    HASH_FACTOR,
+    HASH_MASK,
+    HASH_SHIFT,
     ONE,
     RANK_SLACK,
     REFILL_SHARE,
@@ -26,6 +29,7 @@ from lynx_kernels.policies import (
 from lynx_kernels.selection import RowClass, Selection
 
 PAD, FLEXIBLE = int(RowClass.PAD), int(RowClass.FLEXIBLE)
+COMMON = (Importance.SCORES, Importance.BINS, Importance.HASH)
 EMPTY = torch.iinfo(torch.int64).min
 COLUMN_BITS = 20
 
@@ -41,6 +45,7 @@ def select_torch(
     demand: Tensor | None,
     policy: Policy,
     correction_bias: Tensor | None,
+    similarity: Tensor | None = None,
 ) -> Selection:
     num_experts = scores.shape[1]
     is_pad, is_flexible = (row_class == PAD)[:, None], (row_class == FLEXIBLE)[:, None]
@@ -60,32 +65,45 @@ def select_torch(
     order = (-mass).masked_fill(~is_own, 1.0).argsort(dim=1, stable=True)
     ranked, strongest = slots.gather(1, order), fixed.gather(1, order)
     is_floor = torch.arange(ids.shape[1], device=ids.device) < floor
-    floors = ranked.masked_fill(~(is_floor & is_flexible), num_experts)
+    total = fixed.sum(dim=1, keepdim=True)
+    is_sure = strongest[:, :1] >= policy.confidence * total.double()
+    floors = ranked.masked_fill(~(is_floor & is_flexible & is_sure), num_experts)
     exact = slots.masked_fill(is_flexible, num_experts)
     protected = _members(torch.cat([floors, exact]), num_experts)
-    if policy.importance is Importance.SCORES:
+    is_wanted = _is_wanted(ranked, strongest, num_experts, demand, policy) | is_floor
+    demanded = ranked.masked_fill(~(is_wanted & is_flexible), num_experts)
+    wanted = _members(demanded, num_experts)
+    if policy.demand is Demand.NONE:
         wanted = torch.ones_like(protected)
-        counted = gates.clamp(max=SCORE_MAX).double().masked_fill(is_pad, 0.0)
-        importance = torch.nn.functional.pad((counted * ONE).round().long().sum(dim=0), (0, 1))
+    if policy.importance in COMMON:
+        importance = torch.nn.functional.pad(_common_importance(gates, is_pad, policy), (0, 1))
     else:
-        is_wanted = _is_wanted(ranked, strongest, num_experts, demand, policy) | is_floor
-        demanded = ranked.masked_fill(~(is_wanted & is_flexible), num_experts)
-        wanted = _members(demanded, num_experts)
-        importance = torch.zeros(num_experts + 1, dtype=torch.int64, device=ids.device)
-        importance.scatter_add_(0, demanded.flatten(), _votes(strongest, policy).flatten())
+        importance = _importance(demanded, strongest, num_experts, policy)
     allowed = _cut(protected, wanted, importance, budget)
+    targets = torch.empty(0, dtype=torch.long, device=ids.device)
+    if policy.weights is Weights.MOVED:
+        assert similarity is not None
+        targets, is_alone = _targets(similarity, allowed, policy)
+        unlike = ranked.masked_fill(~(is_alone[ranked] & is_flexible), num_experts)
+        importance = _importance(unlike, strongest, num_experts, policy)
+        allowed = _cut(allowed, _members(unlike, num_experts), importance, budget)
 
     is_lost = is_own & ~allowed[slots]
     refills = torch.full_like(slots, num_experts)
     if policy.is_refilling:
         ranking = gates if correction_bias is None else gates + correction_bias
         refills = _refills(ranking, gates > 0, slots, is_lost, allowed)
+    elif policy.weights is Weights.MOVED:
+        moved = targets[slots].masked_fill(~is_lost, num_experts)
+        refills = _first_of_each(moved, slots.masked_fill(is_lost, num_experts), num_experts)
     new_ids = torch.where(
         is_lost, refills.masked_fill(refills == num_experts, -1).to(ids.dtype), ids
     )
-    new_weights = _new_weights(weights, mass, gates, slots, refills, is_own, is_lost, policy)
-
     chosen = new_ids.long().masked_fill((new_ids < 0) | (new_ids >= num_experts), num_experts)
+    if policy.weights is Weights.MOVED:
+        new_weights = _moved_weights(weights, mass, moved, chosen, is_lost, num_experts)
+    else:
+        new_weights = _new_weights(weights, mass, gates, slots, refills, is_own, is_lost, policy)
     total = fixed.sum(dim=1)
     kept = fixed.masked_fill(is_lost, 0).sum(dim=1)
     retained = torch.where(total > 0, kept.double() / total.clamp(min=1), 1.0).float()
@@ -112,9 +130,64 @@ def _votes(fixed: Tensor, policy: Policy) -> Tensor:
     if policy.importance is Importance.SHARE_4:
         part = part * part
         return (part * part * ONE).round().long()
-    if policy.importance is Importance.SHARE:
-        return (part * ONE).round().long()
-    return (part * TIE_ONE).round().long() + VOTE
+    if policy.importance is Importance.VOTES:
+        return (part * TIE_ONE).round().long() + VOTE
+    return (part * ONE).round().long()
+
+
+def _importance(demanded: Tensor, fixed: Tensor, num_experts: int, policy: Policy) -> Tensor:
+    """Votes of the demanded slots, summed by expert: int64 [E + 1]."""
+    sums = torch.zeros(num_experts + 1, dtype=torch.int64, device=fixed.device)
+    return sums.scatter_add_(0, demanded.flatten(), _votes(fixed, policy).flatten())
+
+
+def _common_importance(gates: Tensor, is_pad: Tensor, policy: Policy) -> Tensor:
+    """What all rows that are not pads say of each expert, whoever demands it: int64 [E]."""
+    if policy.importance is Importance.SCORES:
+        said = (gates.clamp(max=SCORE_MAX).double() * ONE).round().long()
+    elif policy.importance is Importance.HASH:
+        said = (gates.view(torch.int32).long() * HASH_FACTOR & HASH_MASK) >> HASH_SHIFT
+    else:
+        best = gates.amax(dim=1, keepdim=True).double()
+        edges = torch.tensor(policy.bin_edges, dtype=torch.float64, device=gates.device)
+        place = (gates.double()[..., None] < best[..., None] * edges).sum(dim=2)
+        base = ((~is_pad).sum() + 1).clamp(max=policy.max_vote_base)
+        power = torch.arange(policy.num_bins - 1, -1, -1, device=gates.device)
+        vote_of = torch.nn.functional.pad(base**power, (0, 1))
+        said = vote_of[place].masked_fill(gates == 0, 0)
+    return said.masked_fill(is_pad, 0).sum(dim=0)
+
+
+def _targets(similarity: Tensor, allowed: Tensor, policy: Policy) -> tuple[Tensor, Tensor]:
+    """For every expert the allowed one that is most like it, E if there is none; and whether it is
+    too unlike: both [E + 1].
+    """
+    likeness = similarity.double().masked_fill(~allowed[:-1], -math.inf)
+    best, target = likeness.max(dim=1)
+    has_any = allowed.any()
+    target = torch.where(has_any, target, similarity.shape[0])
+    is_alone = (best < policy.min_similarity) | ~has_any
+    pad = torch.nn.functional.pad
+    return pad(target, (0, 1), value=similarity.shape[0]), pad(is_alone, (0, 1), value=False)
+
+
+def _first_of_each(moved: Tensor, kept: Tensor, num_experts: int) -> Tensor:
+    """Targets [M, K] that no slot of the row holds yet; E for the others."""
+    place = torch.arange(moved.shape[1], device=moved.device)
+    is_before = place[None, :] < place[:, None]  # [K, K]
+    is_same = moved[:, :, None] == moved[:, None, :]
+    is_held = (is_same & is_before).any(dim=2) | (moved[:, :, None] == kept[:, None, :]).any(dim=2)
+    return moved.masked_fill(is_held, num_experts)
+
+
+def _moved_weights(
+    weights: Tensor, mass: Tensor, moved: Tensor, chosen: Tensor, is_lost: Tensor, num_experts: int
+) -> Tensor:
+    """Weights after each lost one was added to the slot that holds its target."""
+    is_met = (chosen[:, :, None] == moved[:, None, :]) & (moved < num_experts)[:, None, :]
+    added = (mass[:, None, :] * is_met).sum(dim=2)
+    own = weights.masked_fill(is_lost, 0.0)
+    return torch.where(added > 0, (own.double() + added).float(), own)
 
 
 def _cut(protected: Tensor, wanted: Tensor, importance: Tensor, budget: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ class Case:
     floor: Tensor
     demand: Tensor | None
     correction_bias: Tensor | None = None
+    similarity: Tensor | None = None
 
     @property
     def num_experts(self) -> int:
@@ -102,6 +103,10 @@ def make_case(seed: int, router: str | None = None) -> Case:
         floor=int32(int(rng.choice([0, 1, 1, 2, 9]))),
         demand=None if rng.random() < 0.2 else torch.tensor(demand, dtype=torch.float32),
         correction_bias=None if bias is None else torch.from_numpy(bias),
+        # Quarters, so that likeness is tied.
+        similarity=torch.from_numpy(
+            (rng.integers(-2, 5, size=(num_experts, num_experts)) / 4).astype(np.float32)
+        ),
     )
 
 

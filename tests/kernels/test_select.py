@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -25,6 +27,7 @@ def batch(scores: list[list[float]], top_k: int, *, device: str = "cpu") -> dict
         "row_class": torch.full((len(scores),), RowClass.FLEXIBLE, dtype=torch.uint8).to(device),
         "budget": scalar(table.shape[1]).to(device),
         "floor": scalar(1).to(device),
+        "similarity": torch.eye(table.shape[1], device=device),
     }
 
 
@@ -75,6 +78,61 @@ def test_xshare_follows_the_scores_of_the_whole_batch():
     assert got.topk_ids.tolist() == [[0, 2], [0, 2]]  # 0.24 + 0.26 beats 0.26 + 0.14
     expected = torch.tensor([0.5, 0.24]) * (0.76 / 0.74)
     torch.testing.assert_close(got.topk_weights[0], expected, rtol=1e-6, atol=0)
+
+
+def test_lynx_v1_keeps_the_top_expert_of_confident_rows_only():
+    scores = [[0.9, 0.1, 0.0], [0.0, 0.4, 0.6], [0.0, 0.55, 0.45]]
+    given = batch(scores, 2)  # votes: 1 from row 0, 3 for expert 1, 2 for expert 2
+    assert run(given, policy="lynx-v1", budget=scalar(1)).num_active.item() == 3  # the three tops
+    sure = replace(POLICIES["lynx-v1"], confidence=0.8)
+    got = run(given, policy=sure, budget=scalar(2))
+    assert got.topk_ids.tolist() == [[0, 1], [-1, 1], [1, -1]]
+
+
+def test_lynx_v3_lets_one_near_vote_outweigh_all_far_ones():
+    # Expert 1 is far from the best in three rows, expert 2 is near in one.
+    scores = [[0.8, 0.2, 0.0], [0.8, 0.2, 0.0], [0.8, 0.2, 0.0], [0.5, 0.05, 0.45]]
+    policy = replace(POLICIES["lynx-v3"], bin_width=1.0, num_bins=3)
+    got = run(batch(scores, 2), policy=policy, budget=scalar(2))
+    assert got.active.tolist() == [True, False, True]
+
+
+def test_des_vote_keeps_the_largest_sums_of_own_weights():
+    scores = [[0.5, 0.4, 0.1], [0.45, 0.1, 0.45], [0.0, 0.45, 0.55]]
+    got = run(batch(scores, 2), policy="des-vote", budget=scalar(2), floor=scalar(0))
+    assert got.active.tolist() == [True, False, True]  # 1.06, 0.89, 1.05 of the top-2 mass
+
+
+def test_sere_moves_weights_to_the_most_similar_primary_expert():
+    given = batch([[0.5, 0.3, 0.2, 0.0], [0.0, 0.1, 0.2, 0.7]], 3)
+    given["similarity"] = torch.tensor(
+        [[1, 0, 0, 0.1], [0.6, 1, 0, 0.1], [0.1, 0, 1, 0.4], [0.1, 0.1, 0.1, 1]]
+    )
+    got = run(given, policy="sere", demand=scalar(0.0, torch.float32))  # primary: 0 and 3
+    assert got.topk_ids.tolist() == [[0, -1, 3], [3, -1, 0]]  # 1 moves to 0, 2 to 3
+    expected = torch.tensor([[0.8, 0, 0.2], [0.9, 0, 0.1]])
+    torch.testing.assert_close(got.topk_weights, expected, rtol=1e-6, atol=0)
+    alike = replace(POLICIES["sere"], min_similarity=0.5)
+    got = run(given, policy=alike, demand=scalar(0.0, torch.float32))
+    assert got.active.tolist() == [True, False, True, True]  # 2 is like none of them and stays
+
+
+def test_sere_asks_for_its_similarity():
+    given = batch(SHARED, 2)
+    with pytest.raises(ValueError, match="similarity: expected a tensor for policy sere, got None"):
+        run(given, policy="sere", similarity=None)
+    with pytest.raises(ValueError, match=r"similarity: expected torch.float32 \(4, 4\)"):
+        run(given, policy="sere", similarity=torch.eye(3))
+
+
+def test_random_draws_anew_from_each_step():
+    drawn = set()
+    for seed in range(20):
+        rows = torch.rand(4, 16, generator=torch.Generator().manual_seed(seed)).softmax(1)
+        got = run(batch(rows.tolist(), 4), policy="random", budget=scalar(4), floor=scalar(0))
+        assert got.num_active.item() == 4
+        drawn.update(got.active.nonzero().flatten().tolist())
+    assert len(drawn) > 12
 
 
 def test_full_ignores_budget_and_demand():
@@ -185,5 +243,5 @@ def test_bad_arguments_are_named(name, value):
 
 
 def test_an_unknown_policy_lists_the_known_ones():
-    with pytest.raises(ValueError, match="lynx, full, topk, oea, xshare; got 'best'"):
+    with pytest.raises(ValueError, match=r"lynx, full, .*, sere, random; got 'best'"):
         run(batch(SHARED, 2), policy="best")

@@ -5,17 +5,28 @@ A case follows from a seed, so an example costs little and thousands run in seco
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lynx_kernels import POLICIES, RowClass, Selection, select, select_reference
+from lynx_kernels import POLICIES, Policy, RowClass, Selection, select, select_reference
 from lynx_kernels.select_torch import select_torch
 
 SEEDS = st.integers(0, 2**32 - 1)
-every_policy = pytest.mark.parametrize("policy", POLICIES)
-bounded_policy = pytest.mark.parametrize("policy", [name for name in POLICIES if name != "full"])
+# Constants that the named policies leave at their defaults.
+OTHERS = (
+    replace(POLICIES["lynx-v1"], name="lynx-v1, confident rows", confidence=0.6),
+    replace(POLICIES["lynx-v3"], name="lynx-v3, one bin", num_bins=1, confidence=0.5),
+    replace(POLICIES["sere"], name="sere, alike only", min_similarity=0.5),
+)
+tested = (*POLICIES.values(), *OTHERS)
+every_policy = pytest.mark.parametrize("policy", tested, ids=lambda policy: policy.name)
+bounded_policy = pytest.mark.parametrize(
+    "policy", [each for each in tested if each.name != "full"], ids=lambda policy: policy.name
+)
 examples = settings(max_examples=200, deadline=None, derandomize=True, database=None)
 
 
@@ -26,6 +37,15 @@ def assert_same(got: Selection, expected: Selection) -> None:
     assert torch.equal(got.num_active, expected.num_active)
     torch.testing.assert_close(got.topk_weights, expected.topk_weights, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(got.retained_mass, expected.retained_mass, rtol=1e-6, atol=0)
+
+
+def floor_of(case, row: int, policy: Policy) -> set[int]:
+    """What the policy protects of a flexible row: none of a row that is not confident."""
+    experts = floor_experts(case, row)
+    pairs = zip(case.topk_ids[row].tolist(), case.topk_weights[row].tolist(), strict=True)
+    mass = [max(w, 0.0) for e, w in pairs if 0 <= e < case.num_experts]
+    is_sure = max(mass, default=0.0) * (1 - 1e-9) >= policy.confidence * sum(mass)
+    return set(experts) if is_sure else set()
 
 
 def own_experts(case, row: int) -> list[int]:
@@ -46,7 +66,7 @@ def test_both_paths_equal_the_reference(case_of, policy, seed):
     arguments = case_of(seed).arguments()
     expected = select_reference(**arguments, policy=policy)
     assert_same(select(**arguments, policy=policy), expected)
-    assert_same(select_torch(**arguments, policy=POLICIES[policy]), expected)
+    assert_same(select_torch(**arguments, policy=policy), expected)
 
 
 @every_policy
@@ -58,7 +78,7 @@ def test_full_budget_and_demand_change_no_bit(case_of, policy, seed):
     is_live = case.row_class != RowClass.PAD
     for got in (
         select(**case.arguments(), policy=policy),
-        select_torch(**case.arguments(), policy=POLICIES[policy]),
+        select_torch(**case.arguments(), policy=policy),
     ):
         assert torch.equal(got.topk_ids[is_live], case.topk_ids[is_live])
         assert torch.equal(got.topk_weights[is_live], case.topk_weights[is_live])
@@ -95,7 +115,7 @@ def test_flexible_rows_keep_floor_and_every_active_own_expert(case_of, policy, s
         if kind != RowClass.FLEXIBLE:
             continue
         own = own_experts(case, row)
-        assert set(floor_experts(case, row)) <= set(after)
+        assert floor_of(case, row, policy) <= set(after)
         assert set(own) & active <= set(after)
         if set(own) <= active:
             assert torch.equal(got.topk_weights[row], case.topk_weights[row])
@@ -118,7 +138,7 @@ def test_active_experts_stay_within_budget_or_protected_set(case_of, policy, see
         if kind == RowClass.EXACT:
             protected.update(own_experts(case, row))
         elif kind == RowClass.FLEXIBLE:
-            protected.update(floor_experts(case, row))
+            protected.update(floor_of(case, row, policy))
     got = select(**case.arguments(), policy=policy)
     assert int(got.num_active) <= max(int(case.budget), len(protected))
 
@@ -160,6 +180,6 @@ def test_a_poisoned_row_acts_as_zeros_for_the_others(case_of, policy, seed, pois
     assert torch.equal(got.topk_ids, expected.topk_ids)
     assert torch.equal(got.topk_weights[1:], expected.topk_weights[1:])
     assert torch.equal(got.retained_mass, expected.retained_mass)
-    on_device = select_torch(**bad.arguments(), policy=POLICIES[policy])
+    on_device = select_torch(**bad.arguments(), policy=policy)
     assert torch.equal(on_device.topk_ids, expected.topk_ids)
     assert torch.equal(on_device.topk_weights[1:], expected.topk_weights[1:])
