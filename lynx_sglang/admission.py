@@ -25,24 +25,34 @@ NOT_WITH_GPU = {
     "kt_weight_path": "experts on the CPU cannot be scheduled",
     "dllm_algorithm": "its steps are not decode steps",
 }
-OURS_OR_PLAIN = (None, "fp8")  # quantizations whose runner Lynx can choose itself
+COVERED = (None, "fp8")  # quantizations whose experts Lynx's kernels may run
 
 
 def register() -> None:
     """Check a server's arguments during SGLang's resolution."""
-    from sglang.srt.arg_groups.overrides import model_config_of, resolving_view
+    from sglang.srt.arg_groups.overrides import (
+        declare_resolution,
+        model_config_of,
+        resolving_view,
+    )
     from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
 
     @register_resolution_hook("handle_moe_kernel_config")
     def check(server_args: Any, previous: Any) -> None:
-        previous(server_args)
         settings = flags.published()
         if settings is None:
+            previous(server_args)
             return
         view = resolving_view(server_args)
         model_config = model_config_of(server_args)
         num_experts = num_experts_of(model_config.hf_text_config)
         quantization = view.quantization or quantization_of(model_config.hf_config)
+        if str(view.device).startswith("cuda") and view.moe_runner_backend == flags.BACKEND:
+            # Lynx's kernels stand in front of SGLang's Triton runner; other weights are SGLang's.
+            runner = "triton" if quantization in COVERED else "auto"
+            declare_resolution(server_args, __name__, moe_runner_backend=runner)
+        previous(server_args)
+        view = resolving_view(server_args)
         if reason := refusal(settings, view, num_experts, quantization):
             raise UnsupportedError(f"--moe-backend lynx: {reason}")
         if settings.shadow_share and (reason := shadow.refusal(model_config)):
@@ -104,7 +114,7 @@ def refusal(
     if str(args.device).startswith("cpu"):
         return cpu_refusal(args, quantization)
     if str(args.device).startswith("cuda"):
-        return gpu_refusal(settings, args, quantization)
+        return gpu_refusal(settings, args)
     return f"device {args.device} is not served. Serve with --device cuda or cpu."
 
 
@@ -121,7 +131,7 @@ def cpu_refusal(args: Any, quantization: str | None) -> str | None:
     return None
 
 
-def gpu_refusal(settings: Settings, args: Any, quantization: str | None) -> str | None:
+def gpu_refusal(settings: Settings, args: Any) -> str | None:
     if torch.version.hip is not None:
         return "its kernels are for NVIDIA GPUs, and this torch is built for ROCm."
     if settings.shadow_share:
@@ -134,12 +144,6 @@ def gpu_refusal(settings: Settings, args: Any, quantization: str | None) -> str 
             return f"{flag_of(name)} is not served: {reason}. Remove it."
     if args.disaggregation_mode != "null":
         return f"--disaggregation-mode must be null, got {args.disaggregation_mode}. Remove it."
-    if quantization not in OURS_OR_PLAIN and args.moe_runner_backend == flags.BACKEND:
-        return (
-            f"--quantization {quantization}: its experts need a runner of SGLang's own. Name it "
-            "with --moe-runner-backend (one that does not route inside its kernel); Lynx selects "
-            "in front of it."
-        )
     return None
 
 

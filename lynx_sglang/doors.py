@@ -86,8 +86,11 @@ ROTARY = Door(
     ("positions", "query", "key", "offsets", "fused_set_kv_buffer_arg"),
     "replaced on the CPU platform, and what it falls back on",
 )
-RUNNER_BACKEND = Door(
-    "sglang.srt.layers.moe.utils:get_moe_runner_backend", use="is the runner ours to choose"
+SERVER_ARGS = Door(
+    "sglang.srt.runtime_context:get_server_args", use="GPU: did the operator name a runner"
+)
+FP8_METHOD = Door(
+    "sglang.srt.layers.quantization.fp8:Fp8MoEMethod", use="GPU: the layout of fp8 experts"
 )
 TRITON_FUSED = Door(
     "sglang.srt.layers.moe.moe_runner.triton:fused_experts_none_to_triton",
@@ -156,11 +159,6 @@ CREATE_RUNNER = Door(
     "sglang.srt.layers.quantization.unquant:UnquantizedFusedMoEMethod.create_moe_runner",
     ("layer", "moe_runner_config"),
     "the quant method ends in TRITON for names it does not know",
-)
-CREATE_FP8_RUNNER = Door(
-    "sglang.srt.layers.quantization.fp8:Fp8MoEMethod.create_moe_runner",
-    ("layer", "moe_runner_config"),
-    "GPU: the quant method has no runner for names it does not know",
 )
 FUSED_MOE = Door(
     "sglang.srt.layers.moe.fused_moe_triton.layer:FusedMoE.__init__",

@@ -28,13 +28,13 @@ class ExpertLayers:
 
     def add(self, layer: Any) -> None:
         """Note a ``FusedMoE`` that SGLang has just built, before its weights are loaded."""
-        from sglang.srt.layers.moe import get_moe_runner_backend
+        from sglang.srt.runtime_context import get_server_args
 
         config, method = layer.moe_runner_config, layer.quant_method
         self.device = layer.w13_weight.device
         runner = getattr(method, "runner", None)
         reason: str | None
-        if get_moe_runner_backend().value != BACKEND:
+        if get_server_args().moe_runner_backend != BACKEND:
             reason = "--moe-runner-backend asks for it"
         elif runner is None or not runner.runner_backend.is_triton() or runner.fused_func is None:
             reason = f"{type(method).__name__} has no runner that Lynx's kernels can stand before"

@@ -102,19 +102,3 @@ def uncovered_activation(config: Any) -> str | None:
     if clamp != (None, None) and not (config.gate_up_interleaved and config.activation == "silu"):
         return "a clamped SwiGLU whose gate and up rows do not alternate"
     return None
-
-
-def create_fp8_runner(
-    original: Callable[..., None], method: Any, layer: Any, moe_runner_config: Any
-) -> None:
-    """Hook around ``Fp8MoEMethod.create_moe_runner``, which has no runner for our name."""
-    from sglang.srt.layers.moe import MoeRunner, MoeRunnerBackend, get_moe_runner_backend
-
-    from lynx_sglang.flags import BACKEND
-
-    if get_moe_runner_backend().value != BACKEND:
-        original(method, layer, moe_runner_config)
-        return
-    method.moe_runner_config = moe_runner_config
-    method.runner = MoeRunner(MoeRunnerBackend.TRITON, moe_runner_config)
-    method._owns_moe_runner = True

@@ -18,7 +18,6 @@ from lynx_controller import Phase
 from lynx_sglang import doors, expert_layers
 from lynx_sglang.buffer import Buffer
 from lynx_sglang.device_path import DevicePath, Flight, Sizes
-from lynx_sglang.fused_runner import create_fp8_runner
 from lynx_sglang.runtime import Routing, Runtime
 from lynx_sglang.settings import Settings
 
@@ -37,7 +36,6 @@ class GpuRuntime(Runtime):
 
     def runner_hooks(self) -> dict[doors.Door, Callable[..., Any]]:
         return {
-            doors.CREATE_FP8_RUNNER: create_fp8_runner,
             doors.FUSED_MOE: expert_layers.around_init(self.add_expert_layer),
             doors.BIND_BACKEND: expert_layers.bind_backend,
             doors.CAPTURE: self.capture,

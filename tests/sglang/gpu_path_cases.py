@@ -40,7 +40,8 @@ ONE_RANK = {
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_rank() -> Iterator[None]:
-    publish(ServerArgs(model_path="none", device="cpu"), role="scheduler")
+    args = ServerArgs(model_path="none", device="cpu", moe_runner_backend=BACKEND)
+    publish(args, role="scheduler")
     with get_parallel().override(**ONE_RANK):
         yield
 
@@ -49,12 +50,7 @@ class Model:
     """Real MoE layers, hooked as the plugin hooks them, behind a scheduler that overlaps."""
 
     def __init__(self, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-        from sglang.srt.layers.moe.moe_runner import runner
-        from sglang.srt.layers.moe.utils import resolve_moe_runner_backend
-
-        if BACKEND not in runner._CUSTOM_RUNNER_CORE_FACTORIES:
-            runner.register_moe_runner_core(BACKEND, lambda config: None)
-        get_flags().moe.runner_backend = resolve_moe_runner_backend(BACKEND)
+        get_flags().moe.runner_backend = MoeRunnerBackend.TRITON  # as admission resolves ours
         # The interpreter multiplies float32 alone, and a CPU has no compute capability.
         monkeypatch.setattr(fused_runner, "HIDDEN_DTYPES", (torch.float32,))
         monkeypatch.setattr(fused_runner, "MIN_ARCH", 0)

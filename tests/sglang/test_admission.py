@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from sglang.srt.arg_groups import overrides, resolution_hooks
 from sglang.srt.server_args import ServerArgs
 
+from lynx_sglang import admission
 from lynx_sglang.admission import NOT_WITH_GPU, num_experts_of, quantization_of, refusal
-from lynx_sglang.settings import Settings
+from lynx_sglang.settings import TRANSPORT_VARIABLE, Settings
 
 
 def arguments(**changes: Any) -> SimpleNamespace:
@@ -52,7 +54,6 @@ def test_a_plain_moe_server_is_served(device: str) -> None:
         (Settings(), {"enable_mixed_chunk": True}, None, "--enable-mixed-chunk is not served"),
         (Settings(), {"kt_weight_path": "/w"}, None, "--kt-weight-path is not served"),
         (Settings(), {"disaggregation_mode": "decode"}, None, "must be null, got decode"),
-        (Settings(), {}, "awq", "--quantization awq: its experts need a runner"),
     ],
 )
 def test_what_a_gpu_does_not_serve_is_named(
@@ -62,12 +63,42 @@ def test_what_a_gpu_does_not_serve_is_named(
     assert text in str(reason)
 
 
+@pytest.mark.parametrize("quantization", [None, "fp8", "awq"])
+def test_quantized_experts_are_served_on_a_gpu(quantization: str | None) -> None:
+    assert refusal(Settings(), arguments(device="cuda"), 64, quantization) is None
+
+
 @pytest.mark.parametrize(
-    ("quantization", "runner"), [(None, "lynx"), ("fp8", "lynx"), ("awq", "marlin")]
+    ("device", "runner", "quantization", "resolved"),
+    [
+        ("cuda", "lynx", None, "triton"),
+        ("cuda", "lynx", "fp8", "triton"),
+        ("cuda", "lynx", "awq", "auto"),
+        ("cuda", "flashinfer_cutlass", None, "flashinfer_cutlass"),
+        ("cpu", "lynx", None, "lynx"),
+    ],
 )
-def test_quantized_experts_on_a_gpu(quantization: str | None, runner: str) -> None:
-    args = arguments(device="cuda", moe_runner_backend=runner)
-    assert refusal(Settings(), args, 64, quantization) is None
+def test_what_runs_the_experts(
+    device: str,
+    runner: str,
+    quantization: str | None,
+    resolved: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The resolution hook on SGLang's own record; the model's configuration is a stand-in."""
+    hf_config = SimpleNamespace(num_experts=64, quantization_config=None)
+    model_config = SimpleNamespace(hf_config=hf_config, hf_text_config=hf_config)
+    monkeypatch.setattr(resolution_hooks, "_HOOKS", {})
+    monkeypatch.setattr(overrides, "model_config_of", lambda _args: model_config)
+    monkeypatch.setenv(TRANSPORT_VARIABLE, Settings().to_json())
+    args = ServerArgs(
+        model_path="m", device=device, moe_runner_backend=runner, quantization=quantization
+    )
+    admission.register()
+    (hook,) = resolution_hooks._HOOKS["handle_moe_kernel_config"]
+    hook(args, lambda _args: None)
+    assert overrides.resolving_view(args).moe_runner_backend == resolved
+    assert args.moe_runner_backend == runner  # what the operator asked for stays known
 
 
 def test_a_cpu_runs_plain_weights_in_its_own_runner(monkeypatch: pytest.MonkeyPatch) -> None:
