@@ -162,7 +162,14 @@ class Lynx:
 
 
 def lynx(
-    plant: Plant, slo_ms: float, config: ControllerConfig, ttft_ms: float | None = None
+    plant: Plant,
+    slo_ms: float,
+    config: ControllerConfig,
+    ttft_ms: float | None = None,
+    inherited: tuple[float, float, float] | None = None,
 ) -> Lynx:
     slo = Slo(itl_ms=slo_ms, percentile=95, ttft_ms=ttft_ms)
-    return Lynx(Controller(slo, plant.num_layers, plant.num_experts, plant.top_k, config))
+    controller = Controller(slo, plant.num_layers, plant.num_experts, plant.top_k, config)
+    if inherited is not None:
+        controller.inherit(*inherited)
+    return Lynx(controller)

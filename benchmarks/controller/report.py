@@ -21,7 +21,16 @@ COLUMNS = (
     "leave",
     "attribution",
 )
-BASELINES = ("feed_forward", "batch_table", "pi", "brownout", "brownoutserve", "itl_only", "full")
+BASELINES = (
+    "feed_forward",
+    "batch_table",
+    "pi",
+    "brownout",
+    "brownoutserve",
+    "itl_only",
+    "alone",
+    "full",
+)
 BETTER = 0.002  # mass on time, paired by seed, below which two controllers are called equal
 
 

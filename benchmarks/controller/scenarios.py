@@ -33,6 +33,7 @@ NAMES = {
     "mixed": "Azure conversation, one minute; chunks of prompts prefilled in decode steps",
     "queue": "16 places; for 20 s requests come faster than full quality serves them; TTFT 1 s",
     "prefills": "rows 16, one gap in eight +2 SLOs",
+    "newcomer": "a replica's first 64 steps, rows 16 at once; six like it, +-10 %, have served",
     "constant": "rows 16 for 1,000 steps",
     "wander": "rows walk between 6 and 24, a slot at a time and back",
 }
@@ -110,6 +111,8 @@ def make(name: str, seed: int, whole: Path | None = None) -> Scenario:
         made |= {"busy": (200, 550), "event": 200, "plateaus": ((225, 550),)}
     if name == "constant":
         made["plateaus"] = ((100, 1000),)
+    if name == "newcomer":
+        made |= {"loads": [Load(16)] * 160, "busy": (0, 64)}
     if name == "wander":
         walk = [15]
         for step in rng.choice([-1, 0, 1], size=700, p=[0.1, 0.8, 0.1]):

@@ -21,6 +21,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import newcomer
 import numpy as np
 import pictures
 import report
@@ -35,6 +36,7 @@ from lynx_controller.simulator import Plant, Setting, simulate
 SHOWN_STATICS = (0.5, 0.6, 0.7, 0.8, 0.9)
 BETWEEN = (0.55, 0.65, 0.75, 0.85, 0.95, 1.0)  # tried for the best static demand too
 POLICIES = ("lynx", "feed_forward", "batch_table", "pi", "brownout", "brownoutserve", "full")
+ABLATED = {"queue": ("itl_only",), "newcomer": ("alone",)}  # lynx without what it is about
 TUNING = range(1000, 1006)
 Decider = Policy | Lynx
 
@@ -46,8 +48,12 @@ def makers(scenario: Scenario) -> dict[str, Callable[[Plant], Decider]]:
     slope_error = (scenario.prior_slope_ms or scenario.plant["slope_ms"]) / scenario.plant[
         "slope_ms"
     ]
+    inherited = newcomer.law(scenario) if scenario.name == "newcomer" else None
     return {
-        "lynx": lambda plant: lynx(plant, slo_ms, ControllerConfig(**known), scenario.ttft_ms),
+        "lynx": lambda plant: lynx(
+            plant, slo_ms, ControllerConfig(**known), scenario.ttft_ms, inherited
+        ),
+        "alone": lambda plant: lynx(plant, slo_ms, ControllerConfig(**known)),
         "feed_forward": lambda plant: lynx(plant, slo_ms, untrimmed, scenario.ttft_ms),
         "itl_only": lambda plant: lynx(plant, slo_ms, ControllerConfig(**known)),
         "batch_table": lambda plant: BatchTable(slo_ms, plant=plant, slope_error=slope_error),
@@ -126,7 +132,7 @@ def run_scenario(scenario: Scenario, policies: tuple[str, ...]) -> dict[str, dic
     runs = {f"static {demand}": fixed[demand] for demand in SHOWN_STATICS}
     runs["best_static"] = fixed[best_static(fixed, scenario.busy)]
     made = makers(scenario)
-    tried = (*policies, "itl_only") if scenario.ttft_ms else policies
+    tried = (*policies, *ABLATED.get(scenario.name, ()))
     runs |= {name: play(scenario, made[name]) for name in tried}
     found = {name: judge(scenario, run, oracle) for name, run in runs.items()}
     for figures in found.values():

@@ -13,6 +13,7 @@ import numpy as np
 
 from .admission import Admission
 from .config import ControllerConfig
+from .cost import Inherited
 from .estimator import Batch, Estimator
 from .forecast import Forecast
 from .gate import Gate
@@ -148,6 +149,10 @@ class Controller:
             self._override = None
             return
         self._override = Override.make(budget, demand, self.num_experts)
+
+    def inherit(self, base_ms: float, row_ms: float, slope_ms: float) -> None:
+        """Start from what other replicas found: ms = base + row * rows + slope * sum of T."""
+        self._estimator.cost.inherit(Inherited(base_ms, row_ms, slope_ms))
 
     def state(self) -> dict[str, Any]:
         """For telemetry and logs: plain numbers, strings and dicts."""

@@ -19,6 +19,21 @@ ROW_SPREAD: Final = 0.02  # standard deviation of row_ms's prior, as a share of 
 TRACE: Final = 0.02  # gain of the noise estimate
 
 
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """What other replicas found a step to cost, for as long as nothing of its own is known."""
+
+    base_ms: float
+    row_ms: float
+    slope_ms: float  # per expert and layer
+
+    def __post_init__(self) -> None:
+        for name, least in (("base_ms", 0.0), ("row_ms", 0.0), ("slope_ms", 1e-9)):
+            value = getattr(self, name)
+            if not least <= value < 1e6:
+                raise ValueError(f"{name} must be in [{least:g}, 1e6) ms, got {value!r}")
+
+
 @dataclass(slots=True)
 class SlotCost:
     """Means of one slot; its base is implicit: mean_ms - slope * mean_active - row * mean_rows."""
@@ -46,6 +61,7 @@ class CostModel:
     """
 
     config: ControllerConfig
+    inherited: Inherited | None = None
     slots: dict[Key, SlotCost] = field(default_factory=dict)
     slope_ms: float = 0.0
     row_ms: float = 0.0
@@ -57,13 +73,23 @@ class CostModel:
     def __post_init__(self) -> None:
         self.sigma = self.config.prior_noise
 
+    def inherit(self, law: Inherited) -> None:
+        """Start from another's law; once a slot was seen, only the slope's prior is taken."""
+        self.inherited = law
+        if not any(slot.samples for slot in self.slots.values()):
+            self.slope_ms, self.row_ms = law.slope_ms, law.row_ms
+
     def base_ms(self, key: Key, rows: float) -> float | None:
-        """Cost of a step that reads no expert; an unseen slot borrows its nearest neighbour's."""
+        """Cost of a step that reads no expert; an unseen slot borrows its nearest neighbour's.
+
+        None while nothing is known of any, nor inherited.
+        """
         slot = self.slots.get(key)
         if slot is None or not slot.samples:
             known = [s for s in self.slots.values() if s.samples]
             if not known:
-                return None
+                law = self.inherited
+                return None if law is None else law.base_ms + law.row_ms * rows
             slot = min(known, key=lambda s: abs(math.log(s.mean_rows / rows)))
         away = self.row_ms * (rows - slot.mean_rows)
         return max(0.0, slot.mean_ms - self.slope_ms * slot.mean_active + away)
@@ -156,6 +182,8 @@ class CostModel:
         steepest = 0.98 * slot.mean_ms / max(slot.mean_active, 1e-9)
         ridge = self._ridge(slot)
         prior = self.config.prior_slope_ms
+        if self.inherited is not None:
+            prior = self.inherited.slope_ms
         if prior is None:
             prior = self.config.prior_share * self.pooled[2] / max(self.pooled[1], 1e-9)
         pooled_ridge = ridge * slot.mean_ms**2

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from . import groups
 from .site import Sites, Statistics
@@ -33,7 +32,8 @@ class Replica:
     model: str  # replicas of the same model and features are comparable; no "/"
     name: str  # no "/"; must not start with "="
     block: str  # hardware, parallel layout, quantisation
-    sites: tuple[str, ...]  # [S] labels: layers, or slots where whole steps are timed
+    sites: tuple[str, ...]  # [S] labels: layers, or one where whole steps are timed
+    probe: tuple[tuple[float, ...], ...]  # [q, d] loads whose times tell replicas apart
 
     def __post_init__(self) -> None:
         if "/" in self.model + self.name or self.name.startswith("="):
@@ -99,6 +99,7 @@ class Exchange:
         record = {
             "block": replica.block,
             "sites": replica.sites,
+            "probe": replica.probe,
             "statistics": self._total.to_dict(),
         }
         self._store.put(f"share/{replica.model}/{replica.name}", json.dumps(record))
@@ -125,11 +126,11 @@ def matched(record: dict[str, Any], sites: tuple[str, ...]) -> Sites:
     return law
 
 
-def refit(store: Store, model: str, probe: NDArray[np.float64]) -> groups.Fit | None:
+def refit(store: Store, model: str) -> groups.Fit | None:
     """Fit all replicas of a model from what they shipped, and leave every one its law.
 
-    `probe` [q, d]: loads whose times are compared. None where nobody has shipped yet. Raises
-    StoreError, and ValueError for shares that don't fit together.
+    None where nobody has shipped yet. Raises StoreError, and ValueError for shares that don't fit
+    together.
     """
     shares = {
         key.rsplit("/", 1)[1]: json.loads(text)
@@ -142,6 +143,7 @@ def refit(store: Store, model: str, probe: NDArray[np.float64]) -> groups.Fit | 
     block = [share["block"] for share in shares.values() for _ in share["sites"]]
     layout = groups.Layout.of(replica, label, block)
     parts = [Statistics.from_dict(share["statistics"]) for share in shares.values()]
+    probe = np.array(next(iter(shares.values()))["probe"])
     fit = groups.fit(
         Statistics(
             np.concatenate([each.count for each in parts], axis=-1),

@@ -4,7 +4,7 @@
     {"n": 1, "call": "step", "with": {observation}, "decision": {...}}
     {"n": 2, "call": "plan", "with": {"rows": 16, ...}, "decision": {...}}
     {"n": 3, "call": "set_slo", "with": {...}}          also set_min_demand, override,
-                                                        set_max_quality_loss
+                                                        set_max_quality_loss, inherit
 
 The controller has no clock and no chance in it, so the same calls give the same decisions:
 `replay` makes them again and says why each was made. Version 1; a reader refuses what it does not
@@ -157,6 +157,10 @@ class LoggedController(Controller):
         super().override(budget, demand)
         self._note("override", {"budget": budget, "demand": demand})
 
+    def inherit(self, base_ms: float, row_ms: float, slope_ms: float) -> None:
+        super().inherit(base_ms, row_ms, slope_ms)
+        self._note("inherit", {"base_ms": base_ms, "row_ms": row_ms, "slope_ms": slope_ms})
+
     def _note(
         self, call: str, given: Observation | dict[str, Any], decision: Decision | None = None
     ) -> None:
@@ -253,6 +257,8 @@ def _again(controller: Controller, record: dict[str, Any]) -> Replayed:
         controller.set_min_demand(**given)
     elif call == "set_max_quality_loss":
         controller.set_max_quality_loss(**given)
+    elif call == "inherit":
+        controller.inherit(**given)
     elif call == "override":
         controller.override(**given)
     else:

@@ -42,7 +42,7 @@ def wait_for(condition: Callable[[], object], timeout_s: float = 5.0) -> None:
 
 
 def exchange(store: Store, name: str, **options: float) -> Exchange:
-    replica = Replica("m", name, "h100 tp1", LAYERS)
+    replica = Replica("m", name, "h100 tp1", LAYERS, tuple(map(tuple, PROBE.tolist())))
     return Exchange(store, replica, **{"interval_s": 0.01, **options})
 
 
@@ -53,7 +53,7 @@ def test_a_new_replica_serves_with_its_blocks_law_from_its_first_step(tmp_path: 
         old.offer(seen(i, 40, slower=1.0 + 0.02 * i))
         old.close()
         assert old.failures == 0
-    fit = refit(store, "m", PROBE)
+    fit = refit(store, "m")
     assert fit is not None
     new = exchange(store, "new")
     laws: list[Sites] = []
@@ -70,7 +70,7 @@ def test_a_replica_gets_its_own_law_back_once_per_refit(tmp_path: Path) -> None:
     slow.offer(seen(1, 60, slower=2.0))
     quick.offer(seen(2, 60))
     wait_for(lambda: len(store.find("share/m/")) == 2)
-    refit(store, "m", PROBE)
+    refit(store, "m")
     found: dict[str, Sites] = {}
 
     def both() -> bool:
@@ -91,7 +91,7 @@ def test_a_replica_gets_its_own_law_back_once_per_refit(tmp_path: Path) -> None:
 
 
 def test_nobody_has_shipped() -> None:
-    assert refit(Broken(is_broken=False), "m", PROBE) is None
+    assert refit(Broken(is_broken=False), "m") is None
 
 
 class Broken:
@@ -156,4 +156,4 @@ def test_a_slow_store_never_keeps_the_step_path_waiting() -> None:
 @pytest.mark.parametrize("wrong", [("m", "a/b"), ("m/n", "a"), ("m", "=a")])
 def test_names_that_would_mix_keys_are_refused(wrong: tuple[str, str]) -> None:
     with pytest.raises(ValueError, match="no"):
-        Replica(*wrong, "h100", LAYERS)
+        Replica(*wrong, "h100", LAYERS, ())

@@ -1,0 +1,56 @@
+"""What a replica inherits that starts in a fleet: six like it have served, and the job has run.
+
+Each term of their plants differs from the newcomer's by 10 % (standard deviation of its log);
+the law goes the way it goes on servers, through a store.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from scenarios import Scenario
+
+from lynx_controller import Controller, Observation, Slo
+from lynx_controller.fleet import matched, refit
+from lynx_controller.member import SITES, Member, replica, terms
+from lynx_controller.simulator import Load, Plant, Setting, simulate
+from lynx_controller.store import SqliteStore
+
+REPLICAS = 6
+SPREAD = 0.1
+
+
+def law(scenario: Scenario) -> tuple[float, float, float]:
+    """base, row and slope in ms, as `Controller.inherit` takes them."""
+    rng = np.random.default_rng([scenario.seed, 7])
+    with tempfile.TemporaryDirectory() as folder:
+        store = SqliteStore(Path(folder) / "fleet.db")
+        for number in range(REPLICAS):
+            plant = replace(scenario.make_plant(), seed=1000 + REPLICAS * scenario.seed + number)
+            for term in ("base_ms", "row_ms", "slope_ms"):
+                away = float(np.exp(SPREAD * rng.standard_normal()))
+                setattr(plant, term, away * getattr(plant, term))
+            who = replica("m", str(number), "one", 8, 64, 4)
+            member = Member(store, who)
+            serve(plant, member, scenario.slo_at(0), rng)
+            member.close()
+        refit(store, "m")
+        record = json.loads(store.find("law/m/=one")["law/m/=one"])
+        store.close()
+    return terms(matched(record, SITES))
+
+
+def serve(plant: Plant, member: Member, slo_ms: float, rng: np.random.Generator) -> None:
+    controller = Controller(Slo(itl_ms=slo_ms), plant.num_layers, plant.num_experts, plant.top_k)
+
+    def decide(seen: Observation) -> Setting:
+        decision = controller.step(seen)
+        member.note(seen, controller)
+        return decision.demand, decision.budget
+
+    rows = rng.integers(1, 33, 8)
+    simulate(plant, decide, [Load(int(each)) for each in rows for _ in range(40)])
