@@ -86,6 +86,11 @@ ROTARY = Door(
     ("positions", "query", "key", "offsets", "fused_set_kv_buffer_arg"),
     "replaced on the CPU platform, and what it falls back on",
 )
+FUSED_TOPK = Door(
+    "sglang.srt.layers.moe.topk:fused_topk_torch_native",
+    ("hidden_states", "gating_output", "topk", "renormalize", "correction_bias", "scoring_func"),
+    "replaced on the CPU platform (as ``fused_topk_native``), and what it falls back on",
+)
 SERVER_ARGS = Door(
     "sglang.srt.runtime_context:get_server_args", use="GPU: did the operator name a runner"
 )
@@ -216,6 +221,33 @@ UPDATE_HANDLERS = Door(
     ("self",),
     "/set_internal_state",
 )
+
+# Attributes of SGLang's objects that the GPU path reads or sets, by class.
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "sglang.srt.managers.scheduler:Scheduler": (
+        "enable_overlap",
+        "forward_stream_ctx",
+        "forward_ct",
+        "metrics_reporter",
+    ),
+    "sglang.srt.layers.moe.moe_runner.runner:MoeRunner": ("fused_func", "runner_backend"),
+    "sglang.srt.layers.moe.fused_moe_triton.layer:FusedMoE": (
+        "layer_id",
+        "moe_runner_config",
+        "quant_method",
+        "runner_backend",
+    ),
+    "sglang.srt.layers.quantization.fp8:Fp8MoEMethod": (
+        "is_fp4_expert",
+        "runner",
+        "use_mxfp8",
+        "weight_block_size",
+    ),
+    "sglang.srt.layers.moe.topk:TopK": ("layer_id", "topk_config"),
+    "sglang.srt.model_executor.runner.decode_cuda_graph_runner:DecodeCudaGraphRunner": (
+        "capture_bs",
+    ),
+}
 
 DOORS: tuple[Door, ...] = tuple(value for value in list(globals().values()) if type(value) is Door)
 

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 from sglang.srt.layers.layernorm import RMSNorm
+from sglang.srt.layers.moe.topk import fused_topk_torch_native
 from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
 
-from lynx_sglang.cpu_ops import rms_norm_forward, rotary_forward
+from lynx_sglang.cpu_ops import fused_topk, rms_norm_forward, rotary_forward
 
 TOLERANCE = {"atol": 1e-6, "rtol": 1e-5}
 
@@ -64,3 +65,31 @@ def test_rotary_is_native(rotary_dim: int, is_neox: bool) -> None:
     expected = rotary.forward_native(positions, query, key)
     for rotated, native in zip(got, expected, strict=True):
         torch.testing.assert_close(rotated, native, **TOLERANCE)
+
+
+@pytest.mark.parametrize("renormalize", [True, False])
+@pytest.mark.parametrize(
+    ("rows", "experts", "top_k"), [(1, 64, 4), (16, 128, 8), (3, 5, 5), (0, 8, 2)]
+)
+def test_topk_is_native(rows: int, experts: int, top_k: int, renormalize: bool) -> None:
+    logits = torch.randn(rows, experts) * 4
+    weights, ids = fused_topk(logits, logits, top_k, renormalize)
+    native_weights, native_ids = fused_topk_torch_native(logits, logits, top_k, renormalize)
+    assert torch.equal(ids.long(), native_ids)
+    torch.testing.assert_close(weights, native_weights, **TOLERANCE)
+
+
+def test_topk_gives_ties_to_the_lower_id_and_no_expert_twice() -> None:
+    logits = torch.tensor([[0.0, 1.0, 1.0, -torch.inf, 1.0], [torch.nan] * 5])
+    _, ids = fused_topk(logits, logits, 4, True)
+    assert ids.tolist() == [[1, 2, 4, 0], [0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("bias", "scoring"), [(None, "sigmoid"), (torch.linspace(1, 0, 8), "sigmoid")]
+)
+def test_other_routers_run_native(bias: torch.Tensor | None, scoring: str) -> None:
+    logits = torch.randn(4, 8)
+    got = fused_topk(logits, logits, 2, True, bias, scoring)
+    expected = fused_topk_torch_native(logits, logits, 2, True, bias, scoring)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
