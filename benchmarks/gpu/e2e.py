@@ -16,6 +16,7 @@ import argparse
 import importlib.metadata
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -157,6 +158,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=None)
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu" / "e2e.jsonl")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # and the server with it
     is_dry_run = options.dry_run
     shape: Shape = TINY if is_dry_run else QWEN3_30B
     load = Load(shape.vocab_size, gaps=24 if is_dry_run else 96, rounds=options.rounds or 2)

@@ -41,6 +41,20 @@ def test_sglang_calls_the_routing_door_by_keyword() -> None:
     assert {"topk_ids", "topk_weights"} <= {keyword.arg for keyword in calls[0].keywords}
 
 
+@pytest.mark.parametrize("path", doors.ATTRIBUTES, ids=lambda path: path.rsplit(":", 1)[-1])
+def test_objects_have_the_attributes(path: str) -> None:
+    tree = ast.parse(inspect.getsource(pkgutil.resolve_name(path)))
+    present = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Store)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "self"
+    }
+    assert set(doors.ATTRIBUTES[path]) <= present
+
+
 def imported(folder: str) -> set[str]:
     """Top-level packages that a source folder imports."""
     names: set[str] = set()
