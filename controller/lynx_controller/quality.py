@@ -28,7 +28,7 @@ MOST_KL: Final = 50.0  # nats; more is no KL between next tokens
 UPPER: Final = 1.28  # standard errors: one-sided 90 %
 UNSEEN: Final = 1e-5  # per cut step without a sample, share of what is known that is lost
 SPILL_GAIN: Final = 0.05  # per cut step
-SMALLEST_CUT: Final = 0.02  # in demand; below it the loss says nothing about larger ones
+SMALLEST_CUT: Final = 0.02  # of demand; below it the loss says nothing about larger ones
 
 
 @dataclass(slots=True)
@@ -90,19 +90,24 @@ class Quality:
 
         Unlikely values are no samples: masses and agreement outside [0, 1], KL outside [0, 50].
         """
-        if rows < 1 or 1.0 - demand < SMALLEST_CUT or len(masses) == 0:
+        if rows < 1 or len(masses) == 0:
             return
         if not all(0.0 <= each <= 1.0 for each in masses):  # NaN fails too
             return
         loss = sum((1.0 - each) ** 2 for each in masses) / len(masses)
-        spill = self._spill(key)
-        self.spills[key] = spill + SPILL_GAIN * (loss / (1.0 - demand) ** 2 - spill)
-        if not isinstance(kl, Real) or not 0.0 <= kl <= MOST_KL or not loss:
+        if not loss:
+            return
+        if 1.0 - demand >= SMALLEST_CUT:  # else a cap cut, or nearly nothing did
+            spill = self._spill(key)
+            self.spills[key] = spill + SPILL_GAIN * (loss / (1.0 - demand) ** 2 - spill)
+        if not isinstance(kl, Real) or not 0.0 <= kl <= MOST_KL:
             self._scale(1.0 - UNSEEN)
             return
         share = min(1.0, loss * self.rows / self.loss) if self.loss else 1.0
         expected = self.gain * loss
-        self._scale(1.0 - share * rows / (MEMORY_ROWS + rows))  # forgets what the sample replaces
+        surplus = max(0.0, self.rows + rows - MEMORY_ROWS)
+        if surplus:  # forget what the sample replaces
+            self._scale(1.0 - share * surplus / self.rows)
         ratio = min(float(kl) / expected, (self.rows + PRIOR_ROWS) / rows)
         self.rows += rows
         self.loss += rows * loss

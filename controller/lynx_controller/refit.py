@@ -57,21 +57,30 @@ def attempt(fit: Callable[[str, str], str], url: str, model: str) -> str:
         return f"{model}: FAILED: {error}"
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="lynx_controller.refit", description=__doc__)
-    parser.add_argument("store", help="sqlite:PATH, redis://HOST:PORT/DB or unix://PATH")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("store", help="sqlite:///PATH, redis://HOST:PORT/DB or unix://PATH")
     parser.add_argument("--every", type=float, metavar="S", help="again after so many seconds")
-    options = parser.parse_args(argv)
+
+
+def run(url: str, every_s: float | None = None) -> None:
+    """Once, or until stopped; SystemExit without a store, unless it is to be tried again."""
     while True:
         try:
-            print("\n".join(refit_all(options.store)), flush=True)
+            print("\n".join(refit_all(url) or ["nobody has shipped"]), flush=True)
         except StoreError as error:
-            if options.every is None:
-                raise SystemExit(f"{options.store}: {error}") from None
-            print(f"{options.store}: {error}", flush=True)
-        if options.every is None:
+            if every_s is None:
+                raise SystemExit(f"{url}: {error}") from None
+            print(f"{url}: {error}", flush=True)
+        if every_s is None:
             return
-        time.sleep(options.every)
+        time.sleep(every_s)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="lynx_controller.refit", description=__doc__)
+    add_arguments(parser)
+    options = parser.parse_args(argv)
+    run(options.store, options.every)
 
 
 if __name__ == "__main__":
