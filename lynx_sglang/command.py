@@ -11,7 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from lynx_controller import log
+from lynx_controller import log, refit
 from lynx_sglang import doors, platform, settings
 
 
@@ -37,6 +37,10 @@ def main(argv: list[str] | None = None) -> int:
     replay.add_argument("log", type=Path, help="file that the server wrote")
     replay.add_argument("--step", type=int, help="only this engine step's decisions")
     replay.set_defaults(run=lambda args: run_replay(args.log, args.step))
+
+    job = commands.add_parser("fleet-refit", help="fit the replicas that share a --lynx-store")
+    refit.add_arguments(job)
+    job.set_defaults(run=run_refit)
 
     args = parser.parse_args(argv)
     code: int = args.run(args)
@@ -88,6 +92,11 @@ def run_replay(path: Path, step: int | None) -> int:
         print(f"lynx-sglang: {path}: {error}", file=sys.stderr)
         return 1
     return int(differences > 0)
+
+
+def run_refit(args: argparse.Namespace) -> int:
+    refit.run(args.store, args.every)
+    return 0
 
 
 def describe(part: dict[str, Any]) -> str:

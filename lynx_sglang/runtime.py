@@ -22,8 +22,9 @@ import torch
 
 from lynx_controller import Controller, ControllerConfig, Decision, Observation, Phase, Slo
 from lynx_controller.log import Log, LoggedController
+from lynx_controller.member import Member
 from lynx_kernels import select, warm_up
-from lynx_sglang import doors, runner, shadow, telemetry, tier
+from lynx_sglang import doors, membership, runner, shadow, telemetry, tier
 from lynx_sglang.buffer import Buffer
 from lynx_sglang.clock import StepClock
 from lynx_sglang.errors import LynxError
@@ -54,6 +55,7 @@ class Runtime:
         self.telemetry = telemetry.Telemetry()
         self.step: Step | None = None  # that is running
         self._planned_for: Batch = (Phase.DECODE, 1, 1)  # what the decision in force is for
+        self.member: Member | None = None  # of a fleet, with --lynx-store; set by the first step
         self._clock = StepClock()
         self.slots: Sequence[int] = SLOTS
         self._is_open = False  # to the scheduler's metrics
@@ -196,6 +198,14 @@ class Runtime:
         if not self._is_open:
             self._is_open = True
             self.telemetry.open(scheduler)
+            if self.settings.store is not None:
+                self.member = membership.join(
+                    self.settings.store,
+                    scheduler.model_config.hf_config,
+                    len(self.layer_ids),
+                    self.num_experts,
+                    self.top_k,
+                )
             self.shadow_refusal = self.refuse_shadow(scheduler.model_config)
         step = step_of(batch, scheduler.forward_ct + 1, self.default_tier)
         if step.rows and batch_of(step) != self._planned_for:
@@ -244,6 +254,8 @@ class Runtime:
             return  # the forward did not reach every layer
         # A shadow pass is in the gap that streams saw, and no part of what the step costs.
         seen = self._observation(step, ran_under, step_ms - step.shadow_ms, itl_ms)
+        if self.member is not None:
+            self.member.note(seen, self.controller)
         self._put_in_force(self.controller.step(seen))
         self._planned_for = batch_of(step)
         self.telemetry.decided(self, step, ran_under)

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from lynx_controller.store import open_store
 from lynx_kernels import POLICIES
 from lynx_sglang.errors import SettingError
 
@@ -86,6 +87,12 @@ def _writable_file(text: object) -> str:
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
         raise ValueError
     return str(path)
+
+
+def _store(text: object) -> str:
+    if str(text) != "none":
+        open_store(str(text)).close()  # connects later
+    return str(text)
 
 
 def option(default: Any, parse: Callable[[object], Any], allowed: str, about: str) -> Any:
@@ -162,6 +169,14 @@ class Settings:
         "measure what the cut changed. Such a step takes about twice as long.",
     )
 
+    store: str | None = option(
+        None,
+        _store,
+        "sqlite:///PATH, redis://HOST:PORT/DB or unix://PATH (with redis-py installed), or none",
+        "Where replicas of one model on like machines share what a step costs: a new one starts "
+        "from the others'. `lynx-sglang fleet-refit` is the job that fits them.",
+    )
+
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
@@ -199,7 +214,7 @@ def parse_value(name: str, value: object, source: str) -> Any:
     metadata = OPTIONS[name].metadata
     try:
         parsed = metadata["parse"](value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, ImportError):
         raise SettingError(
             f"{source}: expected {metadata['allowed']}, got {value!r}. {metadata['about']}"
         ) from None

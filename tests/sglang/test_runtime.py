@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from transformers import PretrainedConfig
 
 from lynx_sglang import shadow, telemetry
+from lynx_sglang.command import main
 from lynx_sglang.errors import LynxError, SettingError
 from lynx_sglang.runtime import Runtime, count_active, slot_of
 from lynx_sglang.settings import Settings
@@ -223,3 +225,30 @@ def test_slots(function: Callable[[int], int], argument: int, result: int) -> No
 
 def test_rows_that_sglang_adds_are_pads() -> None:
     assert pad_to(torch.tensor([2, 1], dtype=torch.uint8), 4).tolist() == [2, 1, 0, 0]
+
+
+def test_a_replica_ships_and_the_next_one_starts_from_it(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'fleet.db'}"
+    for _ in range(2):
+        old = Scheduler(Settings(store=url))
+        for step in range(30):
+            old.run([request(str(i)) for i in range(2 + step % 3)])
+        assert old.runtime.member is not None
+        old.runtime.member.close()
+    assert main(["fleet-refit", url]) == 0
+    new = Scheduler(Settings(store=url))
+    deadline = time.monotonic() + 5.0
+    while new.runtime.member is None or not new.runtime.member.has_inherited:
+        assert time.monotonic() < deadline
+        new.run([request("a")])
+    new.runtime.member.close()
+
+
+def test_a_lost_store_is_no_step_paths_concern() -> None:
+    scheduler = Scheduler(Settings(store="sqlite:////nowhere/at/all.db"))
+    for _ in range(200):
+        scheduler.run([request("a")])
+    assert scheduler.runtime.member is not None
+    scheduler.runtime.member.close()
+    assert scheduler.runtime.member.state()["failures"] > 0
+    assert scheduler.runtime.telemetry.decode_steps == 200
