@@ -6,8 +6,8 @@
 Shape of Qwen3-30B-A3B, dummy weights, prompts of random tokens; e2e_model.py says how the routers
 were made. Plain SGLang comes first, then one Lynx server that takes its budgets at run time: full,
 75, 50 and 30 % of the experts that the same batch activates at full, and an SLO of SLO_SHARE of
-full's median gap. The first router, the published skew, is measured on both servers before the
-uniform one on either would be worth its time; when the time is up, what is missing is missing.
+full's median gap. Each server takes the published skew first, then even routing. When the time is
+up, rows that are missing stay missing; rows that are quoted go to benchmarks/results/<gpu>/.
 """
 
 from __future__ import annotations

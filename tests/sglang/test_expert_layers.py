@@ -1,0 +1,87 @@
+"""Which layers Lynx's kernels run on a GPU, and the reason where they do not."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from sglang.srt.layers.moe.moe_runner.base import MoeRunnerConfig
+from sglang.srt.layers.quantization.fp8 import Fp8MoEMethod
+
+from lynx_sglang import fused_runner
+from lynx_sglang.fused_runner import uncovered
+
+DEVICE = torch.device("cpu")
+
+
+@pytest.fixture
+def arch(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def of(number: int) -> None:
+        monkeypatch.setattr(fused_runner, "arch_of", lambda _device: number)
+
+    of(90)
+    return of
+
+
+def config(**changes: Any) -> MoeRunnerConfig:
+    served = {"params_dtype": torch.bfloat16, "intermediate_size_per_partition": 768}
+    return MoeRunnerConfig(**{**served, **changes})
+
+
+def fp8(**changes: Any) -> Any:
+    method = object.__new__(Fp8MoEMethod)
+    served = {"use_mxfp8": False, "is_fp4_expert": False, "weight_block_size": [128, 128]}
+    for name, value in {**served, **changes}.items():
+        setattr(method, name, value)
+    return method
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"params_dtype": torch.float16},
+        {"activation": "gelu_tanh"},
+        {"apply_router_weight_on_input": True},
+        {"routed_scaling_factor": 2.5},
+        {"gemm1_alpha": 1.702, "gemm1_clamp_limit": 7.0},
+    ],
+)
+@pytest.mark.parametrize("method", [SimpleNamespace(), fp8()])
+def test_covered(arch: Any, changes: dict[str, Any], method: Any) -> None:
+    assert uncovered(method, config(**changes), DEVICE) is None
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "reason"),
+    [
+        (SimpleNamespace(), {"params_dtype": torch.float32}, "dtype torch.float32"),
+        (SimpleNamespace(), {"activation": "gelu"}, "activation gelu"),  # not the tanh form
+        (SimpleNamespace(), {"is_gated": False}, "gated: False"),
+        (SimpleNamespace(), {"no_combine": True}, "no_combine"),
+        (SimpleNamespace(), {"swiglu_limit": 10.0}, "swiglu_limit"),
+        (SimpleNamespace(), {"gemm1_alpha": 1.5, "gemm1_clamp_limit": 7.0}, "gemm1_alpha"),
+        (
+            SimpleNamespace(),
+            {"gemm1_alpha": 1.702, "gemm1_clamp_limit": 7.0, "gate_up_interleaved": False},
+            "do not alternate",
+        ),
+        (fp8(weight_block_size=None), {}, "not per 128 x 128 block"),
+        (fp8(use_mxfp8=True), {}, "MXFP8"),
+        (fp8(), {"intermediate_size_per_partition": 704}, "intermediate size 704"),
+    ],
+)
+def test_what_stays_with_sglang_says_why(
+    arch: Any, method: Any, changes: dict[str, Any], reason: str
+) -> None:
+    assert reason in str(uncovered(method, config(**changes), DEVICE))
+
+
+def test_old_devices_stay_with_sglang(arch: Any) -> None:
+    arch(75)
+    assert uncovered(SimpleNamespace(), config(), DEVICE) == "compute capability 7.5"
+    arch(80)
+    assert uncovered(SimpleNamespace(), config(), DEVICE) is None
+    assert uncovered(fp8(), config(), DEVICE) == "compute capability 8.0"
