@@ -1,0 +1,37 @@
+"""Forms of our own policy that `select` can run, one change at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from candidates import budget_of
+from gate import Setting
+from sensitivity import layer_budgets
+
+from lynx_kernels import POLICIES
+from lynx_kernels.policies import Importance, Weights
+
+SHARES = (0.35, 0.5)
+
+
+def variants(natural: float, offsets: Sequence[float]) -> Iterator[tuple[str, Setting]]:
+    lynx = POLICIES["lynx"]
+    forms = {
+        "lynx": lynx,
+        "importance p": replace(lynx, importance=Importance.SHARE),
+        "importance votes": replace(lynx, importance=Importance.VOTES),
+        "no refill": replace(lynx, is_refilling=False),
+        "renormalised": replace(lynx, weights=Weights.SCORES),
+        "no refill, survivors scaled": replace(lynx, is_refilling=False, weights=Weights.SURVIVORS),
+    }
+    for share in SHARES:
+        budget = budget_of(share, natural)
+        for name, policy in forms.items():
+            yield name, Setting(policy, budget)
+        yield "no floor", Setting(lynx, budget, None, 0)
+        yield "floor 2", Setting(lynx, budget, None, 2)
+        yield "cap and demand .8", Setting(lynx, budget, 0.8)
+        yield "cap by layer", Setting(lynx, layer_budgets(offsets, share, natural))
+    for demand in (0.3, 0.4, 0.5, 0.6):
+        yield "demand alone", Setting(lynx, None, demand)

@@ -1,0 +1,59 @@
+"""Every setting that is measured: sweeps of unpublished constants, curves, free-running points."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from gate import Setting
+
+from lynx_kernels import POLICIES, Policy
+
+NEVER = 2.0  # a confidence that no row has
+# Budgets as shares of the natural union, by floor. With a floor of 1 the union of the rows'
+# strongest experts bounds T from below, at a third of the natural union or more.
+SHARES = {0: (0.25, 0.35, 0.52), 1: (0.42, 0.52)}
+SWEPT_SHARES = {1: (0.35, 0.5)}
+ANSWER_SHARES = {0: (0.3,), 1: (0.5,)}
+DEMANDS = (0.4, 0.5)
+BY_BUDGET = ("xshare", "lynx-v1", "lynx-v3", "des-vote", "random")
+BY_RANK = ("topk", "oea", "sere")
+
+
+def constants() -> dict[str, list[Policy]]:
+    """What is not published about a policy, as variants to choose from on validation data."""
+    v1, v3, sere = (POLICIES[name] for name in ("lynx-v1", "lynx-v3", "sere"))
+    return {
+        "lynx-v1": [replace(v1, confidence=c) for c in (0.0, NEVER)],
+        "lynx-v3": [
+            replace(v3, bin_width=width, num_bins=count, confidence=c)
+            for width, count, c in (
+                *itertools.product((0.5, 1.0, 2.0), (3, 6), (0.0,)),
+                (1.0, 6, NEVER),
+            )
+        ],
+        "sere": [replace(sere, min_similarity=s) for s in (-1.0, 0.3)],
+    }
+
+
+def budget_of(share: float, natural: float) -> int:
+    return max(1, round(share * natural))
+
+
+def baselines(
+    policy: Policy,
+    top_k: int,
+    natural: float,
+    shares: Mapping[int, tuple[float, ...]] = SHARES,
+) -> Iterator[Setting]:
+    """A published policy's curve over its own handle: its rank, or the budget with and without
+    a floor.
+    """
+    if policy.name in BY_RANK:
+        for rank in range(1, top_k):
+            yield Setting(policy, None, 0.0, rank)
+        return
+    for floor, each in shares.items():
+        for share in each:
+            yield Setting(policy, budget_of(share, natural), None, floor)

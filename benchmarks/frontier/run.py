@@ -1,0 +1,251 @@
+"""The quality frontier: what every policy costs in answers at every number of active experts.
+
+    python benchmarks/frontier/run.py models/lynx-moe-tiny    # everything; resumes where it ended
+    python benchmarks/frontier/run.py models/A models/B --stage calibrate sweep curves
+
+Stages, in order: `calibrate` (training problems), `sweep` and `ablation` (validation problems),
+`curves` and `answers` (test problems, with what the sweep chose). One JSON row for each setting in
+benchmarks/results/cpu/frontier/<model>.jsonl; benchmarks/frontier/report.py makes the report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT / part) for part in ("kernels", "models")]
+
+import torch  # noqa: E402
+from ablation import variants  # noqa: E402
+from candidates import (  # noqa: E402
+    ANSWER_SHARES,
+    BY_BUDGET,
+    BY_RANK,
+    DEMANDS,
+    SHARES,
+    SWEPT_SHARES,
+    baselines,
+    budget_of,
+    constants,
+)
+from checkpoint import load  # noqa: E402
+from forced import Forced  # noqa: E402
+from free import decode  # noqa: E402
+from gate import Gate, Setting  # noqa: E402
+from measure import measure  # noqa: E402
+from results import Results, key_of  # noqa: E402
+from sensitivity import layer_budgets, layer_offsets, similarities  # noqa: E402
+from tasks import is_correct  # noqa: E402
+from torch import Tensor  # noqa: E402
+from transcripts import encode, mixed, transcribe  # noqa: E402
+
+from lynx_kernels import POLICIES, Policy  # noqa: E402
+
+SEEDS = {"train": 31, "validation": 32, "test": 33}
+ROWS = (4, 8, 16, 32, 64)
+STAGES = ("calibrate", "sweep", "ablation", "curves", "answers")
+
+
+@dataclass
+class Bench:
+    """One model on this machine: its runs, and where their rows go."""
+
+    folder: Path
+    results: Results
+    problems: int
+    answers: int
+    rows: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        self.model, self.tokenizer = load(self.folder)
+        self._forced: dict[str, Forced] = {}
+
+    def forced(self, split: str) -> Forced:
+        if split not in self._forced:
+            cache = ROOT / "build/frontier"
+            transcripts = transcribe(
+                self.model, self.tokenizer, self.folder, split, self.problems, SEEDS[split], cache
+            )
+            self._forced = {split: Forced(self.model, transcripts)}  # one at a time: memory
+        return self._forced[split]
+
+    @cached_property
+    def similarity(self) -> list[Tensor]:
+        return similarities(self.forced("train"))
+
+    @property
+    def top_k(self) -> int:
+        return self.model.shape.top_k
+
+    def measure(self, stage: str, split: str, rows: int, setting: Setting, **about: Any) -> Any:
+        """The row of a setting, from the file or measured now."""
+        key = key_of(stage, split, rows, setting)
+        if key not in self.results.rows:
+            similarity = self.similarity if setting.policy.needs_similarity else None
+            forced, began = self.forced(split), time.perf_counter()
+            got = measure(forced, rows, setting, similarity)
+            got["seconds"] = round(time.perf_counter() - began, 2)
+            self.results.add(
+                key, {"stage": stage, "split": split, **describe(setting), **about, **got}
+            )
+        return self.results.rows[key]
+
+    def natural(self, split: str, rows: int) -> float:
+        """T of the full model."""
+        return float(self.measure("natural", split, rows, Setting(POLICIES["full"]))["T"])
+
+    def calibrate(self) -> None:
+        if ("offsets",) not in self.results.rows:
+            found = layer_offsets(
+                lambda budgets: float(
+                    self.measure("calibrate", "train", 16, Setting(POLICIES["lynx"], budgets))["kl"]
+                ),
+                self.natural("train", 16),
+                len(self.model.moe_layers()),
+            )
+            self.results.add(("offsets",), {"stage": "calibrate", "offsets": found})
+
+    def offsets(self) -> list[float]:
+        self.calibrate()
+        return list(self.results.rows[("offsets",)]["offsets"])
+
+    def sweep(self) -> None:
+        """Every unpublished constant at M = 16."""
+        natural = self.natural("validation", 16)
+        for family in constants().values():
+            for policy in family:
+                for setting in baselines(policy, min(self.top_k, 3), natural, SWEPT_SHARES):
+                    self.measure("sweep", "validation", 16, setting)
+
+    def best(self, name: str) -> Policy:
+        """The variant whose worst regret over the sweep's settings is least, in log KL."""
+        family = constants().get(name)
+        if family is None:
+            return POLICIES[name]
+        natural = self.natural("validation", 16)
+        curves = []
+        for policy in family:
+            settings = baselines(policy, min(self.top_k, 3), natural, SWEPT_SHARES)
+            rows = [self.measure("sweep", "validation", 16, each) for each in settings]
+            curves.append(sorted((row["T"], row["kl"]) for row in rows))
+        return family[best_curve(curves)]
+
+    def ablation(self) -> None:
+        """Forms of our policy at M = 16, on validation problems."""
+        natural = self.natural("validation", 16)
+        for name, setting in variants(natural, self.offsets()):
+            self.measure("ablation", "validation", 16, setting, variant=name)
+
+    def ours(
+        self, natural: float, shares: Mapping[int, tuple[float, ...]]
+    ) -> Iterator[tuple[str, Setting]]:
+        lynx, offsets = POLICIES["lynx"], self.offsets()
+        for floor, each in shares.items():
+            for share in each:
+                by_layer = layer_budgets(offsets, share, natural)
+                yield "lynx", Setting(lynx, budget_of(share, natural), None, floor)
+                yield "lynx, layers", Setting(lynx, by_layer, None, floor)
+
+    def curves(self) -> None:
+        """Every policy against T, on test problems."""
+        for rows in self.rows:
+            natural = self.natural("test", rows)
+            for name, setting in self.ours(natural, SHARES):
+                self.measure("curves", "test", rows, setting, curve=name)
+            for demand in DEMANDS:
+                setting = Setting(POLICIES["lynx"], None, demand)
+                self.measure("curves", "test", rows, setting, curve="lynx, demand")
+            for name in (*BY_RANK, *BY_BUDGET):
+                for setting in baselines(self.best(name), self.top_k, natural):
+                    self.measure("curves", "test", rows, setting, curve=name)
+
+    def answer(self) -> None:
+        """Free-running answers at M = 16."""
+        natural = self.natural("test", 16)
+        settings = [("full", Setting(POLICIES["full"]))]
+        settings += [*self.ours(natural, ANSWER_SHARES)]
+        for name in ("oea", "xshare", "lynx-v1", "lynx-v3", "des-vote"):
+            chosen = baselines(self.best(name), 3, natural, ANSWER_SHARES)
+            settings += [(name, each) for each in chosen]
+        asked = mixed("test", self.answers, SEEDS["test"])
+        prompts = encode(self.tokenizer, asked)
+        for name, setting in settings:
+            key = key_of("answers", "test", 16, setting)
+            if key in self.results.rows:
+                continue
+            began, gate = time.perf_counter(), Gate(setting)
+            decoded = decode(self.model, self.tokenizer, prompts, gate=gate, rows=16)
+            right = [
+                is_correct(problem, self.tokenizer.decode(ids))
+                for problem, ids in zip(asked, decoded.answers, strict=True)
+            ]
+            row = {"stage": "answers", "split": "test", "curve": name, **describe(setting), "M": 16}
+            for task in ("math", "code"):
+                of_task = [ok for ok, p in zip(right, asked, strict=True) if p.task == task]
+                row |= {f"{task}_n": len(of_task), f"{task}_right": sum(of_task)}
+            row |= {"T": gate.mean_active(), "wrong": [i for i, ok in enumerate(right) if not ok]}
+            row["seconds"] = round(time.perf_counter() - began, 1)
+            self.results.add(key, row)
+
+
+def best_curve(curves: list[list[tuple[float, float]]]) -> int:
+    """Index of the curve with the least mean log KL, read at the same T as the first one's."""
+    import numpy as np
+
+    def at(curve: list[tuple[float, float]], active: float) -> float:
+        logs = [np.log(max(kl, 1e-9)) for _, kl in curve]
+        return float(np.interp(active, [t for t, _ in curve], logs))
+
+    points = [active for active, _ in curves[0]]
+    means = [sum(at(curve, active) for active in points) for curve in curves]
+    return int(np.argmin(means))
+
+
+def describe(setting: Setting) -> dict[str, Any]:
+    policy = asdict(setting.policy)
+    kept = ("name", "confidence", "bin_width", "num_bins", "min_similarity")
+    return {
+        "policy": {name: policy[name] for name in kept},
+        "budget": setting.budget,
+        "demand": setting.demand,
+        "floor": setting.floor,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", type=Path, nargs="+", help="model folders")
+    parser.add_argument("--stage", choices=STAGES, nargs="+", default=STAGES)
+    parser.add_argument("--problems", type=int, default=128, help="of a split (%(default)s)")
+    parser.add_argument("--answers", type=int, default=1000, help="free-running (%(default)s)")
+    parser.add_argument("--rows", type=int, nargs="+", default=ROWS, help="M (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/cpu/frontier")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    for folder in arguments.models:
+        about = {
+            "model": folder.name,
+            "machine": platform.machine(),
+            "torch": torch.__version__,
+            "problems": arguments.problems,
+            "seeds": SEEDS,
+        }
+        results = Results(arguments.out / f"{folder.name}.jsonl", about)
+        bench = Bench(folder, results, arguments.problems, arguments.answers, tuple(arguments.rows))
+        for stage in arguments.stage:
+            {"answers": bench.answer}.get(stage, getattr(bench, stage, None))()
+
+
+if __name__ == "__main__":
+    main()

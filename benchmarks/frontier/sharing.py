@@ -1,0 +1,43 @@
+"""The seam: every MoE layer of a model routed through a function of its own choice.
+
+M rows (tokens) of a step, E experts, K slots of a row, L MoE layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from experts import Experts
+from model import Model
+from torch import Tensor
+
+# Layer index, scores [N, E], ids [N, K], weights [N, K] and the layer to new ids and weights.
+Router = Callable[[int, Tensor, Tensor, Tensor, Experts], tuple[Tensor, Tensor]]
+
+
+@contextmanager
+def routed(model: Model, router: Router) -> Iterator[None]:
+    """Inside, what each layer chose goes through `router` before it is computed."""
+    layers = model.moe_layers()
+
+    def choosing(index: int, layer: Experts) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
+        def choose(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            scores, ids, weights = Experts.choose(layer, logits)
+            return scores, *without_gaps(*router(index, scores, ids, weights, layer))
+
+        return choose
+
+    for index, layer in enumerate(layers):
+        vars(layer)["choose"] = choosing(index, layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del vars(layer)["choose"]
+
+
+def without_gaps(ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Empty slots (id -1) as another expert of the row at weight 0: the model knows no empty."""
+    is_empty = ids < 0
+    return ids.where(~is_empty, ids.amax(dim=1, keepdim=True)), weights.masked_fill(is_empty, 0.0)
