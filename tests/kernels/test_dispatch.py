@@ -98,6 +98,15 @@ def test_selection_says_why_it_runs_in_torch(launched, caplog, given, reason):
     assert chosen.schedule is None
 
 
+@pytest.mark.parametrize("policy", ["lynx-v3", "sere", "random"])
+def test_policies_for_comparison_run_in_torch(launched, caplog, policy):
+    likeness = torch.rand(NUM_EXPERTS, NUM_EXPERTS, device="cuda")
+    with caplog.at_level(logging.WARNING):
+        select(**routing(8), policy=policy, similarity=likeness)
+    assert f"policy {policy} has no Triton form" in caplog.text
+    assert launched == []
+
+
 def test_selection_runs_in_torch_without_triton(launched, caplog, monkeypatch):
     monkeypatch.setattr(torch.version, "hip", "7.0")
     with caplog.at_level(logging.WARNING):
