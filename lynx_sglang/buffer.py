@@ -89,14 +89,14 @@ class Buffer:
     def set_floor(self, floor: int) -> None:
         self._written.floor.fill_(floor)
 
-    def send(self, row_class: Tensor, slot: int) -> None:
+    def send(self, row_class: Tensor, lane: int) -> None:
         """Queue what was written, and a step's rows, on the current stream.
 
         Args:
             row_class: uint8 [rows] on the CPU; all rows above them become PAD.
-            slot: which pinned block; its last copy must have run.
+            lane: which pinned block; its last copy must have run.
         """
-        block, rows = self._blocks[slot], len(row_class)
+        block, rows = self._blocks[lane], len(row_class)
         head = header_bytes(len(self.caps))
         end = head + max(rows, self._num_rows_sent)
         block[:head] = self._written.memory[:head]

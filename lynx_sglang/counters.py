@@ -45,29 +45,29 @@ class Counters:
             for _ in range(IN_FLIGHT)
         ]
 
-    def read(self, slot: int, rows: int) -> None:
+    def read(self, lane: int, rows: int) -> None:
         """Queue the copy of a step's counters behind it, on the current stream.
 
         Args:
             rows: rows [0, rows) are copied; 0 where the step selected nothing.
         """
-        readback = self._readbacks[slot]
+        readback = self._readbacks[lane]
         readback.rows = rows
         if rows:
             readback.num_active.copy_(self._num_active, non_blocking=True)
             _masses(readback).copy_(self._retained_mass[:, :rows], non_blocking=True)
         readback.event.record()
 
-    def wait(self, slot: int) -> None:
-        """Until the slot's last copy has run, and with it the step before it."""
-        self._readbacks[slot].event.synchronize()
+    def wait(self, lane: int) -> None:
+        """Until the lane's last copy has run, and with it the step before it."""
+        self._readbacks[lane].event.synchronize()
 
-    def of(self, slot: int) -> tuple[IntArray, FloatArray]:
-        """T [L] and retained mass [L, rows] of the step in a slot, once it was waited for.
+    def of(self, lane: int) -> tuple[IntArray, FloatArray]:
+        """T [L] and retained mass [L, rows] of the step in a lane, once it was waited for.
 
-        Valid until the slot is read into again.
+        Valid until the lane is read into again.
         """
-        readback = self._readbacks[slot]
+        readback = self._readbacks[lane]
         return readback.num_active.numpy(), _masses(readback).numpy()
 
 

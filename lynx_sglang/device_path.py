@@ -43,7 +43,7 @@ class Flight:
     ran_under: Decision
     launch_s: float
     is_after_idle: bool
-    slot: int
+    lane: int  # which of the IN_FLIGHT blocks carries it
 
 
 class DevicePath:
@@ -122,25 +122,25 @@ class DevicePath:
     # ------------------------------------------------------------------ around a forward
 
     def begin(self, step: Step) -> int:
-        """Send what a step is to run under; its slot."""
-        slot = self._num_begun % IN_FLIGHT
+        """Send what a step is to run under; its lane."""
+        lane = self._num_begun % IN_FLIGHT
         self._num_begun += 1
-        self._counters.wait(slot)  # for the step IN_FLIGHT before, whose result was out long ago
+        self._counters.wait(lane)  # for the step IN_FLIGHT before, whose result was out long ago
         if step.is_selecting:
-            self.buffer.send(step.row_class, slot)
-        return slot
+            self.buffer.send(step.row_class, lane)
+        return lane
 
-    def end(self, step: Step, slot: int) -> None:
+    def end(self, step: Step, lane: int) -> None:
         """Queue the way back of a launched step's counters."""
-        self._counters.read(slot, len(step.row_class) if step.is_selecting else 0)
+        self._counters.read(lane, len(step.row_class) if step.is_selecting else 0)
 
     def land(self, flight: Flight) -> None:
         """Wait for a step, as its result is about to, and note in it what each layer did."""
-        self._counters.wait(flight.slot)
+        self._counters.wait(flight.lane)
         step, layers = flight.step, self.sizes.layer_ids
         if not step.is_selecting:
             return
-        num_active, masses = self._counters.of(flight.slot)
+        num_active, masses = self._counters.of(flight.lane)
         step.num_active = dict(zip(layers, num_active.tolist(), strict=True))
         step.row_retained_mass = masses.sum(axis=0, dtype=float)
         if step.num_flexible:

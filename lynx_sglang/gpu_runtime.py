@@ -107,15 +107,15 @@ class GpuRuntime(Runtime):
         is_decode = step.phase is Phase.DECODE
         step.is_selecting = is_decode and self.path.can_select(self.slot_of(step.rows))
         with forward_stream(scheduler):
-            slot = self.path.begin(step)
+            lane = self.path.begin(step)
         self.step, ran_under = step, self.decision
         try:
             result = original(scheduler, batch, *rest)
         finally:
             self.step = None
         with forward_stream(scheduler):
-            self.path.end(step, slot)
-        result.lynx_flight = Flight(step, ran_under, batch.launch_ts, batch.after_idle_gap, slot)
+            self.path.end(step, lane)
+        result.lynx_flight = Flight(step, ran_under, batch.launch_ts, batch.after_idle_gap, lane)
         return result
 
     def refuse_shadow(self, model_config: Any) -> str | None:

@@ -48,15 +48,15 @@ def test_on_a_device_it_waits_for_the_step_that_it_is_for() -> None:
     buffer.write(DECISION, E)
     buffer.set_floor(2)
     assert (int(buffer.caps[3]), float(buffer.demand), int(buffer.floor)) == (E, 1.0, 1)
-    buffer.send(classes(FLEXIBLE, EXACT), slot=0)
+    buffer.send(classes(FLEXIBLE, EXACT), lane=0)
     assert (int(buffer.caps[3]), float(buffer.demand), int(buffer.floor)) == (8, 0.75, 2)
     assert [tensor.data_ptr() for tensor in (*buffer.caps.values(), buffer.demand)] == addresses
 
 
 def test_rows_above_a_batch_are_padding_after_a_larger_one() -> None:
     buffer = Buffer(LAYERS, E, floor=1, max_rows=6)
-    for slot, rows in enumerate([5, 2, 1, 6]):
-        buffer.send(classes(*[FLEXIBLE] * rows), slot % IN_FLIGHT)
+    for lane, rows in enumerate([5, 2, 1, 6]):
+        buffer.send(classes(*[FLEXIBLE] * rows), lane % IN_FLIGHT)
         assert buffer.row_class.tolist() == [FLEXIBLE] * rows + [PAD] * (6 - rows)
 
 
@@ -68,8 +68,8 @@ def test_counters_of_steps_in_flight_do_not_mix() -> None:
     retained[:, 1] = 0.5
     counters.read(1, rows=3)
     num_active.zero_()
-    for slot in (0, 1):
-        counters.wait(slot)
+    for lane in (0, 1):
+        counters.wait(lane)
     first, second = counters.of(0), counters.of(1)
     assert (first[0].tolist(), first[1].tolist()) == ([4, 6], [[1.0, 1.0]] * 2)
     assert (second[0].tolist(), second[1].tolist()) == ([5, 7], [[1.0, 0.5, 1.0]] * 2)
