@@ -51,11 +51,18 @@ class Point:
             "itl_p50_ms": round(statistics.median(p50s), 3),
             "itl_p50_ms_of_rounds": [round(value, 3) for value in p50s],
             "itl_p95_ms": round(pooled[int(0.95 * (len(pooled) - 1))], 3),
+            "bunched": round(share_bunched(pooled), 3),
             "tokens_per_s": round(rows * 1e3 / statistics.median(tpots), 1),
             "active_experts": self.active_experts,
             "retained_mass": self.retained_mass,
             "graph_share": self.graph_share,
         }
+
+
+def share_bunched(gaps_ms: list[float]) -> float:
+    """Tokens that arrived together with another: many, and the percentiles say little."""
+    mean = statistics.fmean(gaps_ms)
+    return sum(gap < 0.1 * mean for gap in gaps_ms) / len(gaps_ms)
 
 
 def measure(server: Server, load: Load, rows: int) -> Point:
