@@ -196,7 +196,7 @@ def replay(path: Path) -> Iterator[Replayed]:
     Raises ValueError for a file that is not a log of this version. Stops at a torn last line.
     """
     with path.open() as lines:
-        controller = _controller(next(lines, ""))
+        controller = controller_of(next(lines, ""))
         for line in lines:
             try:
                 record = json.loads(line)
@@ -223,7 +223,8 @@ def show(
     return calls, differences
 
 
-def _controller(header: str) -> Controller:
+def controller_of(header: str) -> Controller:
+    """As it was when the log began, from its first line; ValueError for another kind of file."""
     try:
         record = json.loads(header)
         version = record["lynx_log"]

@@ -62,9 +62,13 @@ class Quality:
 
     def kl_at(self, key: Key, demand: float) -> float:
         """Nats to be expected at a demand, with 90 % confidence."""
-        loss = self._spill(key) * (1.0 - demand) ** 2
+        loss = self.loss_at(key, demand)
         typical = self._typical()
         return self.upper * loss * (max(1.0, loss / typical) if typical else 1.0)
+
+    def loss_at(self, key: Key, demand: float) -> float:
+        """Mean over layers of squared lost mass, to be expected at a demand."""
+        return self._spill(key) * (1.0 - demand) ** 2
 
     def demand_for(self, key: Key, limit_kl: float) -> float:
         """The least demand with kl_at <= limit.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
@@ -150,8 +150,17 @@ class Plant:
         return observation, Sample(load, demand, gap_ms, total, natural, mass, kl)
 
 
+class Machine(Protocol):
+    """What can be controlled: a plant, or a recording of one."""
+
+    num_layers: int
+    num_experts: int
+
+    def run(self, load: Load, setting: Setting) -> tuple[Observation, Sample]: ...
+
+
 def simulate(
-    plant: Plant,
+    plant: Machine,
     decide: Callable[[Observation], Setting],
     loads: Iterable[Load],
     lag_steps: int = 2,

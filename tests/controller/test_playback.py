@@ -1,0 +1,86 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lynx_controller import Controller, Observation, Slo
+from lynx_controller.log import Log, LoggedController
+from lynx_controller.playback import Playback
+from lynx_controller.simulator import Load, Plant, Sample, Setting, simulate
+
+FULL = (64,) * 8
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A server's: rows come and go, and every batch was cut now and then."""
+    path = tmp_path_factory.mktemp("log") / "log.jsonl"
+    log = Log(path)
+    controller = LoggedController(log, Slo(itl_ms=13.0), 8, 64, 4)
+    loads = [Load(rows) for rows in (4, 16, 8, 24, 16) for _ in range(80)]
+    in_force = [1.0]
+
+    def decide(seen: Observation) -> Setting:
+        controller.override(demand=(1.0, 0.8, 0.6, 0.5)[seen.step // 20 % 4])
+        decision = controller.step(replace(seen, demand=in_force[-1]))
+        in_force.append(decision.demand)
+        return decision.demand, decision.budget
+
+    simulate(Plant(seed=2), decide, loads, lag_steps=1)
+    log.close()
+    return path
+
+
+def decider(controller: Controller):  # type: ignore[no-untyped-def]
+    def decide(seen: Observation) -> Setting:
+        decision = controller.step(seen)
+        return decision.demand, decision.budget
+
+    return decide
+
+
+def fixed(playback: Playback, demand: float) -> list[Sample]:
+    return [playback.run(load, (demand, FULL))[1] for load in playback.loads]
+
+
+def test_under_its_own_decisions_it_is_what_was_recorded(log: Path) -> None:
+    playback = Playback(log)
+    recorded = playback._recorded
+    for load, seen in zip(playback.loads, recorded, strict=True):
+        assert seen.demand is not None
+        played, _ = playback.run(load, (seen.demand, FULL))
+        assert played.step_ms == pytest.approx(seen.step_ms)
+        assert played.active_experts == pytest.approx(seen.active_experts)
+
+
+def test_what_a_cut_saves_is_what_the_plant_would_have_saved(log: Path) -> None:
+    plant = Plant(seed=2)
+    cut, full = fixed(Playback(log), 0.6), fixed(Playback(log), 1.0)
+    for rows in (8, 16, 24):
+        saved = np.mean(
+            [a.gap_ms - b.gap_ms for a, b in zip(full, cut, strict=True) if a.load.rows == rows]
+        )
+        truth = plant.slope_ms * 8 * (plant.active(rows, 1.0) - plant.active(rows, 0.6))
+        assert saved == pytest.approx(truth, rel=0.25)
+    assert np.mean([each.mass for each in cut]) < np.mean([each.mass for each in full]) <= 1.0
+
+
+def test_a_law_can_be_tried_on_it(log: Path) -> None:
+    tight, playback = Controller(Slo(itl_ms=12.0), 8, 64, 4), Playback(log)
+    samples = simulate(playback, decider(tight), playback.loads)
+    late = np.mean([each.gap_ms > 12.0 for each in samples[160:240]])
+    assert late <= 0.1
+    assert min(each.demand for each in samples) < 0.9
+
+
+def test_a_log_without_decode_steps_is_refused(log: Path, tmp_path: Path) -> None:
+    header = log.read_text().splitlines()[0]
+    for text in (header, header + '\n{"torn', header + '\n{"n": 1, "call": "step", "with": {}}'):
+        path = tmp_path / "log.jsonl"
+        path.write_text(text + "\n")
+        with pytest.raises(ValueError, match="no decode step"):
+            Playback(path)
+    path.write_text("nonsense\n")
+    with pytest.raises(ValueError, match="not a decision log"):
+        Playback(path)
