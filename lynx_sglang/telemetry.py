@@ -177,7 +177,8 @@ def server_info(runtime: Runtime) -> dict[str, Any]:
     decision, telemetry = runtime.decision, runtime.telemetry
     return {
         "sglang": doors.sglang_version(),
-        "settings": asdict(runtime.settings),
+        # A store's address may hold a password.
+        "settings": asdict(runtime.settings) | {"store": runtime.settings.store and "set"},
         "num_layers": len(runtime.layer_ids),
         "num_experts": runtime.num_experts,
         "top_k": runtime.top_k,
@@ -191,6 +192,7 @@ def server_info(runtime: Runtime) -> dict[str, Any]:
         "active_experts_sum": telemetry.active_experts_sum,
         "retained_mass_sum": telemetry.retained_mass_sum,
         "shadow": telemetry.shadow.report(),
+        "fleet": None if runtime.member is None else runtime.member.state(),
     }
 
 

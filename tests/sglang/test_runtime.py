@@ -250,5 +250,7 @@ def test_a_lost_store_is_no_step_paths_concern() -> None:
         scheduler.run([request("a")])
     assert scheduler.runtime.member is not None
     scheduler.runtime.member.close()
-    assert scheduler.runtime.member.state()["failures"] > 0
+    info = telemetry.server_info(scheduler.runtime)
+    assert info["fleet"]["failures"] > 0
+    assert info["settings"]["store"] == "set"
     assert scheduler.runtime.telemetry.decode_steps == 200
