@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lynx_sglang import flags, platform, shadow
+from lynx_sglang import calibration, flags, platform, shadow
 from lynx_sglang.errors import UnsupportedError
 from lynx_sglang.settings import Settings
 
@@ -55,6 +55,10 @@ def register() -> None:
         view = resolving_view(server_args)
         if reason := refusal(settings, view, num_experts, quantization):
             raise UnsupportedError(f"--moe-backend lynx: {reason}")
+        if settings.calibration is not None:
+            measured = calibration.load(settings.calibration, settings.policy)
+            if reason := measured.refusal(model_config.hf_text_config):
+                raise UnsupportedError(reason)
         if settings.shadow_share and (reason := shadow.refusal(model_config)):
             raise UnsupportedError(
                 f"--lynx-shadow-share must be 0 with {view.model_path}, got "

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lynx_controller import log, refit
-from lynx_sglang import doors, platform, settings
+from lynx_sglang import calibrating, doors, platform, settings
+from lynx_sglang.evaluation import cli as evaluation
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,6 +42,14 @@ def main(argv: list[str] | None = None) -> int:
     job = commands.add_parser("fleet-refit", help="fit the replicas that share a --lynx-store")
     refit.add_arguments(job)
     job.set_defaults(run=run_refit)
+
+    evaluate = commands.add_parser("eval", help="measure what a running server's answers lose")
+    evaluation.add_arguments(evaluate)
+    evaluate.set_defaults(run=evaluation.main)
+
+    calibrate = commands.add_parser("calibrate", help="measure what cutting a model costs")
+    calibrating.add_arguments(calibrate)
+    calibrate.set_defaults(run=calibrating.main)
 
     args = parser.parse_args(argv)
     code: int = args.run(args)

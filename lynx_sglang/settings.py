@@ -19,6 +19,7 @@ import yaml
 
 from lynx_controller.store import open_store
 from lynx_kernels import POLICIES
+from lynx_sglang import calibration
 from lynx_sglang.errors import SettingError
 
 ENV_PREFIX = "LYNX_"
@@ -95,6 +96,15 @@ def _store(text: object) -> str:
     return str(text)
 
 
+def _readable_file(text: object) -> str:
+    path = Path(str(text)).absolute()
+    if str(text) == "none":
+        return "none"
+    if not path.is_file() or not os.access(path, os.R_OK):
+        raise ValueError
+    return str(path)
+
+
 def option(default: Any, parse: Callable[[object], Any], allowed: str, about: str) -> Any:
     """A dataclass field that knows its parser, its range in words and its help text."""
     return field(default=default, metadata={"parse": parse, "allowed": allowed, "about": about})
@@ -154,6 +164,13 @@ class Settings:
         _one_of("flexible", "exact"),
         "flexible or exact",
         'Tier of requests that name none with custom_params {"lynx": ...}.',
+    )
+    calibration: str | None = option(
+        None,
+        _readable_file,
+        "a file that exists and may be read, or none",
+        "What `lynx-sglang calibrate` measured on this model: its least demand is the default of "
+        "--lynx-min-demand.",
     )
     decision_log: str | None = option(
         None,
@@ -241,6 +258,11 @@ def resolve(
     values |= _from_environment(environment)
     for name, value in flags.items():
         values[name] = parse_value(name, value, flag_of(name))
+    if values.get("calibration") is not None:
+        policy = values.get("policy", OPTIONS["policy"].default)
+        values.setdefault(
+            "min_demand", calibration.load(values["calibration"], policy).min_demand
+        )
     return Settings(**values)
 
 

@@ -1,0 +1,102 @@
+"""A model's calibration: what cutting it costs, measured once by ``lynx-sglang calibrate``.
+
+One small JSON file, read at start by ``--lynx-calibration``. It holds for the model, the policy and
+the version of Lynx that it was measured with; others refuse it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from lynx_sglang.errors import SettingError
+
+FORMAT = 1
+# Of a Hugging Face configuration: they change with the library or the folder, not with the model.
+INCIDENTAL = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """KL is the mean KL to the full model in nats per token; see `calibrating`."""
+
+    format: int
+    lynx: str  # version
+    model: str  # path, for people; `model_sha256` is what is compared
+    model_sha256: str
+    policy: str
+    rows: int  # tokens that shared experts, as in a decode step
+    tokens: int  # measured
+    quality_loss: float  # KL that was allowed
+    min_demand: float  # the least demand measured that stays within it
+    quality_slope: (
+        float | None
+    )  # KL per lost retained mass at min_demand; None where nothing is cut
+    demands: list[dict[str, Any]]  # demand, active_experts, retained_mass, kl, kl_interval_95
+    layer_demand: float
+    layer_kl: list[float]  # of cutting that layer alone, at layer_demand
+
+    def save(self, path: Path) -> None:
+        """Write all or nothing."""
+        partial = path.with_name(path.name + ".new")
+        partial.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        os.replace(partial, path)
+
+    def refusal(self, model_config: Any) -> str | None:
+        """Why a model with this Hugging Face text configuration cannot use it; None if it can."""
+        found = fingerprint(model_config)
+        if found == self.model_sha256:
+            return None
+        return (
+            f"--lynx-calibration is of another model: it was measured on {self.model} "
+            f"(configuration {self.model_sha256[:12]}), this one has {found[:12]}. "
+            "Calibrate this model, or remove the option."
+        )
+
+
+def version() -> str:
+    return importlib.metadata.version("lynx-sglang")
+
+
+def fingerprint(model_config: Any) -> str:
+    """SHA-256 of a Hugging Face text configuration. It does not tell fine-tuned weights apart."""
+    values = {key: value for key, value in model_config.to_dict().items() if key not in INCIDENTAL}
+    text = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load(path: str, policy: str) -> Calibration:
+    """Read a file for a server with ``policy``.
+
+    Raises:
+        SettingError: it is no calibration, a stale one, or another policy's.
+    """
+    where = f"--lynx-calibration {path}"
+    try:
+        values = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise SettingError(f"{where}: cannot be read: {error}") from error
+    if not isinstance(values, dict) or "format" not in values:
+        raise SettingError(f"{where}: not a file of `lynx-sglang calibrate`")
+    if values["format"] != FORMAT or values.get("lynx") != version():
+        raise SettingError(
+            f"{where}: stale: written by version {values.get('lynx')} in format "
+            f"{values['format']}, this is {version()} and reads {FORMAT}. Calibrate again."
+        )
+    names = {one.name for one in fields(Calibration)}
+    if values.keys() != names:
+        odd = ", ".join(sorted(values.keys() ^ names))
+        raise SettingError(f"{where}: damaged: {odd} missing or unknown. Calibrate again.")
+    calibration = Calibration(**values)
+    if not 0.01 <= calibration.min_demand <= 1.0:
+        raise SettingError(f"{where}: min_demand: expected [0.01, 1], got {values['min_demand']}")
+    if calibration.policy != policy:
+        raise SettingError(
+            f"{where}: measured with --lynx-policy {calibration.policy}, this server has {policy}"
+        )
+    return calibration

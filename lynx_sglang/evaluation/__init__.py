@@ -1,0 +1,1 @@
+"""``lynx-sglang eval``: what a running server's answers lose at fixed budgets and demands."""

@@ -1,0 +1,144 @@
+"""The calibration file: what it decides, and the servers that it is refused by."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lynx_sglang import calibration
+from lynx_sglang.calibrating import Cut, least_demand
+from lynx_sglang.calibration import FORMAT, Calibration
+from lynx_sglang.errors import SettingError
+from lynx_sglang.settings import resolve
+
+
+class Config:
+    def __init__(self, **values: Any) -> None:
+        self.values = values
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.values
+
+
+MODEL = Config(num_experts=64, transformers_version="5.0", _name_or_path="/a")
+MADE = Calibration(
+    format=FORMAT, lynx=calibration.version(), model="m",
+    model_sha256=calibration.fingerprint(MODEL), policy="lynx", rows=16, tokens=512,
+    quality_loss=0.01, min_demand=0.6, quality_slope=0.1, demands=[], layer_demand=0.5,
+    layer_kl=[0.1],
+)  # fmt: skip
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "model.json"
+    MADE.save(path)
+    return path
+
+
+def test_its_demand_is_the_floor_unless_one_is_set(file: Path) -> None:
+    assert resolve({"calibration": str(file)}, {}).min_demand == 0.6
+    assert resolve({"calibration": str(file), "min_demand": 0.3}, {}).min_demand == 0.3
+    assert resolve({"calibration": str(file)}, {"LYNX_MIN_DEMAND": "0.4"}).min_demand == 0.4
+    assert resolve({}, {"LYNX_CALIBRATION": str(file)}).min_demand == 0.6
+
+
+def test_the_same_model_elsewhere_is_the_same() -> None:
+    assert (
+        MADE.refusal(Config(num_experts=64, transformers_version="6", _name_or_path="/b")) is None
+    )
+
+
+def test_another_model_is_refused() -> None:
+    reason = MADE.refusal(Config(num_experts=128))
+    assert reason is not None
+    assert "another model" in reason
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"format": FORMAT + 1}, "stale"),
+        ({"lynx": "0.0.1"}, "stale: written by version 0.0.1"),
+        ({"policy": "oea"}, "measured with --lynx-policy oea"),
+        ({"min_demand": 0.0}, "min_demand"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused(
+    tmp_path: Path, change: dict[str, Any], reason: str
+) -> None:
+    path = tmp_path / "other.json"
+    replace(MADE, **change).save(path)
+    with pytest.raises(SettingError, match=reason):
+        resolve({"calibration": str(path)}, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"), [("{", "cannot be read"), ("[]", "not a file of"), ('{"a": 1}', "not a")]
+)
+def test_a_file_of_something_else_is_refused(tmp_path: Path, text: str, reason: str) -> None:
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    with pytest.raises(SettingError, match=reason):
+        resolve({"calibration": str(path)}, {})
+
+
+def test_a_damaged_file_is_refused(file: Path) -> None:
+    values = json.loads(file.read_text())
+    del values["layer_kl"]
+    file.write_text(json.dumps(values))
+    with pytest.raises(SettingError, match="layer_kl"):
+        resolve({"calibration": str(file)}, {})
+
+
+def row(demand: float, high: float) -> dict[str, Any]:
+    return {"demand": demand, "kl_interval_95": [0.0, high]}
+
+
+def test_the_least_demand_stops_at_the_first_that_may_lose_too_much() -> None:
+    rows = [row(0.5, 0.009), row(0.9, 0.001), row(0.7, 0.02)]
+    assert least_demand(rows, 0.01) == rows[1]
+    assert least_demand(rows, 0.05) == rows[0]
+    assert least_demand(rows, 0.0001) is None
+
+
+class Router:
+    use_grouped_topk = False
+    correction_bias = None
+    custom_routing_function = None
+    scoring_func = "softmax"
+
+
+def call(layer: int, rows: int = 33) -> dict[str, Any]:
+    logits = torch.randn(rows, 32, generator=torch.Generator().manual_seed(layer))
+    weights, ids = logits.softmax(-1).topk(4)
+    return {"layer_id": layer, "router_logits": logits, "topk_config": Router(),
+            "topk_ids": ids.to(torch.int32), "topk_weights": weights}  # fmt: skip
+
+
+def test_a_cut_shares_within_groups_and_in_its_layer_alone() -> None:
+    cut = Cut()
+    cut.set(demand=0.4, layer=1, rows=8, policy="lynx")
+    given = call(0)
+    assert cut.around_topk(lambda **named: named, **given)["topk_ids"] is given["topk_ids"]
+    given = call(1)
+    kept = given["topk_ids"].clone()
+    out = cut.around_topk(lambda **named: named, **given)["topk_ids"]
+    assert torch.equal(given["topk_ids"], kept)  # the input is not written
+    assert not torch.equal(out, kept)
+    for first in range(5):  # 33 rows in five groups of at most 8, five positions apart
+        group = torch.arange(first, 33, 5)
+        used = {expert for expert in out[group].flatten().tolist() if expert >= 0}
+        assert used < set(kept[group].flatten().tolist())
+    assert cut.count == 33
+    assert 0.4 <= cut.mass / cut.count < 1.0
+
+
+def test_without_a_cut_nothing_changes() -> None:
+    given = call(2)
+    assert Cut().around_topk(lambda **named: named, **given)["topk_ids"] is given["topk_ids"]
