@@ -142,8 +142,4 @@ class DevicePath:
             return
         num_active, masses = self._counters.of(flight.lane)
         step.num_active = dict(zip(layers, num_active.tolist(), strict=True))
-        step.row_retained_mass = masses.sum(axis=0, dtype=float)
-        if step.num_flexible:
-            # Exact rows keep all of theirs, so the sum of losses is the flexible rows' own.
-            means = 1.0 - (1.0 - masses).sum(axis=1, dtype=float) / step.num_flexible
-            step.retained_mass = dict(zip(layers, means.tolist(), strict=True))
+        step.note_masses(layers, masses)

@@ -109,12 +109,6 @@ class Runtime:
             self.num_experts,
             self.top_k,
         )
-        if settings.calibration is not None:
-            logger.info(
-                "lynx is calibrated by %s: demand at least %g",
-                settings.calibration,
-                settings.min_demand,
-            )
 
     def make_buffer(self) -> Buffer:
         """What the data path needs before its first step."""
@@ -188,6 +182,7 @@ class Runtime:
         finally:
             self.step = None
         assert self.decision is not None
+        step.add_up_layers()
         self.end(
             step,
             time.monotonic(),

@@ -34,6 +34,7 @@ class Step:
     num_active: dict[int, int] = field(default_factory=dict)  # by layer id
     retained_mass: dict[int, float] = field(default_factory=dict)  # mean over flexible rows
     row_retained_mass: np.ndarray[Any, Any] | None = None  # sum over layers, [decode rows]
+    _row_masses: dict[int, np.ndarray[Any, Any]] = field(default_factory=dict)  # until added up
 
     @property
     def rows(self) -> int:
@@ -42,13 +43,23 @@ class Step:
 
     def note_layer(self, layer_id: int, num_active: int, row_mass: np.ndarray[Any, Any]) -> None:
         """Record one selected layer: T, and each row's retained mass [M >= rows]."""
-        masses = row_mass[self.first_decode_row : self.first_decode_row + self.rows]
         self.num_active[layer_id] = num_active
-        # Exact rows keep all of theirs, so the sum of losses is the flexible rows' own.
-        self.retained_mass[layer_id] = 1.0 - float((1.0 - masses).sum()) / self.num_flexible
-        if self.row_retained_mass is None:
-            self.row_retained_mass = np.zeros(self.rows)
-        self.row_retained_mass += masses
+        self._row_masses[layer_id] = row_mass
+
+    def add_up_layers(self) -> None:
+        """Add up what ``note_layer`` recorded, once for the step."""
+        if self._row_masses:
+            rows = slice(self.first_decode_row, self.first_decode_row + self.rows)
+            masses = np.stack([row_mass[rows] for row_mass in self._row_masses.values()])
+            self.note_masses(list(self._row_masses), masses)
+
+    def note_masses(self, layer_ids: list[int], masses: np.ndarray[Any, Any]) -> None:
+        """Record what each decode row kept in each selected layer: masses [L, rows]."""
+        self.row_retained_mass = masses.sum(axis=0, dtype=float)
+        if self.num_flexible:
+            # Exact rows keep all of theirs, so the sum of losses is the flexible rows' own.
+            means = 1.0 - (1.0 - masses).sum(axis=1, dtype=float) / self.num_flexible
+            self.retained_mass = dict(zip(layer_ids, means.tolist(), strict=True))
 
 
 def phase_of(batch: Any) -> Phase:

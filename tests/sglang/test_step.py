@@ -79,6 +79,7 @@ def test_layers_add_up_to_a_rows_retained_mass() -> None:
     step = step_of(batch(ForwardMode.DECODE, requests), 1, Tier.FLEXIBLE)
     step.note_layer(0, 9, torch.tensor([0.5, 1.0]).numpy())
     step.note_layer(1, 7, torch.tensor([0.7, 1.0]).numpy())
+    step.add_up_layers()
     assert step.num_active == {0: 9, 1: 7}
     assert step.retained_mass == pytest.approx({0: 0.5, 1: 0.7})
     assert step.row_retained_mass is not None
