@@ -19,15 +19,25 @@ def test_cases_under_the_interpreter() -> None:
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
 
 
-def test_a_gpu_host_needs_nothing_but_sglang() -> None:
-    """What serves there imports without the packages of a CPU, a fleet or a load test."""
-    absent = ("numba", "sklearn", "redis", "locust", "matplotlib", "prometheus_client")
-    lines = (
-        "import sys",
-        f"sys.modules.update(dict.fromkeys({absent}))",
-        "import lynx_sglang.plugin, lynx_sglang.hooks, lynx_sglang.gpu_runtime",
-    )
+HOOKS_WITHOUT_EXTRAS = """
+import sys
+absent = ("numba", "sklearn", "redis", "locust", "matplotlib", "prometheus_client")
+sys.modules.update(dict.fromkeys(absent))
+from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+from lynx_sglang.gpu_runtime import GpuRuntime
+from lynx_sglang.plugin import hook_path
+from lynx_sglang.settings import Settings
+hooks = GpuRuntime(Settings()).runner_hooks()
+for door, hook in hooks.items():
+    HookRegistry.register(hook_path(door), hook, HookType.AROUND)
+HookRegistry.apply_hooks()
+left_out = {hook_path(door) for door in hooks} - HookRegistry._patched
+assert not left_out, left_out
+"""
+
+
+def test_the_hooks_go_on_without_what_only_a_cpu_a_fleet_or_a_load_test_needs() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", HOOKS_WITHOUT_EXTRAS], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
