@@ -13,12 +13,13 @@ from lynx_kernels import POLICIES, Policy
 NEVER = 2.0  # a confidence that no row has
 # Budgets as shares of the natural union, by floor. With a floor of 1 the union of the rows'
 # strongest experts bounds T from below, at a third of the natural union or more.
-SHARES = {0: (0.25, 0.35, 0.52), 1: (0.42, 0.52)}
+SHARES = {0: (0.25, 0.35, 0.52), 1: (0.35, 0.52)}
 SWEPT_SHARES = {1: (0.35, 0.5)}
-ANSWER_SHARES = {0: (0.3,), 1: (0.5,)}
+ANSWER_SHARES = {1: (0.5,), 0: (0.3,)}
 DEMANDS = (0.4, 0.5)
-BY_BUDGET = ("xshare", "lynx-v1", "lynx-v3", "des-vote", "random")
+PUBLISHED = ("oea", "lynx-v3", "lynx-v1", "des-vote", "xshare", "sere", "topk", "random")
 BY_RANK = ("topk", "oea", "sere")
+PROTECTING = ("lynx-v1", "lynx-v3", "random")  # measured with a floor alone
 
 
 def constants() -> dict[str, list[Policy]]:
@@ -55,5 +56,7 @@ def baselines(
             yield Setting(policy, None, 0.0, rank)
         return
     for floor, each in shares.items():
+        if policy.name in PROTECTING and not floor:
+            continue
         for share in each:
             yield Setting(policy, budget_of(share, natural), None, floor)

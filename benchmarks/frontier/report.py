@@ -191,9 +191,13 @@ def draw(models: list[tuple[str, list[Row]]], file: Path) -> None:
             axis.set(yscale="log", title=f"{model}, M = {num_rows}", xlabel="T / natural T")
             axis.grid(alpha=0.3)
         line[0].set_ylabel("KL to the full model, nats per token")
-    axes[0][-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
-    figure.tight_layout()
-    figure.savefig(file, dpi=110)
+    drawn = [axis.get_legend_handles_labels() for axis in axes.flat]
+    by_name = {
+        name: line for lines, names in drawn for line, name in zip(lines, names, strict=True)
+    }
+    figure.legend(by_name.values(), by_name, fontsize=8, loc="center right")
+    figure.tight_layout(rect=(0, 0, 0.86, 1))
+    figure.savefig(file, dpi=90)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ benchmarks/results/cpu/frontier/<model>.jsonl; benchmarks/frontier/report.py mak
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import platform
 import sys
@@ -25,13 +26,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / part) for part in ("kernels", "models")]
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from ablation import variants  # noqa: E402
 from candidates import (  # noqa: E402
     ANSWER_SHARES,
-    BY_BUDGET,
-    BY_RANK,
     DEMANDS,
+    PUBLISHED,
     SHARES,
     SWEPT_SHARES,
     baselines,
@@ -53,6 +54,8 @@ from lynx_kernels import POLICIES, Policy  # noqa: E402
 
 SEEDS = {"train": 31, "validation": 32, "test": 33}
 ROWS = (4, 8, 16, 32, 64)
+REACH = 1.0  # experts
+LEAST_KL = 1e-9  # nats
 STAGES = ("calibrate", "sweep", "ablation", "curves", "answers")
 
 
@@ -158,16 +161,19 @@ class Bench:
 
     def curves(self) -> None:
         """Every policy against T, on test problems."""
+        natural = {rows: self.natural("test", rows) for rows in self.rows}
         for rows in self.rows:
-            natural = self.natural("test", rows)
-            for name, setting in self.ours(natural, SHARES):
+            for name, setting in self.ours(natural[rows], SHARES):
                 self.measure("curves", "test", rows, setting, curve=name)
+        for name in PUBLISHED:
+            policy = self.best(name)
+            for rows in self.rows:
+                for setting in baselines(policy, self.top_k, natural[rows]):
+                    self.measure("curves", "test", rows, setting, curve=name)
+        for rows in self.rows:
             for demand in DEMANDS:
                 setting = Setting(POLICIES["lynx"], None, demand)
                 self.measure("curves", "test", rows, setting, curve="lynx, demand")
-            for name in (*BY_RANK, *BY_BUDGET):
-                for setting in baselines(self.best(name), self.top_k, natural):
-                    self.measure("curves", "test", rows, setting, curve=name)
 
     def answer(self) -> None:
         """Free-running answers at M = 16."""
@@ -199,16 +205,19 @@ class Bench:
 
 
 def best_curve(curves: list[list[tuple[float, float]]]) -> int:
-    """Index of the curve with the least mean log KL, read at the same T as the first one's."""
-    import numpy as np
+    """Index of the curve with the least mean log KL, read at the same T as the first one's.
+
+    A curve that does not come within REACH experts of such a T does not count.
+    """
 
     def at(curve: list[tuple[float, float]], active: float) -> float:
-        logs = [np.log(max(kl, 1e-9)) for _, kl in curve]
-        return float(np.interp(active, [t for t, _ in curve], logs))
+        counts = [count for count, _ in curve]
+        if not counts[0] - REACH <= active <= counts[-1] + REACH:
+            return math.inf
+        return float(np.interp(active, counts, [math.log(max(kl, LEAST_KL)) for _, kl in curve]))
 
-    points = [active for active, _ in curves[0]]
-    means = [sum(at(curve, active) for active in points) for curve in curves]
-    return int(np.argmin(means))
+    means = [sum(at(curve, active) for active, _ in curves[0]) for curve in curves]
+    return means.index(min(means))
 
 
 def describe(setting: Setting) -> dict[str, Any]:

@@ -170,7 +170,7 @@ LYNX_V3 = Policy(
     weights=Weights.SCORES,
     confidence=0.0,
     bin_width=0.5,
-    num_bins=4,
+    num_bins=3,
     source=(
         "Lynx AffinityBinning (arXiv 2411.08982 v3): a vote in one bin outweighs those of all "
         "rows in the next. Bin width and count, the confidence and the cut-off are not published: "
@@ -195,7 +195,7 @@ SERE = Policy(
     importance=Importance.SHARE,
     is_refilling=False,
     weights=Weights.MOVED,
-    min_similarity=0.0,
+    min_similarity=-1.0,
     source=(
         "SERE (arXiv 2602.07616), S = max(floor, ceil(demand * K)): weights outside the union of "
         "the rows' top S move to its most similar expert, or stay if none is similar. Needs "
