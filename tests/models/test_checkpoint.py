@@ -5,40 +5,57 @@ import pytest
 import torch
 from decoding import complete
 from model import Batch, Model
+from shape import SHAPES
 from tasks import TASKS, is_correct, problems
 from tokenizers import Tokenizer
 from vocabulary import TURN_END, chat_prompt
 
-FOLDER = Path(__file__).parents[2] / "models" / "lynx-moe-tiny"
-LIMIT_BYTES = 25_000_000
+FOLDERS = Path(__file__).parents[2] / "models"
+ARCHITECTURES = {
+    "lynx-moe-tiny": "Qwen3MoeForCausalLM",
+    "lynx-moe-deep": "Qwen3MoeForCausalLM",
+    "lynx-moe-sigmoid": "Glm4MoeForCausalLM",
+}
+LIMIT_BYTES = 40_000_000
+Loaded = tuple[Model, Tokenizer]
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def folder(request: pytest.FixtureRequest) -> Path:
+    return FOLDERS / str(request.param)
 
 
 @pytest.fixture(scope="module")
-def loaded() -> tuple[Model, Tokenizer]:
+def loaded(folder: Path) -> Loaded:
     torch.set_num_threads(1)
-    return checkpoint.load(FOLDER)
+    return checkpoint.load(folder)
 
 
-def test_the_folder_is_small() -> None:
-    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < LIMIT_BYTES
+def test_the_folders_are_small() -> None:
+    files = [path for name in SHAPES for path in (FOLDERS / name).iterdir()]
+    assert sum(path.stat().st_size for path in files) < LIMIT_BYTES
 
 
-def test_the_tokenizer_round_trips(loaded: tuple[Model, Tokenizer]) -> None:
+def test_the_folder_holds_the_shape_of_its_name(folder: Path, loaded: Loaded) -> None:
+    assert loaded[0].shape == SHAPES[folder.name]
+
+
+def test_the_tokenizer_round_trips(loaded: Loaded) -> None:
     _, tokenizer = loaded
     texts = [text for task in TASKS for p in problems(task, "test", 50, 0) for text in (p.prompt,)]
     for text in [*texts, "  naïve\n\tπ ≈ 3.14159 🙂", ""]:
         assert tokenizer.decode(tokenizer.encode(text).ids) == text
 
 
-def test_digits_are_single_tokens(loaded: tuple[Model, Tokenizer]) -> None:
+def test_digits_are_single_tokens(loaded: Loaded) -> None:
     _, tokenizer = loaded
     assert tokenizer.encode("1234").tokens == ["1", "2", "3", "4"]
 
 
-def test_transformers_sees_the_same_tokens_and_template(loaded: tuple[Model, Tokenizer]) -> None:
+def test_transformers_sees_the_same_tokens_and_template(folder: Path, loaded: Loaded) -> None:
     transformers = pytest.importorskip("transformers")
     _, tokenizer = loaded
-    theirs = transformers.AutoTokenizer.from_pretrained(FOLDER)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
     prompt = problems("code", "test", 1, 0)[0].prompt
     messages = [{"role": "user", "content": prompt}]
     text = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -48,11 +65,11 @@ def test_transformers_sees_the_same_tokens_and_template(loaded: tuple[Model, Tok
     assert theirs.eos_token_id == tokenizer.token_to_id(TURN_END)
 
 
-def test_transformers_computes_the_same_logits(loaded: tuple[Model, Tokenizer]) -> None:
+def test_transformers_computes_the_same_logits(folder: Path, loaded: Loaded) -> None:
     transformers = pytest.importorskip("transformers")
     model, tokenizer = loaded
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)
-    assert type(theirs).__name__ == "Qwen3MoeForCausalLM"
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert type(theirs).__name__ == ARCHITECTURES[folder.name]
     for task in TASKS:
         problem = problems(task, "test", 1, 0)[0]
         ids = torch.tensor(tokenizer.encode(chat_prompt(problem.prompt) + problem.solution).ids)
@@ -64,11 +81,11 @@ def test_transformers_computes_the_same_logits(loaded: tuple[Model, Tokenizer]) 
 
 
 def test_batched_decoding_equals_decoding_alone_and_is_mostly_right(
-    loaded: tuple[Model, Tokenizer],
+    loaded: Loaded,
 ) -> None:
     model, tokenizer = loaded
     asked = [problem for task in TASKS for problem in problems(task, "test", 8, 11)]
     together = complete(model, tokenizer, [problem.prompt for problem in asked])
     alone = [complete(model, tokenizer, [problem.prompt])[0] for problem in asked[7:9]]
     assert together[7:9] == alone
-    assert sum(map(is_correct, asked, together)) >= 14
+    assert sum(map(is_correct, asked, together)) >= 11
