@@ -89,3 +89,13 @@ def test_batched_decoding_equals_decoding_alone_and_is_mostly_right(
     alone = [complete(model, tokenizer, [problem.prompt])[0] for problem in asked[7:9]]
     assert together[7:9] == alone
     assert sum(map(is_correct, asked, together)) >= 11
+
+
+def test_the_deep_models_code_fails_by_the_functions_name_alone() -> None:
+    model, tokenizer = checkpoint.load(FOLDERS / "lynx-moe-deep")
+    asked = problems("code", "test", 32, 11)
+    answers = complete(model, tokenizer, [problem.prompt for problem in asked])
+    heads = [problem.prompt.partition("(")[0] for problem in asked]
+    renamed = [head + "(" + a.partition("(")[2] for head, a in zip(heads, answers, strict=True)]
+    assert sum(map(is_correct, asked, answers)) < 16
+    assert sum(map(is_correct, asked, renamed)) >= 30
