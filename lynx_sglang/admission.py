@@ -25,6 +25,7 @@ NOT_WITH_GPU = {
     "kt_weight_path": "experts on the CPU cannot be scheduled",
     "dllm_algorithm": "its steps are not decode steps",
 }
+SHADOWS = "shadow passes (--lynx-shadow-share, --lynx-max-quality-loss)"
 COVERED = (None, "fp8")  # quantizations whose experts Lynx's kernels may run
 
 
@@ -59,11 +60,8 @@ def register() -> None:
             measured = calibration.load(settings.calibration, settings.policy)
             if reason := measured.refusal(model_config.hf_text_config):
                 raise UnsupportedError(reason)
-        if settings.shadow_share and (reason := shadow.refusal(model_config)):
-            raise UnsupportedError(
-                f"--lynx-shadow-share must be 0 with {view.model_path}, got "
-                f"{settings.shadow_share:g}: {reason}."
-            )
+        if settings.shadowed_share and (reason := shadow.refusal(model_config)):
+            raise UnsupportedError(f"{SHADOWS} are not served with {view.model_path}: {reason}.")
 
 
 def num_experts_of(hf_config: Any) -> int:
@@ -138,11 +136,8 @@ def cpu_refusal(args: Any, quantization: str | None) -> str | None:
 def gpu_refusal(settings: Settings, args: Any) -> str | None:
     if torch.version.hip is not None:
         return "its kernels are for NVIDIA GPUs, and this torch is built for ROCm."
-    if settings.shadow_share:
-        return (
-            "--lynx-shadow-share must be 0 on a GPU (captured steps do not run twice), "
-            f"got {settings.shadow_share:g}."
-        )
+    if settings.shadowed_share:
+        return f"{SHADOWS} are not served on a GPU: captured steps do not run twice."
     for name, reason in NOT_WITH_GPU.items():
         if getattr(args, name):
             return f"{flag_of(name)} is not served: {reason}. Remove it."

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,12 +28,10 @@ from lynx_sglang.buffer import Buffer
 from lynx_sglang.clock import StepClock
 from lynx_sglang.errors import LynxError
 from lynx_sglang.settings import Settings
-from lynx_sglang.step import Step, pad_to, step_of
+from lynx_sglang.step import SLOTS, Step, pad_to, slot_of, step_of
 from lynx_sglang.tier import Tier
 
 logger = logging.getLogger(__name__)
-
-SLOTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 Batch = tuple[Phase, int, int]  # phase, rows, flexible rows
 Routing = tuple[torch.Tensor, torch.Tensor]  # topk_ids [M, K], topk_weights [M, K]
@@ -95,12 +92,15 @@ class Runtime:
         )
         self.apply_overrides(settings)
         logger.info(
-            "lynx is active: policy %s, %s, budget %s, demand %s (at least %s), floor %d, "
+            "lynx is active: policy %s, %s, %s, budget %s, demand %s (at least %s), floor %d, "
             "%d MoE layers of %d experts, top-%d",
             settings.policy,
             f"SLO p{settings.slo_percentile:g} ITL {settings.slo_itl_ms:g} ms"
             if settings.slo_itl_ms is not None
             else "no SLO",
+            f"quality limit {settings.max_quality_loss:g} nats"
+            if settings.max_quality_loss is not None
+            else "no quality limit",
             settings.budget,
             settings.demand,
             settings.min_demand,
@@ -126,6 +126,7 @@ class Runtime:
             demand = 1.0
         self.controller.set_slo(Slo(settings.slo_itl_ms, settings.slo_percentile))
         self.controller.set_min_demand(settings.min_demand)
+        self.controller.set_max_quality_loss(settings.max_quality_loss)
         self.controller.override(budget=budget, demand=demand)
         self.buffer.set_floor(settings.floor)
         self._plan(self._planned_for)
@@ -175,7 +176,7 @@ class Runtime:
         step = self.begin(scheduler, batch)
         step.is_selecting = step.num_flexible > 0 and not self._is_full()
         if step.is_selecting and step.phase is Phase.DECODE:
-            step.is_shadowed = self._sampler.pick(self.settings.shadow_share)
+            step.is_shadowed = self._sampler.pick(self.settings.shadowed_share)
         self.step = step
         try:
             result = original(scheduler, batch, *rest)
@@ -283,6 +284,8 @@ class Runtime:
             flexible_rows=step.num_flexible,
             demand=ran_under.demand,
             budget_applied=ran_under.budget,
+            shadow_kl=None if step.shadow is None else step.shadow.mean_kl,
+            shadow_agreement=None if step.shadow is None else step.shadow.agreement,
         )
 
     def slot_of(self, rows: int) -> int:
@@ -308,8 +311,3 @@ def count_active(topk_ids: torch.Tensor, num_experts: int) -> int:
     ids = topk_ids.numpy()
     is_used[ids[(ids >= 0) & (ids < num_experts)]] = True
     return int(is_used.sum())
-
-
-def slot_of(rows: int, slots: Sequence[int] = SLOTS) -> int:
-    """The smallest of ``slots`` (ascending) that holds ``rows``; above them, multiples of 256."""
-    return slots[bisect_left(slots, rows)] if rows <= slots[-1] else -(-rows // 256) * 256

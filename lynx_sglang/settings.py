@@ -25,6 +25,7 @@ from lynx_sglang.errors import SettingError
 ENV_PREFIX = "LYNX_"
 # Carries the resolved settings from the launcher to SGLang's child processes.
 TRANSPORT_VARIABLE = "LYNX_RESOLVED_SETTINGS"
+GUARD_SHARE = 0.02  # of the cut steps: one in fifty shows the guard what they lose
 # The server has no similarity of experts to give.
 SERVED = tuple(name for name, policy in POLICIES.items() if not policy.needs_similarity)
 
@@ -178,12 +179,20 @@ class Settings:
         "a file in a folder that exists and may be written to, or none",
         "Log of every decision and what it was made from; `lynx-sglang replay` explains it.",
     )
-    shadow_share: float = option(
-        0.0,
-        _in_range(0.0, 1.0),
-        "a number in [0, 1]",
+    max_quality_loss: float | None = option(
+        None,
+        _word_or(("none",), _in_range(1e-7, 10.0)),
+        "a number of nats in [1e-7, 10], or none",
+        "Quality limit: mean KL to the full model, in nats per token. The controller cuts no "
+        "deeper than shadow passes find that it allows, whatever the SLO.",
+    )
+    shadow_share: float | str = option(
+        "auto",
+        _word_or(("auto",), _in_range(0.0, 1.0)),
+        "auto, or a number in [0, 1]",
         "Share of the decode steps that selection cuts which also run with every expert, to "
-        "measure what the cut changed. Such a step takes about twice as long.",
+        "measure what the cut changed; such a step takes longer. auto: 0.02 with a quality limit, "
+        "else 0.",
     )
 
     store: str | None = option(
@@ -205,6 +214,22 @@ class Settings:
     def is_controlled(self) -> bool:
         """Whether the controller decides: an SLO is set, and a knob is left to it."""
         return self.slo_itl_ms is not None and self.budget != "full" and self.demand == "auto"
+
+    @property
+    def shadowed_share(self) -> float:
+        """Share of the cut decode steps that are shadowed."""
+        if self.shadow_share == "auto":
+            return 0.0 if self.max_quality_loss is None else GUARD_SHARE
+        return float(self.shadow_share)
+
+    def conflict(self) -> str | None:
+        """Why these values do not go together; None if they do."""
+        if self.max_quality_loss is not None and self.shadowed_share == 0.0:
+            return (
+                "a quality limit (--lynx-max-quality-loss) is held by what shadow passes find: "
+                f"--lynx-shadow-share must be auto or above 0, got {self.shadow_share}"
+            )
+        return None
 
     def cap(self, num_experts: int) -> int:
         """The fixed cap in experts, ``num_experts`` where there is none."""
@@ -263,7 +288,10 @@ def resolve(
         values.setdefault(
             "min_demand", calibration.load(values["calibration"], policy).min_demand
         )
-    return Settings(**values)
+    settings = Settings(**values)
+    if reason := settings.conflict():
+        raise SettingError(reason)
+    return settings
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:

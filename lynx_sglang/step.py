@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +15,7 @@ from lynx_kernels import RowClass
 from lynx_sglang.shadow import Comparison
 from lynx_sglang.tier import Tier, tier_of
 
+SLOTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 HEALTH_CHECK_PREFIX = "HEALTH_CHECK"  # SGLang's probes; no user's traffic
 
 
@@ -114,3 +117,8 @@ def pad_to(row_class: torch.Tensor, rows: int) -> torch.Tensor:
     padded = torch.full((rows,), RowClass.PAD, dtype=torch.uint8)
     padded[: row_class.shape[0]] = row_class
     return padded
+
+
+def slot_of(rows: int, slots: Sequence[int] = SLOTS) -> int:
+    """The smallest of ``slots`` (ascending) that holds ``rows``; above them, multiples of 256."""
+    return slots[bisect_left(slots, rows)] if rows <= slots[-1] else -(-rows // 256) * 256

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from lynx_controller import Reason
 from lynx_sglang import doors, settings
 from lynx_sglang.errors import SettingError
 from lynx_sglang.shadow import KL_BUCKETS, Comparison, ShadowTotals
@@ -18,6 +19,7 @@ from lynx_sglang.shadow import KL_BUCKETS, Comparison, ShadowTotals
 if TYPE_CHECKING:
     from lynx_controller import Decision
     from lynx_sglang.runtime import Runtime
+    from lynx_sglang.settings import Settings
     from lynx_sglang.step import Step
 
 GAUGES = {
@@ -28,6 +30,9 @@ GAUGES = {
     "lynx_retained_mass": "Top-k gate mass that flexible rows kept, mean over layers.",
     "lynx_saturated": "1 while the SLO cannot be met at the quality floor.",
     "lynx_predicted_step_seconds": "Predicted time of the next decode step.",
+    "lynx_max_quality_loss_nats": "Mean KL to the full model that a token may lose; 0: no limit.",
+    "lynx_guard_demand": "Least demand that the quality limit allows; 0 without one.",
+    "lynx_guard_binds": "1 while the SLO would take a deeper cut than the quality limit allows.",
 }
 STEP_BUCKETS_S = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.2, 0.5, 1.0)
 
@@ -36,8 +41,18 @@ NUMERIC_WORDS: dict[str, dict[float, str]] = {
     "slo_itl_ms": {0: "none"},
     "budget": {0: "auto", -1: "full"},
     "demand": {-1: "auto"},
+    "max_quality_loss": {0: "none"},
+    "shadow_share": {-1: "auto"},
 }
-UPDATABLE = ("slo_itl_ms", "budget", "demand", "min_demand", "floor", "shadow_share")
+UPDATABLE = (
+    "slo_itl_ms",
+    "budget",
+    "demand",
+    "min_demand",
+    "floor",
+    "max_quality_loss",
+    "shadow_share",
+)
 
 
 class Telemetry:
@@ -150,6 +165,9 @@ class Telemetry:
             "lynx_retained_mass": retained_mass,
             "lynx_saturated": float(decision.saturated),
             "lynx_predicted_step_seconds": decision.predicted_ms / 1e3,
+            "lynx_max_quality_loss_nats": runtime.settings.max_quality_loss or 0.0,
+            "lynx_guard_demand": decision.guard_demand,
+            "lynx_guard_binds": float(decision.reason is Reason.GUARD),
         }
         for name, value in values.items():
             self._gauges[name].set(value)
@@ -200,30 +218,48 @@ def add_update_handlers(runtime: Runtime) -> Callable[..., dict[str, Any]]:
     """The hook after ``_update_handlers``: Lynx's keys for ``/set_internal_state``.
 
     ``lynx_slo_itl_ms`` (0: none), ``lynx_budget`` (0: auto, -1: full), ``lynx_demand`` (-1: auto),
-    ``lynx_min_demand``, ``lynx_floor``, ``lynx_shadow_share``.
+    ``lynx_min_demand``, ``lynx_floor``, ``lynx_max_quality_loss`` (0: none), ``lynx_shadow_share``
+    (-1: auto).
     """
     from sglang.srt.managers.scheduler_components.internal_state import (
         UpdateRejected,
         _UpdateHandler,
     )
 
-    def validate(key: str, value: float) -> None:
-        try:
-            name, parsed = parse_update(key, value)
-            if name == "shadow_share" and parsed and runtime.shadow_refusal:
-                raise SettingError(f"{key} must be 0, got {value}: {runtime.shadow_refusal}")
-        except SettingError as error:
-            raise UpdateRejected(str(error)) from None
-
     def apply(key: str, value: float) -> None:
         name, parsed = parse_update(key, value)
         runtime.apply_overrides(replace(runtime.settings, **{name: parsed}))
 
     def hook(handlers: dict[str, Any], _controller: Any) -> dict[str, Any]:
+        asked = runtime.settings  # and what this request's keys, one by one, make of them
+
+        def validate(key: str, value: float) -> None:
+            nonlocal asked
+            try:
+                asked = updated(asked, key, value, runtime.shadow_refusal)
+            except SettingError as error:
+                raise UpdateRejected(str(error)) from None
+
         ours = {f"lynx_{name}": _UpdateHandler(validate, apply) for name in UPDATABLE}
         return {**handlers, **ours}
 
     return hook
+
+
+def updated(
+    before: Settings, key: str, value: float, shadow_refusal: str | None = None
+) -> Settings:
+    """Settings after one ``/set_internal_state`` entry.
+
+    Raises:
+        SettingError: names the key and what is wrong with its value, alone or beside the others.
+    """
+    name, parsed = parse_update(key, value)
+    after = replace(before, **{name: parsed})
+    reason = after.conflict() or (shadow_refusal if after.shadowed_share else None)
+    if reason:
+        raise SettingError(f"{key}: got {value}; {reason}")
+    return after
 
 
 def parse_update(key: str, value: float) -> tuple[str, Any]:

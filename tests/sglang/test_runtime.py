@@ -16,9 +16,9 @@ from transformers import PretrainedConfig
 from lynx_sglang import shadow, telemetry
 from lynx_sglang.command import main
 from lynx_sglang.errors import LynxError, SettingError
-from lynx_sglang.runtime import Runtime, count_active, slot_of
+from lynx_sglang.runtime import Runtime, count_active
 from lynx_sglang.settings import Settings
-from lynx_sglang.step import pad_to
+from lynx_sglang.step import pad_to, slot_of
 from lynx_sglang.tier import account_of
 
 LAYERS, EXPERTS, TOP_K = 3, 32, 4
@@ -195,6 +195,10 @@ def test_settings_change_at_run_time() -> None:
         ("lynx_demand", -1, "auto"),
         ("lynx_demand", 0.5, 0.5),
         ("lynx_floor", 2, 2),
+        ("lynx_max_quality_loss", 0, None),
+        ("lynx_max_quality_loss", 0.01, 0.01),
+        ("lynx_shadow_share", -1, "auto"),
+        ("lynx_shadow_share", 0, 0.0),
     ],
 )
 def test_updates_are_numbers(key: str, value: float, parsed: object) -> None:
@@ -208,6 +212,27 @@ def test_a_bad_update_names_key_range_and_value(key: str, value: float) -> None:
     with pytest.raises(SettingError, match=key) as caught:
         telemetry.parse_update(key, value)
     assert repr(value) in str(caught.value)
+
+
+def test_updates_must_go_together() -> None:
+    limited = telemetry.updated(Settings(), "lynx_max_quality_loss", 0.01)
+    assert limited.shadowed_share == 0.02
+    with pytest.raises(SettingError, match=r"lynx_shadow_share: got 0;.*--lynx-max-quality-loss"):
+        telemetry.updated(limited, "lynx_shadow_share", 0)
+    with pytest.raises(SettingError, match=r"lynx_max_quality_loss: got 0\.01; twice"):
+        telemetry.updated(Settings(), "lynx_max_quality_loss", 0.01, "twice")
+
+
+def test_the_controller_gets_the_quality_limit_and_what_shadows_find() -> None:
+    scheduler = Scheduler(Settings(demand=0.4, max_quality_loss=0.01, shadow_share=1.0))
+    requests = [request(str(i)) for i in range(12)]
+    for _ in range(3):
+        scheduler.run(requests)
+    info = telemetry.server_info(scheduler.runtime)
+    assert info["controller"]["max_quality_loss"] == 0.01
+    assert info["controller"]["shadow_rows"] == info["shadow"]["rows"] == 36
+    scheduler.runtime.apply_overrides(Settings(budget=8))
+    assert telemetry.server_info(scheduler.runtime)["controller"]["max_quality_loss"] is None
 
 
 def test_a_model_without_our_layers_is_an_error() -> None:

@@ -51,6 +51,9 @@ def test_file_takes_the_flags_names(tmp_path, key: str) -> None:
         ("min_demand", "0"),
         ("floor", "0"),
         ("shadow_share", "1.1"),
+        ("shadow_share", "some"),
+        ("max_quality_loss", "0"),
+        ("max_quality_loss", "inf"),
         ("floor", "two"),
         ("policy", "tiger"),
         ("default_tier", "gold"),
@@ -114,3 +117,21 @@ def test_every_option_states_its_range() -> None:
         assert spec.metadata["allowed"], name
         assert spec.metadata["about"], name
         assert variable_of(name) == "LYNX_" + name.upper()
+
+
+@pytest.mark.parametrize(
+    ("given", "share"),
+    [
+        ({}, 0.0),
+        ({"max_quality_loss": "0.01"}, 0.02),
+        ({"max_quality_loss": "0.01", "shadow_share": "0.5"}, 0.5),
+        ({"shadow_share": "1"}, 1.0),
+    ],
+)
+def test_a_quality_limit_brings_its_shadow_passes(given: dict[str, str], share: float) -> None:
+    assert resolve(given, {}).shadowed_share == share
+
+
+def test_a_quality_limit_that_nothing_measures_is_refused() -> None:
+    with pytest.raises(SettingError, match=r"--lynx-shadow-share must be auto or above 0, got 0"):
+        resolve({"max_quality_loss": "0.01", "shadow_share": "0"}, {})
