@@ -285,9 +285,7 @@ def resolve(
         values[name] = parse_value(name, value, flag_of(name))
     if values.get("calibration") is not None:
         policy = values.get("policy", OPTIONS["policy"].default)
-        values.setdefault(
-            "min_demand", calibration.load(values["calibration"], policy).min_demand
-        )
+        values.setdefault("min_demand", calibration.load(values["calibration"], policy).min_demand)
     settings = Settings(**values)
     if reason := settings.conflict():
         raise SettingError(reason)
