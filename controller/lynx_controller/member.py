@@ -44,12 +44,12 @@ class Member:
         self._steps = 0
         self._seen: dict[int, tuple[int, float]] = {}  # by slot: steps, usual ms
         self.has_inherited = False
+        self.refused = 0  # laws that no plant could have
 
     def note(self, seen: Observation, controller: Controller) -> None:
         """Take a finished step; hand the controller a law that has come, once."""
         if not self.has_inherited and (law := self._exchange.law()) is not None:
-            self.has_inherited = True
-            controller.inherit(*terms(law))
+            self._inherit(law, controller)
         if seen.phase is not Phase.DECODE or not self._is_usual(seen.slot, seen.step_ms):
             return
         z = np.array([[1.0], [float(sum(seen.active_experts))], [float(seen.rows)]])
@@ -64,6 +64,7 @@ class Member:
             "steps": self._steps,
             "failures": self._exchange.failures,
             "dropped": self._exchange.dropped,
+            "refused": self.refused,
             "has_inherited": self.has_inherited,
         }
 
@@ -71,6 +72,13 @@ class Member:
         """Ship what is left, if the store lets it."""
         self._exchange.offer(self._recorder.take())
         self._exchange.close(timeout_s)
+
+    def _inherit(self, law: Sites, controller: Controller) -> None:
+        try:
+            controller.inherit(*terms(law))
+            self.has_inherited = True
+        except ValueError:  # anything may be in a store
+            self.refused += 1
 
     def _is_usual(self, slot: int, step_ms: float) -> bool:
         steps, usual_ms = self._seen.get(slot, (0, step_ms))

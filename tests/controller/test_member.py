@@ -1,5 +1,6 @@
 """A replica that joins a fleet: what it ships, what it starts from, and that nothing waits."""
 
+import json
 import threading
 import time
 from dataclasses import replace
@@ -131,6 +132,21 @@ def test_the_job_fits_every_model_and_says_what_failed(
     assert "FAILED" in lines[1]
     with pytest.raises(SystemExit, match="nowhere"):
         main(["sqlite:/nowhere/at/all.db"])
+
+
+def test_an_impossible_law_in_the_store_is_counted(fleet: SqliteStore) -> None:
+    key = "law/a-model/=h100 tp1"
+    record = json.loads(fleet.find(key)[key])
+    record["law"]["mean"] = [[float("nan")] * len(row) for row in record["law"]["mean"]]
+    fleet.put(key, json.dumps(record))
+    member, controller = join(fleet, "new"), Controller(Slo(), LAYERS, EXPERTS, TOP_K)
+    deadline = time.monotonic() + 5.0
+    while not member.state()["refused"]:
+        member.note(Observation(0, Phase.IDLE, 0, 0, 0.0, ()), controller)
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    assert not member.has_inherited
+    member.close()
 
 
 @pytest.mark.parametrize("wrong", [(-1.0, 0.0, 1.0), (1.0, float("nan"), 1.0), (1.0, 0.0, 0.0)])
