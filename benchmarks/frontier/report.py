@@ -178,6 +178,9 @@ def sweep_table(rows: list[Row]) -> list[str]:
 def draw(models: list[tuple[str, list[Row]]], file: Path) -> None:
     """KL over the share of the natural union that is left: one row a model, one column an M."""
     shape = (len(models), len(SHOWN_ROWS))
+    names = sorted({name for _, rows in models for m in SHOWN_ROWS for name in curves_of(rows, m)})
+    names.sort(key=is_ours, reverse=True)
+    colours = {name: matplotlib.colormaps["tab20"](place) for place, name in enumerate(names)}
     figure, axes = plt.subplots(*shape, figsize=(13, 4.2 * shape[0]), squeeze=False, sharey="row")
     for (model, rows), line in zip(models, axes, strict=True):
         for num_rows, axis in zip(SHOWN_ROWS, line, strict=True):
@@ -187,15 +190,15 @@ def draw(models: list[tuple[str, list[Row]]], file: Path) -> None:
                 style: dict[str, Any] = {"lw": 1, "marker": ".", "ls": "--", "zorder": 2}
                 if is_ours(name):
                     style = {"lw": 2.5, "marker": "o", "zorder": 3}
-                axis.plot(*zip(*points, strict=True), label=name, **style)
+                axis.plot(*zip(*points, strict=True), label=name, color=colours[name], **style)
             axis.set(yscale="log", title=f"{model}, M = {num_rows}", xlabel="T / natural T")
             axis.grid(alpha=0.3)
         line[0].set_ylabel("KL to the full model, nats per token")
     drawn = [axis.get_legend_handles_labels() for axis in axes.flat]
-    by_name = {
-        name: line for lines, names in drawn for line, name in zip(lines, names, strict=True)
+    found = {
+        name: line for lines, labels in drawn for line, name in zip(lines, labels, strict=True)
     }
-    figure.legend(by_name.values(), by_name, fontsize=8, loc="center right")
+    figure.legend([found[name] for name in names], names, fontsize=8, loc="center right")
     figure.tight_layout(rect=(0, 0, 0.86, 1))
     figure.savefig(file, dpi=90)
 
