@@ -4,6 +4,7 @@ The text runs through SGLang's engine as prefill, once with every expert and onc
 cut lets the token positions of a prefill share experts in groups of ``rows``, as the rows of a
 decode step do; a group's positions are far apart. KL is between the next-token probabilities of
 the two passes over the same text (teacher forcing), with all earlier tokens cut alike.
+A server cuts answers alone, after an exact prefill of the question: this overstates their loss.
 """
 
 from __future__ import annotations

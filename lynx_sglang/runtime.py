@@ -109,6 +109,12 @@ class Runtime:
             self.num_experts,
             self.top_k,
         )
+        if settings.calibration is not None:
+            logger.info(
+                "lynx is calibrated by %s: demand at least %g",
+                settings.calibration,
+                settings.min_demand,
+            )
 
     def make_buffer(self) -> Buffer:
         """What the data path needs before its first step."""
