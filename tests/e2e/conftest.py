@@ -24,7 +24,8 @@ DEFAULTS = {
     "demand": -1,
     "min_demand": 0.5,
     "floor": 1,
-    "shadow_share": 0,
+    "max_quality_loss": 0,
+    "shadow_share": -1,
 }
 
 

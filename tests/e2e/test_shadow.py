@@ -95,3 +95,28 @@ def test_the_kl_is_what_two_servers_would_measure(
         for p, q in zip(full, served, strict=True)
     )
     assert after["agreements"] - before["agreements"] == agreed
+
+
+def test_a_tight_quality_limit_binds_the_controller_and_a_loose_one_does_not(
+    lynx: Server, settings: Settings, prompts: list[str], generate: Generate
+) -> None:
+    """An SLO that nothing can meet asks for the deepest cut; the guard alone says how deep."""
+    reached = []
+    for limit in (0, 10, 1e-4):
+        assert settings(slo_itl_ms=0.01, min_demand=0.3, shadow_share=1, max_quality_loss=limit)
+        generate(lynx, prompts[:12], ignore_eos=True, max_new_tokens=60)
+        part = lynx.lynx()
+        assert part is not None
+        reached.append((part["decision"]["reason"], part["decision"]["demand"]))
+    without, loose, tight = reached
+    assert without == loose == ("saturated", 0.3)
+    assert tight[0] == "guard"
+    assert tight[1] > 0.5
+    lines = lynx.get("/metrics").splitlines()
+    (binds,) = [line for line in lines if line.startswith("sglang:lynx_guard_binds{")]
+    assert float(binds.split()[-1]) == 1.0
+
+
+def test_a_limit_that_nothing_would_measure_is_not_taken(lynx: Server, settings: Settings) -> None:
+    assert settings(max_quality_loss=0.01)
+    assert not settings(shadow_share=0)
