@@ -55,10 +55,10 @@ def test_objects_have_the_attributes(path: str) -> None:
     assert set(doors.ATTRIBUTES[path]) <= present
 
 
-def imported(folder: str) -> set[str]:
+def imported(folder: str, *, pattern: str = "*.py") -> set[str]:
     """Top-level packages that a source folder imports."""
     names: set[str] = set()
-    for file in (ROOT / folder).rglob("*.py"):
+    for file in (ROOT / folder).rglob(pattern):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Import):
                 names |= {alias.name.split(".")[0] for alias in node.names}
@@ -74,5 +74,14 @@ def test_imports_go_one_way() -> None:
         "sglang",
         "lynx_sglang",
         "lynx_kernels",
-        "time",
     }
+
+
+def test_only_the_refit_job_waits_by_the_clock() -> None:
+    folder = "controller/lynx_controller"
+    clocked = {
+        file.name
+        for file in (ROOT / folder).rglob("*.py")
+        if "time" in imported(folder, pattern=file.name)
+    }
+    assert clocked == {"refit.py"}
