@@ -7,7 +7,7 @@ MODEL := models/lynx-moe-tiny
 SERVER := --model-path $(MODEL) --device cpu --mem-fraction-static 0.1 --max-total-tokens 32768 \
 	--max-running-requests 64 --port $(PORT)
 
-.PHONY: env demo serve test check format bench gpu-check gpu-bench gpu-e2e gpu-tune gpu-resources clean
+.PHONY: env demo serve test check format bench bench-shadow gpu-check gpu-bench gpu-e2e gpu-tune gpu-resources clean
 
 env: $(STAMP)
 
@@ -41,6 +41,9 @@ format: $(STAMP)
 
 bench: $(STAMP)  ## decode step of plain SGLang and Lynx on this CPU
 	PYTHONPATH=loadtests:models $(PYTHON) benchmarks/decode_step.py
+
+bench-shadow: $(STAMP)  ## what the quality guard's shadow passes cost
+	PYTHONPATH=loadtests:models $(PYTHON) benchmarks/shadow_step.py
 
 # On a GPU machine: no installation, any Python with torch and Triton. ARGS=--dry-run needs no GPU.
 GPU_PYTHON ?= $(if $(wildcard $(STAMP)),$(PYTHON),python3)
