@@ -249,6 +249,43 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     ),
 }
 
+NATIVE_ATTENTION = Door(
+    "sglang.srt.layers.attention.torch_native_backend:TorchNativeAttnBackend",
+    use="base of the CPU platform's attention, and its prefill",
+)
+KV_WRITE = Door("sglang.srt.mem_cache.memory_pool:KVWriteLoc", use="where decode writes its KV")
+ATTENTION_TABLE = Door(
+    "sglang.srt.layers.attention.attention_registry:ATTENTION_BACKENDS",
+    use="is the CPU platform's attention there yet",
+)
+REGISTER_ATTENTION = Door(
+    "sglang.srt.layers.attention.attention_registry:register_attention_backend",
+    use="the CPU platform's attention",
+)
+PLATFORM = Door("sglang.srt.platforms.interface:SRTPlatform", use="base of the CPU platform")
+PLATFORM_CAPABILITIES = Door(
+    "sglang.srt.platforms.interface:PlatformCapabilities", use="what the CPU platform can do"
+)
+PLATFORM_ENUM = Door(
+    "sglang.srt.platforms.device_mixin:PlatformEnum", use="the CPU platform's kind"
+)
+COMBINE_INPUT = Door(
+    "sglang.srt.layers.moe.token_dispatcher:StandardCombineInput", use="what a runner returns"
+)
+HOOK_REGISTRY = Door("sglang.srt.plugins.hook_registry:HookRegistry", use="every hook")
+HOOK_TYPE = Door("sglang.srt.plugins.hook_registry:HookType", use="every hook")
+SCHEDULER_PROCESS = Door(
+    "sglang.srt.managers.scheduler:run_scheduler_process", use="calibration's scheduler"
+)
+UPDATE_REJECTED = Door(
+    "sglang.srt.managers.scheduler_components.internal_state:UpdateRejected",
+    use="a refused change of a setting",
+)
+UPDATE_HANDLER = Door(
+    "sglang.srt.managers.scheduler_components.internal_state:_UpdateHandler",
+    use="a setting that changes at run time",
+)
+
 DOORS: tuple[Door, ...] = tuple(value for value in list(globals().values()) if type(value) is Door)
 
 

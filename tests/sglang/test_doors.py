@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import pkgutil
+import re
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,19 @@ def test_objects_have_the_attributes(path: str) -> None:
         and node.value.id == "self"
     }
     assert set(doors.ATTRIBUTES[path]) <= present
+
+
+def test_every_imported_name_is_in_the_table() -> None:
+    known = " ".join([*(door.path for door in doors.DOORS), *doors.ATTRIBUTES])
+    missing = {
+        f"{node.module}:{alias.name}"
+        for file in (ROOT / "lynx_sglang").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sglang")
+        for alias in node.names
+        if alias.name not in re.split(r"[^\w]+", known)
+    }
+    assert not missing
 
 
 def imported(folder: str, *, pattern: str = "*.py") -> set[str]:
