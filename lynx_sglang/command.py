@@ -11,7 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from lynx_controller import log, refit
+from lynx_controller import refit, replay
 from lynx_sglang import calibrating, doors, platform, settings
 from lynx_sglang.evaluation import cli as evaluation
 
@@ -34,10 +34,10 @@ def main(argv: list[str] | None = None) -> int:
     status.add_argument("--json", action="store_true", help="print the whole state as JSON")
     status.set_defaults(run=lambda args: run_status(args.url, args.json))
 
-    replay = commands.add_parser("replay", help="explain the decisions in a --lynx-decision-log")
-    replay.add_argument("log", type=Path, help="file that the server wrote")
-    replay.add_argument("--step", type=int, help="only this engine step's decisions")
-    replay.set_defaults(run=lambda args: run_replay(args.log, args.step))
+    explain = commands.add_parser("replay", help="explain the decisions in a --lynx-decision-log")
+    explain.add_argument("log", type=Path, help="file that the server wrote")
+    explain.add_argument("--step", type=int, help="only this engine step's decisions")
+    explain.set_defaults(run=lambda args: run_replay(args.log, args.step))
 
     job = commands.add_parser("fleet-refit", help="fit the replicas that share a --lynx-store")
     refit.add_arguments(job)
@@ -96,7 +96,7 @@ def run_status(url: str, as_json: bool) -> int:
 def run_replay(path: Path, step: int | None) -> int:
     """1 for a file that is no log, or where today's controller decides otherwise."""
     try:
-        _calls, differences = log.show(path, step=step)
+        _calls, differences = replay.show(path, step=step)
     except (OSError, ValueError) as error:
         print(f"lynx-sglang: {path}: {error}", file=sys.stderr)
         return 1

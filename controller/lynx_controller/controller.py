@@ -1,38 +1,34 @@
-"""The controller: holds the state, and turns one observation into one decision."""
+"""The controller: learns from one observation and answers with one decision, the budget in it.
+
+gate        is the step worth reading?                         gate
+learn       cost, response, quality, queue, trim               estimator, quality, admission, trim
+decide      forecast + the binding promise -> law -> budget    promises, law, hold, budget
+"""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from operator import itemgetter
-from typing import Any, Final, Literal
+from dataclasses import asdict, replace
+from typing import Any, Literal
 
-import numpy as np
-
+from . import budget
 from .admission import Admission
+from .batch import Batch
 from .config import ControllerConfig
 from .cost import Inherited
-from .estimator import Batch, Estimator
+from .estimator import Estimator
 from .forecast import Forecast
 from .gate import Gate
 from .history import History
-from .law import Move, Situation, decide
+from .hold import Hold
+from .law import Situation, decide
 from .override import Override
+from .promises import Promises
 from .quality import Quality
-from .types import Decision, Key, Observation, Phase, Promises, Reason, Slo, promises_of
-
-PROBE: Final = 10  # saturated decisions until a slow base is taken for a disturbance
-
-
-@dataclass(slots=True)
-class Hold:
-    """What the law remembers of one phase and slot."""
-
-    demand: float = 1.0
-    tail: float = 0.0
-    floored: int = 0  # saturated decisions in a row
+from .trim import Trim
+from .types import Decision, Key, Observation, Phase, Reason, Slo
 
 
 class Controller:
@@ -53,25 +49,26 @@ class Controller:
             raise ValueError(f"num_layers must be at least 1, got {num_layers!r}")
         if not 1 <= top_k <= num_experts:
             raise ValueError(f"top_k must be in [1, {num_experts}], got {top_k!r}")
-        self.slos: tuple[Slo, ...] = ()
         self.config = config if config is not None else ControllerConfig()
         self.num_layers, self.num_experts, self.top_k = num_layers, num_experts, top_k
+        self._gate = Gate(self.config.max_step_ms)
         self._estimator = self._new_estimator()
-        self._admission = Admission()
+        self._trim = Trim(self.config)
         self._quality = Quality(self.config.prior_kl)
+        self._admission = Admission()
+        self._history = History(self._estimator.full_budget, self.config.lag_steps)
         self._holds: dict[Key, Hold] = {}
         self._override: Override | None = None
-        self._handing_over = False
-        self._is_ignoring = False
-        self._ignored = 0  # gaps in the window that no cut could pay for
-        self._gate = Gate(self.config.max_step_ms)
-        full = (num_experts,) * num_layers
-        self._history = History(full, self.config.lag_steps)
+        self._is_handing_over = False
         self._counts: Counter[str] = Counter()
         self._failure: str | None = None
         self._decision = self._full(Reason.FULL)
-        self._promises: Promises = {}
         self.set_slo(slo)
+
+    @property
+    def slos(self) -> tuple[Slo, ...]:
+        """One per class of requests."""
+        return self._promises.slos
 
     @property
     def slo(self) -> Slo:
@@ -103,7 +100,7 @@ class Controller:
         Saves a load step its lag. Steps run under a plan must report `demand` in their observation.
         """
         try:
-            return self._decide(self._batch(phase, rows, slot, flexible_rows))
+            return self._decide(Batch.of(phase, rows, slot, flexible_rows))
         except Exception as error:  # as in step
             self._failure = repr(error)[:200]
             return self._full(Reason.FAILED)
@@ -115,20 +112,15 @@ class Controller:
 
         For a batch that was decided for: learns nothing, moves nothing.
         """
-        forecast = self._forecast(self._batch(phase, rows, slot, None))
+        forecast = self._forecast(Batch.of(phase, rows, slot, None))
         if forecast is None:
             return None
         return forecast.ms(self.config.min_demand), forecast.ms(1.0)
 
     def set_slo(self, slo: Slo | Sequence[Slo]) -> None:
         """One promise, or one per class of requests: they share the steps, the strictest rules."""
-        slos = (slo,) if isinstance(slo, Slo) else tuple(slo)
-        if not slos:
-            raise ValueError("at least one Slo is needed; Slo() promises nothing")
-        self.slos, self._promises = slos, promises_of(slos)
-        self._ttft_ms = min((slo.ttft_ms for slo in slos if slo.ttft_ms is not None), default=None)
-        tails = self._estimator.tails
-        self._estimator.tails = {each: tails[each] for each in tails if each in self._promises}
+        self._promises = Promises.of(slo)
+        self._trim.keep(self._promises)
 
     def set_min_demand(self, min_demand: float) -> None:
         self.config = replace(self.config, min_demand=min_demand)
@@ -145,7 +137,7 @@ class Controller:
         Under an SLO a cap alone leaves the demand to the law, which then works below the cap.
         """
         if budget is None and demand is None:
-            self._handing_over = self._override is not None
+            self._is_handing_over = self._override is not None
             self._override = None
             return
         self._override = Override.make(budget, demand, self.num_experts)
@@ -156,67 +148,44 @@ class Controller:
 
     def state(self) -> dict[str, Any]:
         """For telemetry and logs: plain numbers, strings and dicts."""
-        estimator, decision = self._estimator, self._decision
-        cost = estimator.cost
         return {
-            "slo_ms": self.slo.itl_ms,
-            "percentile": self.slo.percentile,
-            "tpot_ms": self.slo.tpot_ms,
-            "ttft_ms": self.slo.ttft_ms,
-            "queue_ms": self._admission.wait_ms,
+            **self._promises.state(),
             "min_demand": self.config.min_demand,
             "max_quality_loss": self.config.max_quality_loss,
-            "guard_demand": decision.guard_demand,
-            "predicted_kl": decision.predicted_kl,
-            "kl_gain": self._quality.gain,
-            "kl_gain_upper": self._quality.upper,
-            "shadow_rows": self._quality.rows,
-            "shadow_agreement": self._quality.agreement,
-            "demand": decision.demand,
-            "reason": decision.reason.value,
-            "saturated": decision.saturated,
-            "predicted_ms": decision.predicted_ms,
-            "target_ms": decision.target_ms,
-            "trim_ms": decision.trim_ms,
-            "outside_ms": decision.outside_ms,
-            "slope_ms": cost.slope_ms,
-            "row_ms": cost.row_ms,
-            "noise": cost.sigma,
-            "shifts": cost.shifts,
-            "ignored_gaps": self._ignored,
-            "retained_mass": estimator.retained,
-            "windowed_itl_ms": estimator.window.gap_ms(self.slo.percentile),
-            "bases_ms": {
-                f"{phase.value}/{slot}": cost.base_ms((phase, slot), hold_rows)
-                for (phase, slot), hold_rows in self._known_rows().items()
-            },
             "override": None if self._override is None else asdict(self._override),
+            **self._decision.terms(),
+            **self._estimator.state(self.slo.percentile),
+            **self._quality.state(),
+            "queue_ms": self._admission.wait_ms,
+            "ignored_gaps": self._trim.ignored,
             "steps": sum(self._counts.values()),
             "counts": dict(self._counts),
             "failure": self._failure,
         }
-
-    def _known_rows(self) -> dict[Key, float]:
-        slots = self._estimator.cost.slots
-        return {key: slot.mean_rows for key, slot in slots.items() if slot.samples}
 
     def _step(self, seen: Observation) -> Decision:
         if not self._gate.admits(seen):
             if self._gate.is_blind and self._override is None:
                 return self._full(Reason.BLIND)
             return replace(self._decision, reason=Reason.FROZEN)
-        batch = self._batch(seen.phase, seen.rows, seen.slot, seen.flexible_rows)
+        batch = Batch.seen(seen)
+        self._learn(seen, batch)
+        return self._decide(batch)
+
+    def _learn(self, seen: Observation, batch: Batch) -> None:
+        """A mixed step says nothing but what its decode rows lost to the prompts beside them."""
+        estimator, applied = self._estimator, self._history.applied(seen)
         gap_ms = seen.step_ms
         if seen.itl_ms is not None and 0.0 < seen.itl_ms <= self.config.max_step_ms:
             gap_ms = seen.itl_ms
-        applied = self._history.applied(seen)
-        active = self._active(seen)
-        if seen.phase is Phase.MIXED:
-            self._estimator.learn_gap(batch, applied, gap_ms)
+        active = estimator.readable(seen.active_experts)
+        is_mixed = seen.phase is Phase.MIXED
+        if is_mixed:
+            estimator.learn_gap(batch, applied, gap_ms)
         elif active is not None:
-            self._estimator.learn(batch, applied, active, seen.step_ms, gap_ms)
-        self._estimator.watch_mass(seen.retained_mass)
-        if seen.phase is not Phase.MIXED and applied.is_certain:
+            estimator.learn(batch, applied, active, seen.step_ms, gap_ms)
+        estimator.watch_mass(seen.retained_mass)
+        if not is_mixed and applied.is_certain:
             self._quality.learn(
                 batch.key,
                 batch.flexible,
@@ -225,68 +194,70 @@ class Controller:
                 seen.shadow_kl,
                 seen.shadow_agreement,
             )
-        if seen.phase is not Phase.MIXED:
+        if not is_mixed:
             self._admission.watch(seen.queue_ms)
-        self._track_tail(batch)
-        return self._decide(batch)
-
-    def _batch(self, phase: Phase, rows: int, slot: int, flexible: int | None) -> Batch:
-        kind = Phase.VERIFY if phase is Phase.VERIFY else Phase.DECODE
-        rows = int(rows)
-        slot = int(slot) if slot > 0 else 1 << (rows - 1).bit_length()
-        flexible = rows if flexible is None else min(max(flexible, 0), rows)
-        return Batch((kind, slot), rows, flexible)
-
-    def _active(self, seen: Observation) -> list[float] | None:
-        """Active experts per layer, or None where the step did not report them."""
-        active = [float(count) for count in seen.active_experts]
-        if len(active) != self.num_layers or not sum(active) > 0.0:  # NaN fails too
-            return None
-        return active if min(active) >= 0.0 and max(active) <= self.num_experts else None
+        forecast = self._forecast(batch)
+        if forecast is not None and self._promises.limits_ms:
+            hold = self._holds.setdefault(batch.key, Hold())
+            floor_ms = forecast.ms(max(self.config.min_demand, self._guard(batch, hold)))
+            own_ms = forecast.ms(hold.demand)
+            self._trim.track(estimator.window, self._promises, own_ms, floor_ms)
 
     def _decide(self, batch: Batch) -> Decision:
+        """The budget is decided here, by `law.decide`, unless an operator fixed it."""
         hold = self._holds.setdefault(batch.key, Hold())
         forecast = self._forecast(batch)
-        fixed = self._override
-        if fixed is not None:
-            if fixed.demand is not None or forecast is None or not self._is_promising:
-                return self._overridden(forecast, hold, fixed)
-            forecast = forecast.capped(float((fixed.cap or self.num_experts) * self.num_layers))
+        order = self._override
+        if order is not None:
+            if order.demand is not None or forecast is None or not self._promises:
+                return self._fixed(forecast, hold, order)
+            forecast = forecast.capped(float((order.cap or self.num_experts) * self.num_layers))
         if forecast is None:
             return self._full(Reason.FULL)
-        slo_ms, tail, _ = self._binding()
-        queue_ms = self._admission.limit_ms(self._ttft_ms, forecast.ms(1.0))
+        slo_ms, tail, _ = self._promises.binding(self._trim.tails)
+        queue_ms = self._admission.limit_ms(self._promises.ttft_ms, forecast.ms(1.0))
         is_queueing = queue_ms < slo_ms / max(1.0 + tail, 0.5)
         if is_queueing:
             slo_ms, tail = queue_ms, 0.0
         if math.isinf(slo_ms):
             hold.demand = 1.0
             return self._full(Reason.FULL, forecast)
-        situation = Situation(
+        excess_ms = 0.0
+        if not is_queueing:
+            excess_ms = self._estimator.disturbance_ms(batch, forecast, hold.has_tried_floor)
+        now = Situation(
             forecast,
             slo_ms=slo_ms,
             tail=tail,
             held_tail=hold.tail,
-            excess_ms=0.0 if is_queueing else self._excess_ms(batch, forecast, hold),
+            excess_ms=excess_ms,
             held=hold.demand,
             guard=self._guard(batch, hold),
         )
-        move = decide(situation, self.config)
+        move = decide(now, self.config)
         if is_queueing and not move.saturated and move.demand < 1.0:
             move = replace(move, reason=Reason.QUEUE)
-        if self._handing_over:
-            move = self._hand_over(move, hold)
-        if move.saturated:
-            hold.floored += 1
-        elif move.reason is not Reason.OUTSIDE:
-            hold.floored = 0
-        if move.demand != hold.demand:
-            hold.demand, hold.tail = move.demand, situation.tail
-        return self._settle(move, situation, batch.key)
+        if self._is_handing_over:
+            wanted, move = move, hold.walk(move, self.config.handover)
+            self._is_handing_over = move is not wanted
+        hold.take(move, tail)
+        if self._trim.is_ignoring and not move.saturated:
+            move = replace(move, reason=Reason.OUTSIDE)
+        return replace(
+            budget.moved(self._estimator, forecast, move, self.config.cap_slack, order),
+            trim_ms=move.target_ms - slo_ms * (1.0 - self.config.margin),
+            outside_ms=excess_ms,
+            guard_demand=now.guard,
+            predicted_kl=self._quality.kl_at(batch.key, move.demand),
+        )
 
-    @property
-    def _is_promising(self) -> bool:
-        return bool(self._promises) or self._ttft_ms is not None
+    def _fixed(self, forecast: Forecast | None, hold: Hold, order: Override) -> Decision:
+        decision = budget.fixed(self._estimator, forecast, order)
+        hold.demand = decision.demand
+        if forecast is not None:  # where the law will take over
+            active = order.active(forecast, self.num_layers, self.num_experts)
+            hold.demand = min(decision.demand, forecast.demand_of(active))
+        return decision
 
     def _guard(self, batch: Batch, hold: Hold) -> float:
         """The least demand that the limit on quality allows; a new limit walks up to it."""
@@ -296,118 +267,16 @@ class Controller:
         wanted = self._quality.demand_for(batch.key, limit)
         return min(wanted, hold.demand + self.config.handover, 1.0)
 
-    def _binding(self) -> tuple[float, float, float | None]:
-        """The promise that leaves a step the least time: limit, trim, statistic; inf: none."""
-        tails = self._estimator.tails
-        found = [
-            (limit_ms / max(1.0 + tails.get(each, 0.0), 0.5), limit_ms, tails.get(each, 0.0), each)
-            for each, limit_ms in self._promises.items()
-        ]
-        return min(found, key=itemgetter(0), default=(math.inf, math.inf, 0.0, None))[1:]
-
-    def _track_tail(self, batch: Batch) -> None:
-        forecast = self._forecast(batch)
-        if forecast is None or not self._promises:
-            return
-        hold = self._holds.setdefault(batch.key, Hold())
-        floor_ms = forecast.ms(max(self.config.min_demand, self._guard(batch, hold)))
-        own_ms = forecast.ms(hold.demand)
-        ignored = {}
-        for statistic, limit_ms in self._promises.items():
-            room_ms = max(0.0, limit_ms * (1.0 - self.config.margin) - floor_ms)
-            payable_ms = room_ms * (0.95 if self._is_ignoring else 1.05)
-            ignored[statistic] = self._estimator.track_tail(statistic, own_ms, payable_ms)
-        statistic = self._binding()[2]
-        self._ignored = ignored[statistic]
-        allowed = 0.05 if statistic is None else 1.0 - statistic / 100.0
-        self._is_ignoring = self._ignored / self.config.window_steps > allowed
-
     def _forecast(self, batch: Batch) -> Forecast | None:
         forecast = self._estimator.forecast(batch)
         if forecast is not None and not math.isfinite(forecast.ms(1.0)):
             self._estimator = self._new_estimator()
+            self._trim.tails.clear()
             raise RuntimeError("the model diverged; it starts anew")
         return forecast
 
     def _new_estimator(self) -> Estimator:
         return Estimator(self.config, self.num_layers, self.num_experts, self.top_k)
 
-    def _excess_ms(self, batch: Batch, forecast: Forecast, hold: Hold) -> float:
-        """The base's disturbance, once it cannot be mistaken for dearer experts.
-
-        Either it is beyond what experts could ever explain, or the floor was tried and did not pay.
-        """
-        excess_ms = self._estimator.cost.excess_ms(batch.key)
-        experts_ms = forecast.ms(1.0) - forecast.base_ms
-        return excess_ms if excess_ms > 2.0 * experts_ms or hold.floored >= PROBE else 0.0
-
-    def _hand_over(self, move: Move, hold: Hold) -> Move:
-        """After an override: walk from its demand to the law's instead of jumping."""
-        step = self.config.handover
-        if abs(move.demand - hold.demand) <= step:
-            self._handing_over = False
-            return move
-        demand = hold.demand + math.copysign(step, move.demand - hold.demand)
-        return replace(move, demand=demand)
-
-    def _overridden(self, forecast: Forecast | None, hold: Hold, fixed: Override) -> Decision:
-        demand = 1.0 if fixed.demand is None else fixed.demand
-        cap = self.num_experts if fixed.cap is None else fixed.cap
-        full = self._full(Reason.OVERRIDE, forecast)
-        decision = replace(full, demand=demand, budget=(cap,) * self.num_layers)
-        hold.demand = demand
-        if forecast is None:
-            return decision
-        active = min(forecast.active(demand), float(cap * self.num_layers))
-        hold.demand = min(demand, forecast.demand_of(active))  # where the law will take over
-        return replace(
-            decision,
-            expected_active=self._expected(active),
-            predicted_ms=forecast.base_ms + forecast.slope_ms * active,
-        )
-
-    def _expected(self, active: float) -> tuple[float, ...]:
-        """Active experts per layer, from their sum."""
-        layers = np.minimum(self._estimator.layer_share * active, self.num_experts)
-        return tuple(layers.tolist())
-
-    def _settle(self, move: Move, situation: Situation, key: Key) -> Decision:
-        """The move as a decision: expected active experts and the cap above them, per layer."""
-        forecast = situation.forecast
-        active = forecast.active(move.demand)
-        expected = self._expected(active)
-        if move.demand >= 1.0:
-            budget = self._history.full
-        else:
-            cap = np.ceil(self.config.cap_slack * np.array(expected))
-            limit = np.minimum(np.maximum(cap, self.top_k), self.num_experts)
-            budget = tuple(limit.astype(int).tolist())
-        if self._override is not None and self._override.cap is not None:
-            budget = tuple(min(each, self._override.cap) for each in budget)
-        return Decision(
-            budget=budget,
-            demand=move.demand,
-            expected_active=expected,
-            reason=Reason.OUTSIDE if self._is_ignoring and not move.saturated else move.reason,
-            saturated=move.saturated,
-            predicted_ms=forecast.base_ms + forecast.slope_ms * active,
-            target_ms=move.target_ms,
-            trim_ms=move.target_ms - situation.slo_ms * (1.0 - self.config.margin),
-            outside_ms=situation.excess_ms,
-            guard_demand=situation.guard,
-            predicted_kl=self._quality.kl_at(key, move.demand),
-        )
-
     def _full(self, reason: Reason, forecast: Forecast | None = None) -> Decision:
-        active = float(self.num_experts * self.num_layers)
-        predicted_ms = 0.0
-        if forecast is not None:
-            active, predicted_ms = forecast.active(1.0), forecast.ms(1.0)
-        return Decision(
-            budget=self._history.full,
-            demand=1.0,
-            expected_active=self._expected(active),
-            reason=reason,
-            saturated=False,
-            predicted_ms=predicted_ms,
-        )
+        return budget.full(self._estimator, reason, forecast)

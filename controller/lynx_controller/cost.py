@@ -94,6 +94,14 @@ class CostModel:
         away = self.row_ms * (rows - slot.mean_rows)
         return max(0.0, slot.mean_ms - self.slope_ms * slot.mean_active + away)
 
+    def bases_ms(self) -> dict[str, float | None]:
+        """By phase and slot, at the rows that it usually has; for telemetry."""
+        return {
+            f"{phase.value}/{size}": self.base_ms((phase, size), slot.mean_rows)
+            for (phase, size), slot in self.slots.items()
+            if slot.samples
+        }
+
     def excess_ms(self, key: Key) -> float:
         """The disturbance in a slot's base, where it is more than noise."""
         slot = self.slots.get(key)

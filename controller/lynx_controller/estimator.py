@@ -1,33 +1,24 @@
-"""What is known about the plant: cost, response, layers and the measured tail, learned per step."""
+"""What is known about the plant: cost, response, layers and gaps, learned per step."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import ge
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
+from .batch import Batch
 from .config import ControllerConfig
 from .cost import CostModel
 from .forecast import Forecast
 from .history import Applied
 from .response import Response
-from .types import Key
 from .window import Window
 
 LAYER_GAIN: Final = 0.05  # per step, of each layer's share of the active experts
 LOUD: Final = 4.0  # standard deviations beyond which a residual is a disturbance, not noise
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """The rows of one step, and the state they belong to."""
-
-    key: Key  # phase and slot
-    rows: int
-    flexible: int
 
 
 @dataclass(slots=True)
@@ -40,8 +31,6 @@ class Estimator:
     response: Response = field(init=False)
     window: Window = field(init=False)
     layer_share: np.ndarray[tuple[int], np.dtype[np.float64]] = field(init=False)
-    tails: dict[float | None, float] = field(default_factory=dict)
-    """The trim of each promised statistic, relative to the step's own time."""
     retained: float | None = None  # share of gate mass kept, smoothed over layers and steps
 
     def __post_init__(self) -> None:
@@ -49,6 +38,35 @@ class Estimator:
         self.response = Response(self.config, self.num_layers, self.num_experts, self.top_k)
         self.window = Window.prior(self.config.window_steps, self.config.prior_noise)
         self.layer_share = np.full(self.num_layers, 1.0 / self.num_layers)
+
+    @property
+    def full_budget(self) -> tuple[int, ...]:
+        """[L] the cap that cuts nothing."""
+        return (self.num_experts,) * self.num_layers
+
+    def per_layer(self, active: float) -> tuple[float, ...]:
+        """[L] active experts, from their sum."""
+        layers = np.minimum(self.layer_share * active, self.num_experts)
+        return tuple(layers.tolist())
+
+    def state(self, percentile: float) -> dict[str, Any]:
+        """For telemetry."""
+        return {
+            "slope_ms": self.cost.slope_ms,
+            "row_ms": self.cost.row_ms,
+            "noise": self.cost.sigma,
+            "shifts": self.cost.shifts,
+            "bases_ms": self.cost.bases_ms(),
+            "retained_mass": self.retained,
+            "windowed_itl_ms": self.window.gap_ms(percentile),
+        }
+
+    def readable(self, active_experts: Sequence[float]) -> list[float] | None:
+        """[L] active experts as a step reported them; None where it did not."""
+        active = [float(count) for count in active_experts]
+        if len(active) != self.num_layers or not sum(active) > 0.0:  # NaN fails too
+            return None
+        return active if min(active) >= 0.0 and max(active) <= self.num_experts else None
 
     def forecast(self, batch: Batch) -> Forecast | None:
         """None until one step's cost is known."""
@@ -61,6 +79,15 @@ class Estimator:
         top = values[-1]
         active = tuple(uniform * (exact * top + (1.0 - exact) * value) for value in values)
         return Forecast(base_ms, self.cost.slope_ms, active)
+
+    def disturbance_ms(self, batch: Batch, forecast: Forecast, has_tried_floor: bool) -> float:
+        """The base's excess, once it cannot be mistaken for dearer experts.
+
+        Either it is beyond what experts could ever explain, or the floor was tried and did not pay.
+        """
+        excess_ms = self.cost.excess_ms(batch.key)
+        experts_ms = forecast.ms(1.0) - forecast.base_ms
+        return excess_ms if excess_ms > 2.0 * experts_ms or has_tried_floor else 0.0
 
     def learn(
         self, batch: Batch, applied: Applied, active: list[float], step_ms: float, gap_ms: float
@@ -90,15 +117,6 @@ class Estimator:
         if 0.0 <= mass <= 1.0:
             before = mass if self.retained is None else self.retained
             self.retained = before + LAYER_GAIN * (mass - before)
-
-    def track_tail(self, percentile: float | None, own_ms: float, payable_ms: float) -> int:
-        """Move the trim towards what was measured, fast up, slow down; the gaps it ignored."""
-        measured_ms, ignored = self.window.tail_ms(percentile, own_ms, payable_ms)
-        measured = measured_ms / own_ms
-        tail = self.tails.get(percentile, measured)
-        gain = self.config.tail_up if measured > tail else self.config.tail_down
-        self.tails[percentile] = tail + gain * (measured - tail)
-        return ignored
 
     def _exact_share(self, batch: Batch) -> float:
         """Share of the natural union that exact rows hold, whatever the demand."""

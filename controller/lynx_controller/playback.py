@@ -18,7 +18,8 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-from .estimator import Batch, Estimator
+from .batch import Batch
+from .estimator import Estimator
 from .history import Applied
 from .log import controller_of
 from .quality import Quality
@@ -96,12 +97,12 @@ class Playback:
         full = (self.num_experts,) * self.num_layers
         active = [float(each) for each in seen.active_experts]
         applied = Applied(demand, full, is_certain=True)
-        self._estimator.learn(_batch(seen), applied, active, seen.step_ms, seen.step_ms)
-        rows = seen.rows if seen.flexible_rows is None else seen.flexible_rows
-        self._quality.learn((seen.phase, _slot(seen)), rows, demand, seen.retained_mass, None, None)
+        batch = Batch.seen(seen)
+        self._estimator.learn(batch, applied, active, seen.step_ms, seen.step_ms)
+        self._quality.learn(batch.key, batch.flexible, demand, seen.retained_mass, None, None)
 
     def _active(self, seen: Observation, demand: float, cap: list[float]) -> list[float]:
-        forecast = self._estimator.forecast(_batch(seen))
+        forecast = self._estimator.forecast(Batch.seen(seen))
         ratio = 1.0
         if forecast is not None:
             ratio = forecast.active(demand) / max(forecast.active(float(seen.demand or 0.0)), 1e-9)
@@ -115,13 +116,4 @@ class Playback:
         if lost > 0.0 and len(seen.retained_mass):
             loss = sum((1.0 - each) ** 2 for each in seen.retained_mass) / len(seen.retained_mass)
             return loss * ((1.0 - demand) / lost) ** 2
-        return self._quality.loss_at((seen.phase, _slot(seen)), demand)
-
-
-def _slot(seen: Observation) -> int:
-    return seen.slot if seen.slot > 0 else 1 << (seen.rows - 1).bit_length()
-
-
-def _batch(seen: Observation) -> Batch:
-    rows = seen.rows if seen.flexible_rows is None else min(max(seen.flexible_rows, 0), seen.rows)
-    return Batch((seen.phase, _slot(seen)), seen.rows, rows)
+        return self._quality.loss_at(Batch.seen(seen).key, demand)

@@ -60,6 +60,15 @@ class Quality:
         error = math.sqrt(variance / (self._informative_rows() + PRIOR_ROWS))
         return self.gain * (1.0 + UPPER * error)
 
+    def state(self) -> dict[str, float | None]:
+        """For telemetry."""
+        return {
+            "kl_gain": self.gain,
+            "kl_gain_upper": self.upper,
+            "shadow_rows": self.rows,
+            "shadow_agreement": self.agreement,
+        }
+
     def kl_at(self, key: Key, demand: float) -> float:
         """Nats to be expected at a demand, with 90 % confidence."""
         loss = self.loss_at(key, demand)

@@ -63,18 +63,8 @@ class Slo:
             raise ValueError(f"percentile must be in [50, 99.9], got {self.percentile!r}")
 
 
-Promises: TypeAlias = dict[float | None, float]
-"""Limit in ms of each statistic of the gaps that is promised: a percentile, or None, the mean."""
-
-
-def promises_of(slos: Sequence[Slo]) -> Promises:
-    """What all classes together ask for: all share the steps, so the lower limit holds."""
-    limits: Promises = {}
-    for slo in slos:
-        for statistic, limit_ms in ((slo.percentile, slo.itl_ms), (None, slo.tpot_ms)):
-            if limit_ms is not None:
-                limits[statistic] = min(limit_ms, limits.get(statistic, limit_ms))
-    return limits
+Statistic: TypeAlias = float | None
+"""Of the gaps: a percentile, or None, their mean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +114,11 @@ class Decision:
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "reason": self.reason.value}
+
+    def terms(self) -> dict[str, Any]:
+        """All but what it is per layer."""
+        told = self.to_dict()
+        return {name: told[name] for name in told if name not in ("budget", "expected_active")}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Decision:

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lynx_controller import ControllerConfig, Observation, Phase, Reason, Slo
-from lynx_controller.log import BECAUSE, Log, LoggedController, replay, show
+from lynx_controller.log import Log, LoggedController
+from lynx_controller.replay import BECAUSE, replay, show
 from lynx_controller.simulator import Load, Plant, simulate
 
 
