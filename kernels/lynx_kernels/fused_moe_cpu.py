@@ -1,4 +1,4 @@
-"""Fused MoE on CPU: one matrix product per active expert into one buffer.
+"""Fused MoE on CPU: one grouped product of the active experts each way.
 
 The rows of each expert, their order and each element's operations are those of SGLang's
 `moe_forward_native`, so the result is the same bit for bit. What is saved is everything around the
@@ -7,20 +7,19 @@ products: the loop over idle experts, an activation per expert, concatenation an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from lynx_kernels import scratch
 from lynx_kernels.activation import ACTIVATIONS
+from lynx_kernels.grouped_mm_cpu import Ints, grouped_mm
 
 ALIGNMENT = 64  # bytes, of every allocation
 
 
 class CpuExperts:
-    """The experts of one layer, ready to run: views of the weights, which may change in place.
+    """The experts of one layer, ready to run: the weights may change in place.
 
     w13 [E, 2I, H] (gate rows first), w2 [E, H, I], w13_bias [E, 2I], w2_bias [E, H].
     """
@@ -35,9 +34,7 @@ class CpuExperts:
         activation: str = "silu",
     ) -> None:
         self._num_experts = w13.shape[0]
-        w13, w2 = w13.detach(), w2.detach()
-        self._up = w13.transpose(1, 2).unbind(0)  # E times [H, 2I]
-        self._down = w2.transpose(1, 2).unbind(0)  # E times [I, H]
+        self._w13, self._w2 = w13.detach(), w2.detach()
         # Float32 products depend on the alignment of their rows; native's start at an allocation.
         row_bytes = [size * w2.element_size() for size in w2.shape[1:]]
         self._is_aligned = w2.element_size() < 4 or not any(b % ALIGNMENT for b in row_bytes)
@@ -69,7 +66,7 @@ class CpuExperts:
         if apply_router_weight_on_input:
             rows = (rows * topk_weights.reshape(-1)[order, None]).to(hidden.dtype)
             topk_weights = torch.ones_like(topk_weights)
-        outputs = self._run(rows, active.tolist(), counts[1:][active].tolist())
+        outputs = self._run(rows, active, counts[1:][active])
 
         num_slots = flat_ids.shape[0]
         if num_empty:
@@ -80,34 +77,25 @@ class CpuExperts:
         weighted = slots.view(*topk_ids.shape, hidden.shape[1]).type(topk_weights.dtype)
         return weighted.mul_(topk_weights.unsqueeze(-1)).sum(dim=1).type(hidden.dtype)
 
-    def _run(self, rows: Tensor, active: list[int], counts: list[int]) -> Tensor:
+    def _run(self, rows: Tensor, active: Ints, counts: Ints) -> Tensor:
         """Expert outputs of rows that are grouped by active expert: [rows, H]."""
         if self._is_aligned or len(active) < 2:
             return self._run_together(rows, active, counts)
-        groups = zip(active, rows.split_with_sizes(counts), counts, strict=True)
-        return torch.cat([self._run_together(x, [expert], [count]) for expert, x, count in groups])
+        groups = enumerate(rows.split_with_sizes(counts.tolist()))
+        return torch.cat(
+            [self._run_together(x, active[i : i + 1], counts[i : i + 1]) for i, x in groups]
+        )
 
-    def _run_together(self, rows: Tensor, active: list[int], counts: list[int]) -> Tensor:
-        gate_up = _products(rows, self._up, active, counts)
+    def _run_together(self, rows: Tensor, active: Ints, counts: Ints) -> Tensor:
+        gate_up = grouped_mm(rows, self._w13, active, counts)
         if self._w13_bias is not None:
             gate_up = _add_bias(gate_up, self._w13_bias, active, counts)
-        outputs = _products(self._activation(gate_up), self._down, active, counts)
+        outputs = grouped_mm(self._activation(gate_up), self._w2, active, counts)
         if self._w2_bias is not None:
             outputs = _add_bias(outputs, self._w2_bias, active, counts)
         return outputs
 
 
-def _products(
-    rows: Tensor, weights: Sequence[Tensor], active: list[int], counts: list[int]
-) -> Tensor:
-    """Each group of rows times its expert's weights: [rows, columns]."""
-    out = scratch.empty(rows.shape[0], weights[0].shape[1], like=rows)
-    groups = zip(active, rows.split_with_sizes(counts), out.split_with_sizes(counts), strict=True)
-    for expert, x, y in groups:
-        torch.mm(x, weights[expert], out=y)
-    return out
-
-
-def _add_bias(rows: Tensor, bias: Tensor, active: list[int], counts: list[int]) -> Tensor:
-    per_row = bias[torch.tensor(active).repeat_interleave(torch.tensor(counts))]
+def _add_bias(rows: Tensor, bias: Tensor, active: Ints, counts: Ints) -> Tensor:
+    per_row = bias[torch.from_numpy(active).repeat_interleave(torch.from_numpy(counts))]
     return (rows.float() + per_row).to(rows.dtype)

@@ -204,8 +204,8 @@ def select_rows(
     out_weights: Array,  # [M, K] out
     retained: Array,  # [M] out
     active: Array,  # [E] out
-) -> tuple[int, bool]:
-    """All rows; returns T, and whether anything differs from the input."""
+) -> int:
+    """All rows; returns T."""
     num_rows, top_k = ids.shape
     num_experts = scores.shape[1]
     protected = np.zeros(num_experts, np.bool_)
@@ -237,12 +237,10 @@ def select_rows(
         )
 
     active[:] = False
-    is_changed = False
     for r in range(num_rows):
         retained[r] = 1.0
         if classes[r] == PAD:
             out_ids[r], out_weights[r] = -1, 0.0
-            is_changed = True
             continue
         kept, total, is_whole = 0, 0, True
         for k in range(top_k):
@@ -255,7 +253,6 @@ def select_rows(
         if is_whole:
             out_ids[r], out_weights[r] = ids[r], weights[r]
         else:
-            is_changed = True
             retained[r] = kept / total if total > 0 else 1.0
             if weights_rule == MOVED:
                 move_row(ids[r], weights[r], allowed, targets, out_ids[r], out_weights[r])
@@ -267,4 +264,5 @@ def select_rows(
         for k in range(top_k):
             if 0 <= out_ids[r, k] < num_experts:
                 active[out_ids[r, k]] = True
-    return active.sum(), is_changed
+    num_active: int = active.sum()
+    return num_active
