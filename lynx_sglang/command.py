@@ -113,14 +113,15 @@ def describe(part: dict[str, Any]) -> str:
     decision, steps = part["decision"], max(part["decode_steps"], 1)
     set_to = part["settings"]
     budget = sum(decision["budget"]) / part["num_layers"]
-    slo = set_to["slo_itl_ms"]
-    promise = "no SLO" if slo is None else f"SLO p{set_to['slo_percentile']:g} ITL {slo:g} ms"
+    waited = ""
+    if set_to["slo_ttft_ms"] is not None and part["controller"] is not None:
+        waited = f", requests wait {part['controller']['queue_ms'] / 1e3:.1f} s for a place"
     return "\n".join(
         [
-            f"policy {set_to['policy']}, {promise}",
+            f"policy {set_to['policy']}, {settings.promise_of(set_to)}",
             f"now: demand {decision['demand']:.3f}, cap {budget:.1f} of {part['num_experts']} "
             f"experts, {decision['reason']}{', saturated' if decision['saturated'] else ''}, "
-            f"predicted {decision['predicted_ms']:.1f} ms",
+            f"predicted {decision['predicted_ms']:.1f} ms{waited}",
             f"since start: {part['decode_steps']} decode steps, "
             f"{part['active_experts_sum'] / steps:.1f} active experts, "
             f"{part['retained_mass_sum'] / steps:.4f} retained mass",

@@ -222,14 +222,17 @@ UPDATE_HANDLERS = Door(
     "/set_internal_state",
 )
 
-# Attributes of SGLang's objects that the GPU path reads or sets, by class.
+# Attributes of SGLang's objects that are read or set, by class: most on a GPU alone.
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "sglang.srt.managers.scheduler:Scheduler": (
         "enable_overlap",
         "forward_stream_ctx",
         "forward_ct",
         "metrics_reporter",
+        "waiting_queue",
     ),
+    "sglang.srt.managers.schedule_batch:Req": ("time_stats",),
+    "sglang.srt.observability.req_time_stats:SchedulerReqTimeStats": ("wait_queue_entry_time",),
     "sglang.srt.layers.moe.moe_runner.runner:MoeRunner": ("fused_func", "runner_backend"),
     "sglang.srt.layers.moe.fused_moe_triton.layer:FusedMoE": (
         "layer_id",

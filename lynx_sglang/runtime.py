@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lynx_controller import Controller, ControllerConfig, Decision, Observation, Phase, Slo
+from lynx_controller import Controller, ControllerConfig, Decision, Observation, Phase
 from lynx_controller.log import Log, LoggedController
 from lynx_controller.member import Member
 from lynx_kernels import select, warm_up
@@ -27,9 +27,10 @@ from lynx_sglang import doors, membership, runner, shadow, telemetry, tier
 from lynx_sglang.buffer import Buffer
 from lynx_sglang.clock import StepClock
 from lynx_sglang.errors import LynxError
-from lynx_sglang.settings import Settings
+from lynx_sglang.settings import Settings, promise_of
 from lynx_sglang.step import SLOTS, Step, pad_to, slot_of, step_of
 from lynx_sglang.tier import Tier
+from lynx_sglang.waiting import Waiting
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ class Runtime:
         if settings.decision_log is not None:
             make = partial(LoggedController, Log(Path(settings.decision_log)))
         self.controller = make(
-            slo=Slo(itl_ms=settings.slo_itl_ms, percentile=settings.slo_percentile),
+            slo=settings.slo,
             num_layers=len(self.layer_ids),
             num_experts=self.num_experts,
             top_k=self.top_k,
@@ -95,9 +96,7 @@ class Runtime:
             "lynx is active: policy %s, %s, %s, budget %s, demand %s (at least %s), floor %d, "
             "%d MoE layers of %d experts, top-%d",
             settings.policy,
-            f"SLO p{settings.slo_percentile:g} ITL {settings.slo_itl_ms:g} ms"
-            if settings.slo_itl_ms is not None
-            else "no SLO",
+            promise_of(asdict(settings)),
             f"quality limit {settings.max_quality_loss:g} nats"
             if settings.max_quality_loss is not None
             else "no quality limit",
@@ -130,7 +129,7 @@ class Runtime:
         demand = None if settings.demand == "auto" else float(settings.demand)
         if settings.budget == "full":
             demand = 1.0
-        self.controller.set_slo(Slo(settings.slo_itl_ms, settings.slo_percentile))
+        self.controller.set_slo(settings.slo)
         self.controller.set_min_demand(settings.min_demand)
         self.controller.set_max_quality_loss(settings.max_quality_loss)
         self.controller.override(budget=budget, demand=demand)
@@ -216,6 +215,8 @@ class Runtime:
                 )
             self.shadow_refusal = self.refuse_shadow(scheduler.model_config)
         step = step_of(batch, scheduler.forward_ct + 1, self.default_tier)
+        if step.rows and self.settings.slo_ttft_ms is not None:
+            step.waiting = Waiting.of(scheduler)
         if step.rows and batch_of(step) != self._planned_for:
             self._plan(batch_of(step))
         return step
@@ -288,6 +289,8 @@ class Runtime:
             retained_mass=[step.retained_mass.get(layer, 1.0) for layer in self.layer_ids],
             kv_tokens=step.kv_tokens,
             flexible_rows=step.num_flexible,
+            queue=None if step.waiting is None else step.waiting.requests,
+            queue_ms=None if step.waiting is None else step.waiting.oldest_ms,
             demand=ran_under.demand,
             budget_applied=ran_under.budget,
             shadow_kl=None if step.shadow is None else step.shadow.mean_kl,

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from lynx_controller import Slo
 from lynx_controller.store import open_store
 from lynx_kernels import POLICIES
 from lynx_sglang import calibration
@@ -128,6 +129,13 @@ class Settings:
         "a percentile in [50, 99.9]",
         "Percentile of the inter-token latency that the SLO speaks of.",
     )
+    slo_ttft_ms: float | None = option(
+        None,
+        _word_or(("none",), _in_range(0.0, 600_000.0, is_open_low=True)),
+        "a number of milliseconds in (0, 600000], or none",
+        "Time to first token to hold, in ms, as far as it is a wait for a place among the running "
+        "requests: faster steps free one sooner. Prefill is not made faster.",
+    )
     budget: int | str = option(
         "auto",
         _word_or(("auto", "full"), _cap),
@@ -211,9 +219,15 @@ class Settings:
         return cls(**json.loads(text))
 
     @property
+    def slo(self) -> Slo:
+        """What is promised, as the controller takes it."""
+        return Slo(self.slo_itl_ms, self.slo_percentile, ttft_ms=self.slo_ttft_ms)
+
+    @property
     def is_controlled(self) -> bool:
         """Whether the controller decides: an SLO is set, and a knob is left to it."""
-        return self.slo_itl_ms is not None and self.budget != "full" and self.demand == "auto"
+        is_promising = self.slo_itl_ms is not None or self.slo_ttft_ms is not None
+        return is_promising and self.budget != "full" and self.demand == "auto"
 
     @property
     def shadowed_share(self) -> float:
@@ -238,6 +252,14 @@ class Settings:
         if self.budget.endswith("%"):
             return max(1, math.floor(num_experts * float(self.budget[:-1]) / 100 + 0.5))
         return num_experts
+
+
+def promise_of(values: Mapping[str, Any]) -> str:
+    """The SLO among settings by name, in words."""
+    itl_ms, ttft_ms = values["slo_itl_ms"], values["slo_ttft_ms"]
+    promises = [] if itl_ms is None else [f"SLO p{values['slo_percentile']:g} ITL {itl_ms:g} ms"]
+    promises += [] if ttft_ms is None else [f"SLO TTFT {ttft_ms:g} ms"]
+    return ", ".join(promises) or "no SLO"
 
 
 def flag_of(name: str) -> str:

@@ -14,6 +14,7 @@ from lynx_controller import Phase
 from lynx_kernels import RowClass
 from lynx_sglang.shadow import Comparison
 from lynx_sglang.tier import Tier, tier_of
+from lynx_sglang.waiting import Waiting
 
 SLOTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 HEALTH_CHECK_PREFIX = "HEALTH_CHECK"  # SGLang's probes; no user's traffic
@@ -30,6 +31,7 @@ class Step:
     first_decode_row: int
     num_flexible: int
     kv_tokens: int
+    waiting: Waiting | None = None  # set where a TTFT is to be held
     is_selecting: bool = False  # set when the decision in force cuts anything
     is_shadowed: bool = False  # set when it also runs with every expert
     shadow: Comparison | None = None

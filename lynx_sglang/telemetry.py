@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 GAUGES = {
     "lynx_slo_itl_seconds": "The inter-token latency to hold; 0 without an SLO.",
+    "lynx_slo_ttft_seconds": "The time to first token to hold; 0 without one.",
+    "lynx_queue_seconds": "Wait of the oldest request without a place; 0 without a TTFT to hold.",
     "lynx_demand": "Share of each token's routing mass that its experts must hold.",
     "lynx_budget_experts": "Cap on the distinct experts of a layer, mean over layers.",
     "lynx_active_experts": "Distinct experts of a layer in the last decode step, mean over layers.",
@@ -39,6 +41,7 @@ STEP_BUCKETS_S = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12,
 # /set_internal_state takes numbers alone, so words are spelled as numbers.
 NUMERIC_WORDS: dict[str, dict[float, str]] = {
     "slo_itl_ms": {0: "none"},
+    "slo_ttft_ms": {0: "none"},
     "budget": {0: "auto", -1: "full"},
     "demand": {-1: "auto"},
     "max_quality_loss": {0: "none"},
@@ -46,6 +49,7 @@ NUMERIC_WORDS: dict[str, dict[float, str]] = {
 }
 UPDATABLE = (
     "slo_itl_ms",
+    "slo_ttft_ms",
     "budget",
     "demand",
     "min_demand",
@@ -156,9 +160,10 @@ class Telemetry:
         self.retained_mass_sum += retained_mass
         if not self._gauges:
             return
-        slo_ms = runtime.settings.slo_itl_ms
         values = {
-            "lynx_slo_itl_seconds": 0.0 if slo_ms is None else slo_ms / 1e3,
+            "lynx_slo_itl_seconds": (runtime.settings.slo_itl_ms or 0.0) / 1e3,
+            "lynx_slo_ttft_seconds": (runtime.settings.slo_ttft_ms or 0.0) / 1e3,
+            "lynx_queue_seconds": 0.0 if step.waiting is None else step.waiting.oldest_ms / 1e3,
             "lynx_demand": decision.demand,
             "lynx_budget_experts": sum(decision.budget) / num_layers,
             "lynx_active_experts": active_experts,
@@ -217,9 +222,9 @@ def server_info(runtime: Runtime) -> dict[str, Any]:
 def add_update_handlers(runtime: Runtime) -> Callable[..., dict[str, Any]]:
     """The hook after ``_update_handlers``: Lynx's keys for ``/set_internal_state``.
 
-    ``lynx_slo_itl_ms`` (0: none), ``lynx_budget`` (0: auto, -1: full), ``lynx_demand`` (-1: auto),
-    ``lynx_min_demand``, ``lynx_floor``, ``lynx_max_quality_loss`` (0: none), ``lynx_shadow_share``
-    (-1: auto).
+    ``lynx_slo_itl_ms``, ``lynx_slo_ttft_ms`` (0: none), ``lynx_budget`` (0: auto, -1: full),
+    ``lynx_demand`` (-1: auto), ``lynx_min_demand``, ``lynx_floor``, ``lynx_max_quality_loss`` (0:
+    none), ``lynx_shadow_share`` (-1: auto).
     """
     from sglang.srt.managers.scheduler_components.internal_state import (
         UpdateRejected,

@@ -13,7 +13,7 @@ from lynx_sglang.settings import Settings
 ALIASES = {"none": 0.0, "full": -1.0}
 AUTO = {"budget": 0.0, "demand": -1.0}
 # What decides a cut: a point fixes all of them, so that no controller moves during a measurement.
-KNOBS = ("slo_itl_ms", "max_quality_loss", "budget", "demand")
+KNOBS = ("slo_itl_ms", "slo_ttft_ms", "max_quality_loss", "budget", "demand")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,7 @@ class Point:
     def knobs(self) -> dict[str, Any]:
         return {
             "slo_itl_ms": None,
+            "slo_ttft_ms": None,
             "max_quality_loss": None,
             "budget": self.budget,
             "demand": self.demand,

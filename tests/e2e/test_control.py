@@ -95,6 +95,26 @@ def test_an_slo_that_cannot_be_met_cuts_to_the_floor_and_no_further(
     assert not state["decision"]["saturated"]
 
 
+def test_requests_that_wait_for_a_place_buy_faster_steps(
+    lynx: Server, settings: Settings, prompts: list[str], generate: Generate
+) -> None:
+    def cuts() -> int:
+        state = lynx.lynx()
+        assert state is not None
+        decisions: dict[str, int] = state["decisions"]
+        return decisions.get("queue", 0) + decisions.get("saturated", 0)
+
+    more_than_places = prompts[:72]
+    for ttft_ms in (0, 100):
+        assert settings(slo_ttft_ms=ttft_ms)
+        before = cuts()
+        generate(lynx, more_than_places, ignore_eos=True, max_new_tokens=40)
+        assert (cuts() - before > 10) == (ttft_ms > 0)
+    state = lynx.lynx()
+    assert state is not None
+    assert state["controller"]["queue_ms"] > 0.0
+
+
 def test_metrics_are_exported(
     lynx: Server, settings: Settings, prompts: list[str], generate: Generate
 ) -> None:

@@ -14,7 +14,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from transformers import PretrainedConfig
 
 from lynx_sglang import shadow, telemetry
-from lynx_sglang.command import main
+from lynx_sglang.command import describe, main
 from lynx_sglang.errors import LynxError, SettingError
 from lynx_sglang.runtime import Runtime, count_active
 from lynx_sglang.settings import Settings
@@ -40,6 +40,7 @@ class Scheduler:
                 )
             )
         self.forward_ct = 0
+        self.waiting_queue: list[Any] = []
         self.model_config = SimpleNamespace(
             hf_config=PretrainedConfig(), linear_attn_registry_result=None
         )
@@ -107,6 +108,22 @@ def test_an_impossible_slo_goes_to_the_floor_and_says_so() -> None:
     assert decision is not None
     assert decision.saturated
     assert decision.demand in (0.6, 1.0)  # 1.0 where no cut would buy time
+
+
+def test_who_waits_for_a_place_buys_faster_steps() -> None:
+    scheduler = Scheduler(Settings(slo_ttft_ms=1000.0, min_demand=0.6))
+    for _ in range(30):
+        scheduler.run([request(str(i)) for i in range(12)])
+    stats = SimpleNamespace(wait_queue_entry_time=time.perf_counter() - 5.0)
+    scheduler.waiting_queue = [SimpleNamespace(time_stats=stats)]
+    scheduler.run([request(str(i)) for i in range(12)])
+    info = telemetry.server_info(scheduler.runtime)
+    assert info["decisions"]["full"] >= 29
+    assert info["controller"]["ttft_ms"] == 1000.0
+    assert info["controller"]["queue_ms"] >= 5000.0
+    assert info["decision"]["reason"] in ("queue", "saturated")
+    assert "SLO TTFT 1000 ms" in describe(info)
+    assert "requests wait 5.0 s for a place" in describe(info)
 
 
 def test_exact_requests_and_prefill_come_out_as_they_went_in() -> None:
@@ -189,6 +206,8 @@ def test_settings_change_at_run_time() -> None:
     [
         ("lynx_slo_itl_ms", 25, 25.0),
         ("lynx_slo_itl_ms", 0, None),
+        ("lynx_slo_ttft_ms", 500, 500.0),
+        ("lynx_slo_ttft_ms", 0, None),
         ("lynx_budget", 0, "auto"),
         ("lynx_budget", -1, "full"),
         ("lynx_budget", 16, 16),
