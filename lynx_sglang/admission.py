@@ -25,6 +25,17 @@ NOT_WITH_GPU = {
     "kt_weight_path": "experts on the CPU cannot be scheduled",
     "dllm_algorithm": "its steps are not decode steps",
 }
+# Ways to spread a model that give ranks different rows or experts, beside plain tensor parallelism.
+NOT_SPREAD = (
+    "pp_size",
+    "dp_size",
+    "ep_size",
+    "attn_cp_size",
+    "moe_dp_size",
+    "dcp_size",
+    "dwdp_size",
+)
+SCATTERED = ("enable_attn_tp_input_scattered", "enable_layernorm_sp")  # each rank has other rows
 SHADOWS = "shadow passes (--lynx-shadow-share, --lynx-max-quality-loss)"
 COVERED = (None, "fp8")  # quantizations whose experts Lynx's kernels may run
 
@@ -102,12 +113,15 @@ def refusal(
         return "expert placement (--enable-eplb, --init-expert-location) is not served. Remove it."
     if args.enable_lora or args.lora_paths:
         return "LoRA on MoE layers is not served. Remove --enable-lora and --lora-paths."
-    for name in ("tp_size", "pp_size", "dp_size", "ep_size"):
+    for name in NOT_SPREAD:
         if getattr(args, name) > 1:
             return (
-                f"{flag_of(name)} must be 1 (ranks do not share decisions yet), "
-                f"got {getattr(args, name)}."
+                f"{flag_of(name)} must be 1, got {getattr(args, name)}: only the ranks of plain "
+                "tensor parallelism (--tp-size) share decisions. Remove it."
             )
+    for name in SCATTERED:
+        if getattr(args, name):
+            return f"{flag_of(name)} is not served: ranks would route different rows. Remove it."
     if args.speculative_algorithm is not None:
         return (
             f"--speculative-algorithm {args.speculative_algorithm} is not served: verify steps "

@@ -18,6 +18,7 @@ from sglang.srt.platforms.interface import PlatformCapabilities, SRTPlatform
 
 from lynx_sglang.platform import ATTENTION_BACKEND
 
+CORES_VARIABLE = "SGLANG_CPU_OMP_THREADS_BIND"  # cores of each rank, separated by |
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 
 
@@ -27,6 +28,17 @@ def _keep_freed_memory() -> None:
     if mallopt is not None:  # glibc only
         mallopt(M_MMAP_THRESHOLD, 1 << 25)  # the most that every glibc accepts
         mallopt(M_TRIM_THRESHOLD, 1 << 30)
+
+
+def share_cores(ranks: int) -> None:
+    """Name the cores of each rank, which SGLang asks for where ranks outnumber NUMA nodes.
+
+    Its AMX kernels alone bind to them. Here the system schedules, and the number of names is what
+    divides the threads.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    names = [str(cores[rank % len(cores)]) for rank in range(ranks)]
+    os.environ.setdefault(CORES_VARIABLE, "|".join(names))
 
 
 class CpuPlatform(SRTPlatform):
@@ -46,6 +58,9 @@ class CpuPlatform(SRTPlatform):
     def apply_server_args_defaults(self, server_args: Any) -> None:
         """Steps run on the host here: overlapping them would only hold back each token."""
         server_args.disable_overlap_schedule = True
+        ranks = server_args.dp_size * server_args.tp_size * server_args.pp_size
+        if ranks > 1:
+            share_cores(ranks)
 
     def init_backend(self) -> None:
         """Register the attention backend and operators; called once in each worker."""
@@ -64,7 +79,8 @@ class CpuPlatform(SRTPlatform):
         if "OMP_NUM_THREADS" not in os.environ:
             # One core stays free for SGLang's other processes: a worker that waits for a core in
             # each parallel region stalls every operator of a step.
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))
+            ranks = len(os.environ.get(CORES_VARIABLE, "").split("|"))
+            torch.set_num_threads(max(1, (len(os.sched_getaffinity(0)) - 1) // ranks))
 
     def get_device(self, device_id: int = 0) -> torch.device:
         return torch.device("cpu")

@@ -198,6 +198,18 @@ POST_PROCESS_TOPK = Door(
     ),
     "selection: after top-k, before pad masks, EPLB remap and capture",
 )
+RECEIVE = Door(
+    "sglang.srt.managers.scheduler_components.request_receiver:"
+    "SchedulerRequestReceiver.recv_requests",
+    ("local_reqs",),
+    "rank 0's orders ride with the requests that it broadcasts in each loop",
+)
+NEXT_BATCH = Door(
+    "sglang.srt.managers.scheduler:Scheduler.get_next_batch_to_run",
+    ("running_batch", "last_batch"),
+    "what the next decode batch is merged from",
+)
+PARALLEL = Door("sglang.srt.runtime_context:get_parallel", use="this process's rank, of how many")
 RUN_BATCH = Door(
     "sglang.srt.managers.scheduler:Scheduler.run_batch", ("batch",), "step begin and end"
 )
@@ -222,14 +234,17 @@ UPDATE_HANDLERS = Door(
     "/set_internal_state",
 )
 
-# Attributes of SGLang's objects that are read or set, by class: most on a GPU alone.
+# Attributes of SGLang's objects that are read or set, by class: on a GPU, or by rank 0 of several.
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "sglang.srt.managers.scheduler:Scheduler": (
+        "chunked_req",
         "enable_overlap",
         "forward_stream_ctx",
         "forward_ct",
+        "last_batch",
         "metrics_reporter",
         "waiting_queue",
+        "running_batch",
     ),
     "sglang.srt.managers.schedule_batch:Req": ("time_stats",),
     "sglang.srt.observability.req_time_stats:SchedulerReqTimeStats": ("wait_queue_entry_time",),

@@ -2,7 +2,8 @@
 
 LynxError
 ├── SettingError (also ValueError): a flag, variable or file entry is wrong
-└── UnsupportedError (also ValueError): a valid setting that this server cannot honour
+├── UnsupportedError (also ValueError): a valid setting that this server cannot honour
+└── DivergedError (also RuntimeError): ranks of one replica do not run the same experts
 """
 
 from __future__ import annotations
@@ -18,3 +19,7 @@ class SettingError(LynxError, ValueError):
 
 class UnsupportedError(LynxError, ValueError):
     """The model or another SGLang option rules Lynx out; the message says which and what to do."""
+
+
+class DivergedError(LynxError, RuntimeError):
+    """A rank is set otherwise, or has run other experts, than rank 0; the message says which."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-from lynx_sglang import doors, routing, shadow, telemetry, tier
+from lynx_sglang import doors, ranks, routing, shadow, telemetry, tier
 from lynx_sglang.plugin import hook_path
 from lynx_sglang.runtime import Runtime
 from lynx_sglang.settings import Settings
@@ -25,6 +25,7 @@ def install(settings: Settings) -> Runtime:
     around: dict[doors.Door, Callable[..., Any]] = {
         **runtime.runner_hooks(),
         doors.POST_PROCESS_TOPK: routing.post_process_topk(runtime),
+        doors.RECEIVE: ranks.receive(runtime),
         doors.RUN_BATCH: runtime.run_batch,
         doors.FORWARD: shadow.forward(runtime),
     }

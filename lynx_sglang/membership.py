@@ -18,13 +18,20 @@ from lynx_controller.member import Member, replica
 from lynx_controller.store import open_store
 
 
-def join(store_url: str, hf_config: Any, num_layers: int, num_experts: int, top_k: int) -> Member:
+def join(
+    store_url: str,
+    hf_config: Any,
+    num_layers: int,
+    num_experts: int,
+    top_k: int,
+    num_ranks: int = 1,
+) -> Member:
     """Start to ship. A store that cannot be reached is tried again every ten seconds."""
     fingerprint = hashlib.sha256(hf_config.to_json_string().encode()).hexdigest()[:12]
     who = replica(
         f"{hf_config.model_type}-{fingerprint}",
         f"{socket.gethostname()}-{os.getpid()}",
-        hardware(),
+        hardware(num_ranks),
         num_layers,
         num_experts,
         top_k,
@@ -32,8 +39,9 @@ def join(store_url: str, hf_config: Any, num_layers: int, num_experts: int, top_
     return Member(open_store(store_url), who)
 
 
-def hardware() -> str:
-    """What makes replicas comparable; one rank each."""
+def hardware(num_ranks: int = 1) -> str:
+    """What makes replicas comparable: hardware, and over how many ranks a model is spread."""
+    name = f"cpu {platform.machine()} {torch.get_num_threads()} threads"
     if torch.cuda.is_available():
-        return torch.cuda.get_device_name(0)
-    return f"cpu {platform.machine()} {torch.get_num_threads()} threads"
+        name = torch.cuda.get_device_name(0)
+    return name if num_ranks == 1 else f"{name} x {num_ranks}"

@@ -1,8 +1,8 @@
 """Lynx inside one scheduler process: the two loops, and the buffer in which they meet.
 
 Data path, per layer: ``select`` reads the buffer and edits the routing.
-Control path, per step: ``begin`` describes the batch, ``end`` tells the controller what the step
-cost and writes its decision into the buffer. The budget is decided in ``Runtime.end``.
+Control path, per step: ``begin`` describes the batch, ``end`` tells ``control`` what the step cost
+and puts its decision in the buffer. Of several ranks, rank 0 alone decides: see ``ranks``.
 """
 
 from __future__ import annotations
@@ -11,35 +11,30 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from lynx_controller import Controller, ControllerConfig, Decision, Observation, Phase
-from lynx_controller.log import Log, LoggedController
-from lynx_controller.member import Member
+from lynx_controller import Decision, Phase, Reason
 from lynx_kernels import select, warm_up
-from lynx_sglang import doors, membership, runner, shadow, telemetry, tier
+from lynx_sglang import doors, runner, shadow, telemetry
 from lynx_sglang.buffer import Buffer
-from lynx_sglang.clock import StepClock
+from lynx_sglang.control import Control
 from lynx_sglang.errors import LynxError
-from lynx_sglang.settings import Settings, promise_of
-from lynx_sglang.step import SLOTS, Step, pad_to, slot_of, step_of
+from lynx_sglang.ranks import Order, Ranks
+from lynx_sglang.settings import Settings
+from lynx_sglang.step import SLOTS, Batch, Step, batch_ahead, pad_to, slot_of, step_of
 from lynx_sglang.tier import Tier
 from lynx_sglang.waiting import Waiting
 
 logger = logging.getLogger(__name__)
 
-Batch = tuple[Phase, int, int]  # phase, rows, flexible rows
 Routing = tuple[torch.Tensor, torch.Tensor]  # topk_ids [M, K], topk_weights [M, K]
 
 
 class Runtime:
-    """One model replica's selection and control. Holds the state of the step that is running."""
+    """One rank's selection and control. Holds the state of the step that is running."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -47,18 +42,17 @@ class Runtime:
         self.layer_ids: list[int] = []  # set while the model is built
         self.num_experts = 0
         self.top_k = 0
-        self.controller: Controller | None = None  # set by the first step
-        self.buffer: Buffer | None = None
-        self.decision: Decision | None = None
+        self.buffer: Buffer | None = None  # set, with a decision, before the first step or capture
+        self.decision: Decision | None = None  # in force
+        self.ranks: Ranks | None = None  # set by the first step
+        self.control: Control | None = None  # set by the first step, on rank 0
         self.telemetry = telemetry.Telemetry()
         self.step: Step | None = None  # that is running
-        self._planned_for: Batch = (Phase.DECODE, 1, 1)  # what the decision in force is for
-        self.member: Member | None = None  # of a fleet, with --lynx-store; set by the first step
-        self._clock = StepClock()
         self.slots: Sequence[int] = SLOTS
-        self._is_open = False  # to the scheduler's metrics
         self.shadow_refusal: str | None = None  # why this model cannot run a step twice
         self._sampler = shadow.Sampler()
+        self._scheduler: Any = None
+        self._foreseen: Batch | None = None  # by rank 0, with the last order
 
     # ------------------------------------------------------------------ start
 
@@ -75,45 +69,28 @@ class Runtime:
         self.top_k = config.top_k - shared
 
     def start(self) -> None:
-        """The model is built: make the controller, say that Lynx is on."""
+        """The model is built: make the data path, at full quality."""
         if not self.layer_ids:
             raise LynxError("--moe-backend lynx: the model was built without a MoE layer of Lynx's")
         self.layer_ids.sort()
         self.buffer = self.make_buffer()
-        settings = self.settings
-        make: Callable[..., Controller] = Controller
-        if settings.decision_log is not None:
-            make = partial(LoggedController, Log(Path(settings.decision_log)))
-        self.controller = make(
-            slo=settings.slo,
-            num_layers=len(self.layer_ids),
-            num_experts=self.num_experts,
-            top_k=self.top_k,
-            config=ControllerConfig(min_demand=settings.min_demand, floor=settings.floor),
-        )
-        self.apply_overrides(settings)
-        logger.info(
-            "lynx is active: policy %s, %s, %s, budget %s, demand %s (at least %s), floor %d, "
-            "%d MoE layers of %d experts, top-%d",
-            settings.policy,
-            promise_of(asdict(settings)),
-            f"quality limit {settings.max_quality_loss:g} nats"
-            if settings.max_quality_loss is not None
-            else "no quality limit",
-            settings.budget,
-            settings.demand,
-            settings.min_demand,
-            settings.floor,
-            len(self.layer_ids),
-            self.num_experts,
-            self.top_k,
-        )
-        if settings.calibration is not None:
-            logger.info(
-                "lynx is calibrated by %s: demand at least %g",
-                settings.calibration,
-                settings.min_demand,
-            )
+        self._put_in_force(self._all_experts(), self.settings.floor)
+
+    def open(self, scheduler: Any) -> None:
+        """The first step: rank 0 takes control, the others follow."""
+        self._scheduler = scheduler
+        self.shadow_refusal = self.refuse_shadow(scheduler.model_config)
+        self.ranks = Ranks.of_process()
+        if not self.ranks.leads:
+            logger.info("lynx follows rank 0, on rank %d of %d", self.ranks.rank, self.ranks.size)
+            return
+        self.telemetry.open(scheduler)
+        sizes = self.layer_ids, self.num_experts, self.top_k
+        self.control = Control(self.settings, *sizes, self.slot_of, self.telemetry)
+        if self.settings.store is not None:
+            self.control.join(scheduler.model_config.hf_config, self.ranks.size)
+        self.control.log_start(self.ranks.size)
+        self._adopt(self.control.decision)
 
     def make_buffer(self) -> Buffer:
         """What the data path needs before its first step."""
@@ -122,19 +99,9 @@ class Runtime:
 
     def apply_overrides(self, settings: Settings) -> None:
         """Put the operator's fixed budget and demand, SLO and floors in force."""
-        assert self.controller is not None
-        assert self.buffer is not None
         self.settings = settings
-        budget = None if settings.budget == "auto" else settings.cap(self.num_experts)
-        demand = None if settings.demand == "auto" else float(settings.demand)
-        if settings.budget == "full":
-            demand = 1.0
-        self.controller.set_slo(settings.slo)
-        self.controller.set_min_demand(settings.min_demand)
-        self.controller.set_max_quality_loss(settings.max_quality_loss)
-        self.controller.override(budget=budget, demand=demand)
-        self.buffer.set_floor(settings.floor)
-        self._plan(self._planned_for)
+        if self.control is not None:
+            self._adopt(self.control.apply(settings))
 
     # -------------------------------------------------------------- data path
 
@@ -200,26 +167,36 @@ class Runtime:
 
     def begin(self, scheduler: Any, batch: Any) -> Step:
         """Describe a batch that is about to run, and decide for it where it is a new one."""
-        if self.controller is None:
+        if self.buffer is None:
             self.start()
-        if not self._is_open:
-            self._is_open = True
-            self.telemetry.open(scheduler)
-            if self.settings.store is not None:
-                self.member = membership.join(
-                    self.settings.store,
-                    scheduler.model_config.hf_config,
-                    len(self.layer_ids),
-                    self.num_experts,
-                    self.top_k,
-                )
-            self.shadow_refusal = self.refuse_shadow(scheduler.model_config)
+        if self.ranks is None:
+            self.open(scheduler)
+        assert self.ranks is not None
         step = step_of(batch, scheduler.forward_ct + 1, self.default_tier)
-        if step.rows and self.settings.slo_ttft_ms is not None:
-            step.waiting = Waiting.of(scheduler)
-        if step.rows and batch_of(step) != self._planned_for:
-            self._plan(batch_of(step))
+        if step.rows and self.control is not None:
+            if self.settings.slo_ttft_ms is not None:
+                step.waiting = Waiting.of(scheduler)
+            if not self.ranks.is_alone:
+                self.ranks.unforeseen += step.batch != self._foreseen
+            elif step.batch != self.control.decided_for:
+                self._adopt(self.control.plan(step.batch))
         return step
+
+    def next_order(self) -> Order | None:
+        """What rank 0 tells all ranks before the next batch is built, if anything."""
+        if self.control is None or self.ranks is None or self.ranks.is_alone:
+            return None
+        batch = self._foreseen = batch_ahead(self._scheduler, self.default_tier)
+        if batch.rows and batch != self.control.decided_for:
+            self.control.plan(batch)
+        return self.ranks.order(self.control.decision, self.settings)
+
+    def obey(self, order: Order) -> None:
+        """Put rank 0's order in force, on every rank."""
+        if self.ranks is None:
+            raise LynxError("rank 0 is ahead of this rank: its order came before the first step")
+        self.ranks.obey(order, self.settings)
+        self._put_in_force(order.decision, order.floor)
 
     def refuse_shadow(self, model_config: Any) -> str | None:
         """Why steps cannot run twice; None where they can."""
@@ -231,8 +208,7 @@ class Runtime:
         assert self.decision is not None
         assert self.buffer is not None
         step, self.step = self.step, None
-        full = (self.num_experts,) * len(self.layer_ids)
-        self.buffer.write(replace(self.decision, demand=1.0, budget=full), self.num_experts)
+        self.buffer.write(self._all_experts(), self.num_experts)
         try:
             yield
         finally:
@@ -243,75 +219,44 @@ class Runtime:
         self, step: Step, now_s: float, *, ran_under: Decision, launch_s: float, is_after_idle: bool
     ) -> None:
         """Account for a step that finished at ``now_s`` and decide the next one's budget."""
-        assert self.controller is not None
-        step_ms, itl_ms = self._clock.end(
-            now_s,
-            launch_s,
-            is_after_idle=is_after_idle,
-            streams=[request.rid for request in step.requests],
-        )
-        self.telemetry.step_ended(step, step_ms)
-        if not step.rows:
-            return
-        if step.row_retained_mass is None:
-            masses = [1.0] * step.rows
-        else:
-            masses = (step.row_retained_mass / len(self.layer_ids)).tolist()
-        for request, mass in zip(step.requests, masses, strict=True):
-            tier.account_of(request).add(min(1.0, mass))
-        if len(step.num_active) < len(self.layer_ids):
-            return  # the forward did not reach every layer
-        # A shadow pass is in the gap that streams saw, and no part of what the step costs.
-        seen = self._observation(step, ran_under, step_ms - step.shadow_ms, itl_ms)
-        if self.member is not None:
-            self.member.note(seen, self.controller)
-        self._put_in_force(self.controller.step(seen))
-        self._planned_for = batch_of(step)
-        self.telemetry.decided(self, step, ran_under)
-
-    def _plan(self, batch: Batch) -> None:
-        """Decide for a batch that differs from the last one, before it runs."""
-        assert self.controller is not None
-        phase, rows, num_flexible = self._planned_for = batch
-        self._put_in_force(self.controller.plan(rows, self.slot_of(rows), phase, num_flexible))
-
-    def _observation(
-        self, step: Step, ran_under: Decision, step_ms: float, itl_ms: float
-    ) -> Observation:
-        return Observation(
-            step=step.number,
-            phase=step.phase,
-            rows=step.rows,
-            slot=self.slot_of(step.rows),
-            step_ms=step_ms,
-            itl_ms=itl_ms,
-            active_experts=[step.num_active[layer] for layer in self.layer_ids],
-            retained_mass=[step.retained_mass.get(layer, 1.0) for layer in self.layer_ids],
-            kv_tokens=step.kv_tokens,
-            flexible_rows=step.num_flexible,
-            queue=None if step.waiting is None else step.waiting.requests,
-            queue_ms=None if step.waiting is None else step.waiting.oldest_ms,
-            demand=ran_under.demand,
-            budget_applied=ran_under.budget,
-            shadow_kl=None if step.shadow is None else step.shadow.mean_kl,
-            shadow_agreement=None if step.shadow is None else step.shadow.agreement,
-        )
+        assert self.ranks is not None
+        if not self.ranks.is_alone and len(step.num_active) == len(self.layer_ids):
+            self.ranks.note(step.number, [step.num_active[layer] for layer in self.layer_ids])
+        if self.control is not None:
+            decision = self.control.end(
+                step, now_s, ran_under=ran_under, launch_s=launch_s, is_after_idle=is_after_idle
+            )
+            self._adopt(decision)
 
     def slot_of(self, rows: int) -> int:
         """Batch-size class of a step: the size of the graph that runs it, where there is one."""
         return slot_of(rows, self.slots)
 
-    def _put_in_force(self, decision: Decision) -> None:
+    def _adopt(self, decision: Decision) -> None:
+        """Take what this rank decided; of several ranks, only its own order puts it in force."""
+        assert self.ranks is not None
+        if self.ranks.is_alone:
+            self._put_in_force(decision, self.settings.floor)
+
+    def _put_in_force(self, decision: Decision, floor: int) -> None:
         assert self.buffer is not None
         self.decision = decision
+        self.buffer.set_floor(floor)
         self.buffer.write(decision, self.num_experts)
 
+    def _all_experts(self) -> Decision:
+        num_layers = len(self.layer_ids)
+        return Decision(
+            budget=(self.num_experts,) * num_layers,
+            demand=1.0,
+            expected_active=(float(self.num_experts),) * num_layers,
+            reason=Reason.FULL,
+            saturated=False,
+            predicted_ms=0.0,
+        )
+
     def _is_full(self) -> bool:
-        return self.settings.budget == "full" or self.buffer is None or self.buffer.is_full
-
-
-def batch_of(step: Step) -> Batch:
-    return step.phase, step.rows, step.num_flexible
+        return self.buffer is None or self.buffer.is_full
 
 
 def count_active(topk_ids: torch.Tensor, num_experts: int) -> int:

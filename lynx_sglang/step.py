@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,14 @@ from lynx_sglang.waiting import Waiting
 
 SLOTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 HEALTH_CHECK_PREFIX = "HEALTH_CHECK"  # SGLang's probes; no user's traffic
+
+
+class Batch(NamedTuple):
+    """What a decision is made for."""
+
+    phase: Phase = Phase.DECODE
+    rows: int = 1
+    num_flexible: int = 1
 
 
 @dataclass(slots=True)
@@ -45,6 +53,10 @@ class Step:
     def rows(self) -> int:
         """Decoding rows: one token of each decoding request."""
         return len(self.requests)
+
+    @property
+    def batch(self) -> Batch:
+        return Batch(self.phase, self.rows, self.num_flexible)
 
     def note_layer(self, layer_id: int, num_active: int, row_mass: np.ndarray[Any, Any]) -> None:
         """Record one selected layer: T, and each row's retained mass [M >= rows]."""
@@ -91,10 +103,7 @@ def step_of(batch: Any, number: int, default_tier: Tier) -> Step:
         first_row = sum(batch.extend_lens) - len(requests)
     else:
         requests, first_row = [], 0
-    flexible = [
-        tier_of(request, default_tier) is Tier.FLEXIBLE and not is_probe(request)
-        for request in requests
-    ]
+    flexible = [is_flexible(request, default_tier) for request in requests]
     classes = np.full(first_row + len(requests), RowClass.EXACT, dtype=np.uint8)
     classes[first_row:][flexible] = RowClass.FLEXIBLE
     return Step(
@@ -106,6 +115,26 @@ def step_of(batch: Any, number: int, default_tier: Tier) -> Step:
         num_flexible=sum(flexible),
         kv_tokens=int(batch.seq_lens_cpu.sum()) if batch.seq_lens_cpu is not None else 0,
     )
+
+
+def batch_ahead(scheduler: Any, default_tier: Tier) -> Batch:
+    """The next decode batch as ``Scheduler.get_next_batch_to_run`` will merge it.
+
+    Before a loop's batch is built; 0 rows where nothing is left to decode.
+    """
+    last = scheduler.last_batch
+    requests = list(scheduler.running_batch.reqs)
+    if last is not None and last.forward_mode.is_extend():
+        unfinished_prefills = (scheduler.chunked_req, last.chunked_req)
+        requests += [each for each in last.reqs if each not in unfinished_prefills]
+    requests = [each for each in requests if not each.finished()]
+    num_flexible = sum(is_flexible(each, default_tier) for each in requests)
+    return Batch(Phase.DECODE, len(requests), num_flexible)
+
+
+def is_flexible(request: Any, default_tier: Tier) -> bool:
+    """Whether selection may change a decoding request's experts."""
+    return tier_of(request, default_tier) is Tier.FLEXIBLE and not is_probe(request)
 
 
 def is_probe(request: Any) -> bool:

@@ -18,6 +18,7 @@ from lynx_sglang.shadow import KL_BUCKETS, Comparison, ShadowTotals
 
 if TYPE_CHECKING:
     from lynx_controller import Decision
+    from lynx_sglang.control import Control
     from lynx_sglang.runtime import Runtime
     from lynx_sglang.settings import Settings
     from lynx_sglang.step import Step
@@ -141,14 +142,13 @@ class Telemetry:
         for kl in seen.kl:
             self._shadow_kl.observe(kl)
 
-    def decided(self, runtime: Runtime, step: Step, ran_under: Decision) -> None:
+    def decided(self, control: Control, step: Step, ran_under: Decision) -> None:
         """Record a decoding step, the decision that it ran under and the one after it."""
-        decision = runtime.decision
-        assert decision is not None
-        num_layers = len(runtime.layer_ids)
+        decision = control.decision
+        num_layers = len(control.layer_ids)
         hits = sum(
             step.num_active[layer] > cap
-            for layer, cap in zip(runtime.layer_ids, ran_under.budget, strict=True)
+            for layer, cap in zip(control.layer_ids, ran_under.budget, strict=True)
         )
         reason = decision.reason.value
         active_experts = sum(step.num_active.values()) / num_layers
@@ -161,8 +161,8 @@ class Telemetry:
         if not self._gauges:
             return
         values = {
-            "lynx_slo_itl_seconds": (runtime.settings.slo_itl_ms or 0.0) / 1e3,
-            "lynx_slo_ttft_seconds": (runtime.settings.slo_ttft_ms or 0.0) / 1e3,
+            "lynx_slo_itl_seconds": (control.settings.slo_itl_ms or 0.0) / 1e3,
+            "lynx_slo_ttft_seconds": (control.settings.slo_ttft_ms or 0.0) / 1e3,
             "lynx_queue_seconds": 0.0 if step.waiting is None else step.waiting.oldest_ms / 1e3,
             "lynx_demand": decision.demand,
             "lynx_budget_experts": sum(decision.budget) / num_layers,
@@ -170,7 +170,7 @@ class Telemetry:
             "lynx_retained_mass": retained_mass,
             "lynx_saturated": float(decision.saturated),
             "lynx_predicted_step_seconds": decision.predicted_ms / 1e3,
-            "lynx_max_quality_loss_nats": runtime.settings.max_quality_loss or 0.0,
+            "lynx_max_quality_loss_nats": control.settings.max_quality_loss or 0.0,
             "lynx_guard_demand": decision.guard_demand,
             "lynx_guard_binds": float(decision.reason is Reason.GUARD),
         }
@@ -198,6 +198,8 @@ def add_server_info(runtime: Runtime) -> Callable[..., None]:
 
 def server_info(runtime: Runtime) -> dict[str, Any]:
     decision, telemetry = runtime.decision, runtime.telemetry
+    control, ranks = runtime.control, runtime.ranks
+    member = None if control is None else control.member
     return {
         "sglang": doors.sglang_version(),
         # A store's address may hold a password.
@@ -206,7 +208,7 @@ def server_info(runtime: Runtime) -> dict[str, Any]:
         "num_experts": runtime.num_experts,
         "top_k": runtime.top_k,
         "decision": None if decision is None else decision.to_dict(),
-        "controller": None if runtime.controller is None else runtime.controller.state(),
+        "controller": None if control is None else control.controller.state(),
         "steps": dict(telemetry.steps),
         "decisions": dict(telemetry.decisions),
         "floor_hits": telemetry.floor_hits,
@@ -215,7 +217,8 @@ def server_info(runtime: Runtime) -> dict[str, Any]:
         "active_experts_sum": telemetry.active_experts_sum,
         "retained_mass_sum": telemetry.retained_mass_sum,
         "shadow": telemetry.shadow.report(),
-        "fleet": None if runtime.member is None else runtime.member.state(),
+        "fleet": None if member is None else member.state(),
+        "ranks": None if ranks is None else ranks.state(),
     }
 
 

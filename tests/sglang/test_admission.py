@@ -11,7 +11,14 @@ from sglang.srt.arg_groups import overrides, resolution_hooks
 from sglang.srt.server_args import ServerArgs
 
 from lynx_sglang import admission
-from lynx_sglang.admission import NOT_WITH_GPU, num_experts_of, quantization_of, refusal
+from lynx_sglang.admission import (
+    NOT_SPREAD,
+    NOT_WITH_GPU,
+    SCATTERED,
+    num_experts_of,
+    quantization_of,
+    refusal,
+)
 from lynx_sglang.settings import TRANSPORT_VARIABLE, Settings
 
 
@@ -26,9 +33,8 @@ def arguments(**changes: Any) -> SimpleNamespace:
         "enable_lora": None,
         "lora_paths": None,
         "tp_size": 1,
-        "pp_size": 1,
-        "dp_size": 1,
-        "ep_size": 1,
+        **dict.fromkeys(NOT_SPREAD, 1),
+        **dict.fromkeys(SCATTERED, False),
         "speculative_algorithm": None,
         "moe_runner_backend": "lynx",
         "disaggregation_mode": "null",
@@ -116,8 +122,20 @@ def test_a_checkpoints_own_quantization_counts() -> None:
     assert quantization_of(SimpleNamespace()) is None
 
 
-def test_the_gpus_options_are_sglangs() -> None:
-    assert set(NOT_WITH_GPU) <= set(ServerArgs.__struct_fields__)
+def test_the_refused_options_are_sglangs() -> None:
+    refused = {*NOT_WITH_GPU, *NOT_SPREAD, *SCATTERED}
+    assert refused <= set(ServerArgs.__struct_fields__)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_tensor_parallelism_is_served_and_no_other(device: str) -> None:
+    assert refusal(Settings(), arguments(device=device, tp_size=8), 64) is None
+    for name in NOT_SPREAD:
+        reason = refusal(Settings(), arguments(device=device, tp_size=8, **{name: 2}), 64)
+        assert f"--{name.replace('_', '-')} must be 1, got 2" in str(reason)
+    for name in SCATTERED:
+        reason = refusal(Settings(), arguments(device=device, tp_size=8, **{name: True}), 64)
+        assert f"--{name.replace('_', '-')} is not served" in str(reason)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +145,6 @@ def test_the_gpus_options_are_sglangs() -> None:
         ({"moe_a2a_backend": "deepep"}, "--moe-a2a-backend must be none, got deepep"),
         ({"enable_eplb": True}, "--enable-eplb"),
         ({"enable_lora": True}, "--enable-lora"),
-        ({"tp_size": 2}, "--tp-size must be 1"),
         ({"speculative_algorithm": "EAGLE"}, "--speculative-algorithm EAGLE"),
     ],
 )

@@ -18,6 +18,7 @@ SERVER = {
     for door in (
         doors.CREATE_RUNNER,
         doors.POST_PROCESS_TOPK,
+        doors.RECEIVE,
         doors.RUN_BATCH,
         doors.FORWARD,
         doors.STREAMER_CLASS,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import torch
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
+from sglang.srt.runtime_context import get_parallel
 from transformers import PretrainedConfig
 
+from lynx_controller.member import Member
 from lynx_sglang import shadow, telemetry
 from lynx_sglang.command import describe, main
 from lynx_sglang.errors import LynxError, SettingError
@@ -22,6 +24,12 @@ from lynx_sglang.step import pad_to, slot_of
 from lynx_sglang.tier import account_of
 
 LAYERS, EXPERTS, TOP_K = 3, 32, 4
+
+
+@pytest.fixture(autouse=True)
+def _one_rank() -> Iterator[None]:
+    with get_parallel().override(tp_rank=0, tp_size=1):
+        yield
 
 
 def request(rid: str, **params: Any) -> SimpleNamespace:
@@ -177,8 +185,8 @@ def test_the_time_of_a_shadow_is_in_the_gap_and_not_in_the_step() -> None:
     scheduler.model = slow_when_full  # type: ignore[method-assign]
     requests = [request(str(i)) for i in range(12)]
     scheduler.run(requests)
-    controller = scheduler.runtime.controller
-    assert controller is not None
+    assert scheduler.runtime.control is not None
+    controller = scheduler.runtime.control.controller
     seen: list[Any] = []
     step = controller.step
     controller.step = lambda observation: seen.append(observation) or step(observation)  # type: ignore[method-assign, func-returns-value]
@@ -271,29 +279,34 @@ def test_rows_that_sglang_adds_are_pads() -> None:
     assert pad_to(torch.tensor([2, 1], dtype=torch.uint8), 4).tolist() == [2, 1, 0, 0]
 
 
+def member_of(scheduler: Scheduler) -> Member:
+    assert scheduler.runtime.control is not None
+    assert scheduler.runtime.control.member is not None
+    return scheduler.runtime.control.member
+
+
 def test_a_replica_ships_and_the_next_one_starts_from_it(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'fleet.db'}"
     for _ in range(2):
         old = Scheduler(Settings(store=url))
         for step in range(30):
             old.run([request(str(i)) for i in range(2 + step % 3)])
-        assert old.runtime.member is not None
-        old.runtime.member.close()
+        member_of(old).close()
     assert main(["fleet-refit", url]) == 0
     new = Scheduler(Settings(store=url))
     deadline = time.monotonic() + 5.0
-    while new.runtime.member is None or not new.runtime.member.has_inherited:
+    new.run([request("a")])
+    while not member_of(new).has_inherited:
         assert time.monotonic() < deadline
         new.run([request("a")])
-    new.runtime.member.close()
+    member_of(new).close()
 
 
 def test_a_lost_store_is_no_step_paths_concern() -> None:
     scheduler = Scheduler(Settings(store="sqlite:////nowhere/at/all.db"))
     for _ in range(200):
         scheduler.run([request("a")])
-    assert scheduler.runtime.member is not None
-    scheduler.runtime.member.close()
+    member_of(scheduler).close()
     info = telemetry.server_info(scheduler.runtime)
     assert info["fleet"]["failures"] > 0
     assert info["settings"]["store"] == "set"
