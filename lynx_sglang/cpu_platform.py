@@ -69,12 +69,13 @@ class CpuPlatform(SRTPlatform):
             register_attention_backend,
         )
 
-        from lynx_sglang import cpu_ops
+        from lynx_sglang import cpu_ops, host_timer
         from lynx_sglang.attention import BatchedDecodeAttention
 
         if ATTENTION_BACKEND not in ATTENTION_BACKENDS:
             register_attention_backend(ATTENTION_BACKEND)(BatchedDecodeAttention)
         cpu_ops.install(self.get_dispatch_key_name())
+        host_timer.install()
         _keep_freed_memory()
         if "OMP_NUM_THREADS" not in os.environ:
             # One core stays free for SGLang's other processes: a worker that waits for a core in

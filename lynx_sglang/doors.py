@@ -290,6 +290,11 @@ PLATFORM_ENUM = Door(
 COMBINE_INPUT = Door(
     "sglang.srt.layers.moe.token_dispatcher:StandardCombineInput", use="what a runner returns"
 )
+TIMING_INTERVAL = Door(
+    "sglang.srt.utils.device_timer:_TimingInterval",
+    ("start_event",),
+    "replaced on the CPU platform: no device to record events on",
+)
 HOOK_REGISTRY = Door("sglang.srt.plugins.hook_registry:HookRegistry", use="every hook")
 HOOK_TYPE = Door("sglang.srt.plugins.hook_registry:HookType", use="every hook")
 SCHEDULER_PROCESS = Door(
