@@ -1,11 +1,10 @@
-"""A whole day on the simulated plant, second by second, or a recorded log; one table each.
+"""A whole day on the simulated plant, second by second.
 
-    python benchmarks/controller/day.py                          # 86,400 s
-    python benchmarks/controller/day.py --log FILE --slo-ms 12   # a recorded decision log
+    python benchmarks/controller/day.py   # 86,400 s
 
-A day: 1 to 16 arrivals/s and back, two peaks, 100 tokens each. It
-is `lynx_controller.day`, so the controllers see one step a second; what that does to the figures is
-in tests/controller/test_day.py. BrownoutServe's 5 s are 5 s of steps, so it too sees too few.
+1 to 16 arrivals/s and back, two peaks, 100 tokens each. It is `lynx_controller.day`, so the
+controllers see one step a second; what that does to the figures is in tests/controller/test_day.py.
+BrownoutServe's 5 s are 5 s of steps, so it too sees too few.
 """
 
 from __future__ import annotations
@@ -21,12 +20,11 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-from policies import FLOOR, BatchTable, BrownoutServe, Lynx, Pi, Policy
+from policies import FLOOR, BatchTable, BrownoutServe, Lynx, Policy
 
-from lynx_controller import Controller, ControllerConfig, Observation, Slo
+from lynx_controller import Controller, ControllerConfig, Slo
 from lynx_controller.day import run
-from lynx_controller.playback import Playback
-from lynx_controller.simulator import Plant, Setting, simulate
+from lynx_controller.simulator import Plant
 
 DAY_S = 86_400
 
@@ -71,53 +69,20 @@ def a_day(seed: int) -> dict[str, dict[str, float]]:
     return found
 
 
-def a_log(path: Path, slo_ms: float) -> dict[str, dict[str, float]]:
-    found = {}
-    for name in ("lynx", "pi", "brownoutserve", "full"):
-        begun, log = time.perf_counter(), Playback(path)
-        full = (log.num_experts,) * log.num_layers
-        others = {"pi": Pi, "brownoutserve": BrownoutServe, "full": Policy}
-        if name == "lynx":
-            policy: Policy | Lynx = make_lynx(slo_ms, log.num_layers, log.num_experts, log.top_k)
-        else:
-            policy = others[name](slo_ms)
-
-        def decide(seen: Observation, policy=policy, full=full, name=name) -> Setting:  # type: ignore[no-untyped-def]
-            demand, budget = policy(seen)
-            return demand, budget if name == "lynx" else full
-
-        samples = simulate(log, decide, log.loads, lag_steps=1)
-        rows = np.array([each.load.rows for each in samples], dtype=float)
-        is_late = np.array([each.gap_ms > slo_ms for each in samples])
-        mass = np.array([each.mass for each in samples])
-        found[name] = {
-            "late": 100.0 * float((rows * is_late).sum() / rows.sum()),
-            "mass": float((rows * mass).sum() / rows.sum()),
-            "on_time": float((rows * mass * ~is_late).sum() / rows.sum()),
-            "seconds": time.perf_counter() - begun,
-        }
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--log", type=Path, help="a server's --lynx-decision-log")
-    parser.add_argument("--slo-ms", type=float, help="SLO of the playback")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cpu/day.json"))
     options = parser.parse_args()
-    if options.log is not None and options.slo_ms is None:
-        parser.error("--log needs --slo-ms")
-    found = a_day(options.seed) if options.log is None else a_log(options.log, options.slo_ms)
+    found = a_day(options.seed)
     print("| controller | tokens late, % | mass | on time | ran for, s |\n|---|---|---|---|---|")
     for name, row in found.items():
         print(
             f"| {name} | {row['late']:.1f} | {row['mass']:.3f} | {row['on_time']:.3f} | "
             f"{row['seconds']:.1f} |"
         )
-    if options.log is None:
-        record = {"command": "python benchmarks/controller/day.py", "cores": os.cpu_count()}
-        options.out.write_text(json.dumps(record | {"day": found}, indent=1) + "\n")
+    record = {"command": "python benchmarks/controller/day.py", "cores": os.cpu_count()}
+    options.out.write_text(json.dumps(record | {"day": found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

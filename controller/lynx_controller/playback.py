@@ -9,6 +9,11 @@ as they were, step by step; only what experts cost is changed:
 Slope, curve and spill are fitted on the log by the controller's own models, so a playback tells
 laws apart on real loads; it cannot tell whether these models hold. What a log never ran under, it
 only knows by these models' priors: record with demands from full to the floor.
+
+The load may also be that of a server without Lynx, by SGLang's record of its forward passes
+(`passes`): rows, KV tokens and times are then the record's; T, which it lacks, is what the models
+that were fitted on the log forecast at full quality. So the log must be of the same model and
+machine.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+from . import passes
 from .batch import Batch
 from .estimator import Estimator
 from .history import Applied
@@ -28,34 +34,48 @@ from .types import Observation, Phase
 
 
 class Playback:
-    """Runs the log's decode steps once, in order; `loads` are theirs."""
+    """Runs the log's decode steps once, in order, or those of `recorded`; `loads` are theirs."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises ValueError for a file that is no decision log, or holds no whole decode step.
+    def __init__(self, path: Path, recorded: Path | None = None) -> None:
+        """
+        Args:
+            path: a decision log.
+            recorded: SGLang's record of forward passes at full quality, to be played instead.
 
-        A whole one says its active experts, and the demand that it ran under.
+        Raises:
+            ValueError: a file is of another kind, or holds no whole decode step. A whole one of a
+                decision log says its active experts, and the demand that it ran under.
         """
         with path.open() as lines:
-            logged = controller_of(next(lines, ""))
+            header = next(lines, "")
+            if passes.is_passes(header):
+                raise ValueError(
+                    f"{path} is SGLang's record of forward passes, which says neither the active "
+                    "experts nor the demand of a step: give it as `recorded`, and as `path` a "
+                    "decision log of the same model on the same machine"
+                )
+            logged = controller_of(header)
             self.num_layers, self.num_experts = logged.num_layers, logged.num_experts
             self.top_k = logged.top_k
-            self._recorded = [seen for seen in map(self._read, lines) if seen is not None]
-        if not self._recorded:
+            self.recorded = [seen for seen in map(self._read, lines) if seen is not None]
+        if not self.recorded:
             raise ValueError(f"{path} holds no decode step with its active experts and demand")
-        self.loads = [
-            Load(seen.rows, max(0.0, (seen.itl_ms or seen.step_ms) - seen.step_ms))
-            for seen in self._recorded
-        ]
         sizes = self.num_layers, self.num_experts, self.top_k
         self._estimator = Estimator(logged.config, *sizes)
         self._quality = Quality(logged.config.prior_kl)
-        for seen in self._recorded:
+        for seen in self.recorded:
             self._learn(seen)
+        if recorded is not None:
+            self.recorded = self._of_passes(recorded)
+        self.loads = [
+            Load(seen.rows, max(0.0, (seen.itl_ms or seen.step_ms) - seen.step_ms))
+            for seen in self.recorded
+        ]
         self._next = 0
 
     def run(self, load: Load, setting: Setting) -> tuple[Observation, Sample]:
         """The next recorded step under another setting; `load` is its own."""
-        seen = self._recorded[self._next]
+        seen = self.recorded[self._next]
         self._next += 1
         demand, budget = setting
         active = self._active(seen, demand, [float(each) for each in budget])
@@ -91,6 +111,31 @@ class Playback:
         except (TypeError, ValueError, KeyError):  # a torn line, an observation of anything
             return None
         return seen if is_whole and is_usable else None
+
+    def _of_passes(self, recorded: Path) -> list[Observation]:
+        slots = sorted({Batch.seen(seen).key[1] for seen in self.recorded})
+        steps = []
+        for number, each in enumerate(passes.read(recorded)):
+            slot = next((slot for slot in slots if slot >= each.rows), 0)
+            seen = Observation(
+                step=number,
+                phase=Phase.DECODE,
+                rows=each.rows,
+                slot=slot,
+                step_ms=each.step_ms,
+                itl_ms=each.step_ms + each.outside_ms,
+                active_experts=(),
+                kv_tokens=each.kv_tokens,
+                demand=1.0,
+            )
+            forecast = self._estimator.forecast(Batch.seen(seen))
+            if forecast is None:
+                raise ValueError("the decision log is too short to tell how many experts are read")
+            active = self._estimator.per_layer(forecast.active(1.0))
+            steps.append(replace(seen, active_experts=active))
+        if not steps:
+            raise ValueError(f"{recorded} holds no pass that only decodes")
+        return steps
 
     def _learn(self, seen: Observation) -> None:
         demand = float(seen.demand or 0.0)

@@ -4,11 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lynx_controller import Controller, Observation, Slo
+from lynx_controller import Controller, Observation, Slo, passes
 from lynx_controller.log import Log, LoggedController
 from lynx_controller.playback import Playback
 from lynx_controller.simulator import Load, Plant, Sample, Setting, simulate
 
+PASSES = Path(__file__).with_name("passes.jsonl")
 FULL = (64,) * 8
 
 
@@ -46,7 +47,7 @@ def fixed(playback: Playback, demand: float) -> list[Sample]:
 
 def test_under_its_own_decisions_it_is_what_was_recorded(log: Path) -> None:
     playback = Playback(log)
-    recorded = playback._recorded
+    recorded = playback.recorded
     for load, seen in zip(playback.loads, recorded, strict=True):
         assert seen.demand is not None
         played, _ = playback.run(load, (seen.demand, FULL))
@@ -72,6 +73,28 @@ def test_a_law_can_be_tried_on_it(log: Path) -> None:
     late = np.mean([each.gap_ms > 12.0 for each in samples[160:240]])
     assert late <= 0.1
     assert min(each.demand for each in samples) < 0.9
+
+
+def test_sglangs_own_record_can_be_played_with_what_a_log_taught(log: Path) -> None:
+    read = list(passes.read(PASSES))
+    playback = Playback(log, PASSES)
+    assert [load.rows for load in playback.loads] == [each.rows for each in read]
+    full, cut = fixed(playback, 1.0), fixed(Playback(log, PASSES), 0.5)
+    gaps = [each.step_ms + each.outside_ms for each in read]
+    assert [each.gap_ms for each in full] == pytest.approx(gaps)
+    assert all(each.mass == pytest.approx(1.0) for each in full)
+    for before, after in zip(full, cut, strict=True):
+        assert after.active < before.active == pytest.approx(before.natural)
+        assert after.gap_ms < before.gap_ms
+
+
+def test_sglangs_record_alone_is_refused_with_the_reason(log: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="neither the active experts nor the demand"):
+        Playback(PASSES)
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    with pytest.raises(ValueError, match="no pass that only decodes"):
+        Playback(log, empty)
 
 
 def test_a_log_without_decode_steps_is_refused(log: Path, tmp_path: Path) -> None:
