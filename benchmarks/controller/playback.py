@@ -1,11 +1,11 @@
 """Controllers on a recorded server, and what the model behind it is worth.
 
-    python benchmarks/controller/playback.py DECISIONS --slo-ms 12            # Lynx's decision log
-    python benchmarks/controller/playback.py DECISIONS --slo-ms 12 --passes PASSES
+    python benchmarks/controller/playback.py DECISIONS --slo-ms 12 --name law
+    python benchmarks/controller/playback.py DECISIONS --slo-ms 12 --name passes --passes PASSES
 
-PASSES is SGLang's own record of a server without Lynx (record_passes.py), DECISIONS then tells what
-experts cost there. `recording.py` makes both under the demo's load. Adds to
-benchmarks/results/cpu/playback.json what it prints.
+DECISIONS is Lynx's log. PASSES is SGLang's own record of a server without Lynx (record_passes.py);
+DECISIONS then tells what experts cost there. `recording.py` makes both under the demo's load. Adds
+to benchmarks/results/cpu/playback.json what it prints.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 from policies import FLOOR, BrownoutServe, Lynx, Pi, Policy
+from report import rounded
 
 from lynx_controller import Controller, ControllerConfig, Observation, Slo
 from lynx_controller.playback import Playback
@@ -82,12 +83,12 @@ def main() -> None:
     parser.add_argument("log", type=Path, help="a server's --lynx-decision-log")
     parser.add_argument("--passes", type=Path, help="SGLang's record of its forward passes")
     parser.add_argument("--slo-ms", type=float, required=True)
+    parser.add_argument("--name", required=True, help="of the recording, in the results")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cpu/playback.json"))
     options = parser.parse_args()
     played = Playback(options.log, options.passes)
-    kind = "decisions" if options.passes is None else "passes"
     found = play(options.log, options.passes, options.slo_ms)
-    print(f"{len(played.loads)} steps\n")
+    print(f"{len(played.loads)} steps, {played.slope_ms:.4f} ms per expert\n")
     print("| controller | tokens late, % | mass | on time | demand | p50, ms | p95, ms |")
     print("|---|---|---|---|---|---|---|")
     for name, row in found.items():
@@ -99,11 +100,16 @@ def main() -> None:
             + " |"
         )
     record = json.loads(options.out.read_text()) if options.out.exists() else {}
-    record["command"] = (
-        "python benchmarks/controller/playback.py DECISIONS --slo-ms MS [--passes PASSES]"
-    )
-    record[kind] = {"slo_ms": options.slo_ms, "steps": len(played.loads), "controllers": found}
-    options.out.write_text(json.dumps(record, indent=1) + "\n")
+    options_of = "DECISIONS --slo-ms MS --name NAME [--passes PASSES]"
+    record["command"] = f"python benchmarks/controller/playback.py {options_of}"
+    record[options.name] = {
+        "slo_ms": options.slo_ms,
+        "cores": os.cpu_count(),
+        "steps": len(played.loads),
+        "slope_ms": played.slope_ms,
+        "controllers": found,
+    }
+    options.out.write_text(json.dumps(rounded(record), indent=1) + "\n")
 
 
 if __name__ == "__main__":

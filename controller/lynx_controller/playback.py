@@ -73,6 +73,11 @@ class Playback:
         ]
         self._next = 0
 
+    @property
+    def slope_ms(self) -> float:
+        """What an expert costs in a layer, as fitted on the decision log."""
+        return self._estimator.cost.slope_ms
+
     def run(self, load: Load, setting: Setting) -> tuple[Observation, Sample]:
         """The next recorded step under another setting; `load` is its own."""
         seen = self.recorded[self._next]

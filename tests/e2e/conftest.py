@@ -48,7 +48,9 @@ def model() -> Path:
 
 @pytest.fixture(scope="session")
 def plain(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(model, tmp_path_factory.mktemp("plain") / "log", [SLEEPS]) as server:
+    log = tmp_path_factory.mktemp("plain") / "log"
+    passes = f"--forward-pass-metrics-ipc-name=ipc://{log.with_name('passes')}"
+    with Server(model, log, [SLEEPS, "--enable-forward-pass-metrics", passes]) as server:
         yield server
 
 
