@@ -1,0 +1,128 @@
+"""A replica of two ranks on CPU and gloo: what the experts of each were given, step by step."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from server import Server
+
+pytestmark = pytest.mark.e2e
+
+Generate = Callable[..., list[Any]]
+PROBE = Path(__file__).with_name("rank_probe.py")
+LAYERS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One rank's step, as ``rank_probe`` wrote it."""
+
+    number: int
+    phase: str
+    checksum: int  # of all ids and weights that reached the experts
+    num_active: list[int]  # T of each layer; of each pass, where it was shadowed
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    server: Server
+    steps_at: Path  # a file for each rank
+
+    def change(self, **values: float) -> None:
+        body = {"server_args": {f"lynx_{name}": value for name, value in values.items()}}
+        assert self.server.post("/set_internal_state", body) == [True]
+
+    def state(self) -> dict[str, Any]:
+        state = self.server.lynx()
+        assert state is not None
+        return state
+
+    def steps(self, phase: str = "DECODE") -> list[Step]:
+        """The steps that both ranks have run, of a phase; the same on both, bit for bit."""
+        deadline = time.monotonic() + 10.0  # rank 0 may answer before rank 1 has written
+        first, second = self._lines(0), self._lines(1)
+        while len(first) != len(second) and time.monotonic() < deadline:
+            time.sleep(0.05)
+            first, second = self._lines(0), self._lines(1)
+        assert first == second
+        steps = [Step(*json.loads(line)) for line in first]
+        return [step for step in steps if step.phase == phase]
+
+    def _lines(self, rank: int) -> list[str]:
+        return (self.steps_at / str(rank)).read_text().splitlines()
+
+
+@pytest.fixture(scope="module")
+def replica(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replica]:
+    """Two ranks under the probe, which SGLang finds as it finds any installed plugin."""
+    folder, steps_at = tmp_path_factory.mktemp("plugin"), tmp_path_factory.mktemp("steps")
+    shutil.copy(PROBE, folder)
+    metadata = folder / "rank_probe-1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: rank_probe\nVersion: 1\n")
+    (metadata / "entry_points.txt").write_text(
+        "[sglang.srt.plugins]\nrank_probe = rank_probe:register\n"
+    )
+    options = ("--sleep-on-idle", "--enable-tokenizer-batch-encode", "--tp-size=2")
+    log = tmp_path_factory.mktemp("ranks") / "log"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]))
+        patch.setenv("RANK_PROBE", str(steps_at))
+        server = Server(model, log, (*options, "--moe-backend=lynx"))
+    with server:
+        yield Replica(server, steps_at)
+
+
+def test_two_ranks_answer_as_one_does(
+    replica: Replica, plain: Server, prompts: list[str], generate: Generate
+) -> None:
+    expected = generate(plain, prompts[:16], max_new_tokens=64)
+    found = generate(replica.server, prompts[:16], max_new_tokens=64)
+    assert [answer.tokens for answer in found] == [answer.tokens for answer in expected]
+    assert not any(answer.report["degraded"] for answer in found)
+    assert len(replica.steps()) >= 63
+
+
+def test_a_cap_holds_on_both_ranks_in_every_step(
+    replica: Replica, prompts: list[str], generate: Generate
+) -> None:
+    before = len(replica.steps())
+    replica.change(budget=16)
+    tiers = ["exact", *["flexible"] * 15]
+    answers = generate(replica.server, prompts[:16], tiers, ignore_eos=True, max_new_tokens=40)
+    degraded = [answer.report["degraded"] for answer in answers]
+    assert degraded == [False, *[True] * 15]
+    cut = replica.steps()[before:]
+    assert len(cut) >= 39
+    # Sixteen, or as many as the exact row and the floors of the others need.
+    assert max(max(step.num_active) for step in cut) <= 4 + 15
+    assert replica.state()["ranks"]["unforeseen"] == 0
+    replica.change(budget=0)
+
+
+def test_ranks_agree_while_the_controller_moves_and_steps_are_shadowed(
+    replica: Replica, prompts: list[str], generate: Generate
+) -> None:
+    before = replica.state()["ranks"]
+    first = len(replica.steps())
+    replica.change(slo_itl_ms=0.01, min_demand=0.4, shadow_share=0.3)
+    generate(replica.server, prompts[:12], ignore_eos=True, max_new_tokens=30)
+    assert replica.state()["decision"]["demand"] == pytest.approx(0.4)
+    replica.change(slo_itl_ms=60_000)
+    generate(replica.server, prompts[:4], ignore_eos=True, max_new_tokens=30)
+    after = replica.state()
+    assert after["decision"]["demand"] == 1.0
+    assert after["ranks"]["orders"] > before["orders"] + 2
+    assert after["ranks"]["checks"] > before["checks"]
+    steps = replica.steps()[first:]
+    assert len(steps) >= 58
+    passes = [len(step.num_active) // LAYERS for step in steps]
+    assert passes.count(2) == after["shadow"]["steps"] > 0
