@@ -12,9 +12,10 @@ batch that is launched after the broadcast that carried it, on every rank and ho
 made from step n, it rules step n+1, or n+2 where SGLang overlaps steps, the lag of one rank.
 
 There is no collective of Lynx's own. A loop with nothing new to tell, an idle one above all, sends
-what it did without Lynx; an order goes where a new request would. Where SGLang skips the broadcast
-(``--scheduler-recv-interval``) no order comes out: all ranks go on under the last one, and rank 0
-makes another in the next loop.
+what it did without Lynx: a size of 0. An order costs what a new request does, a payload of about a
+kilobyte behind that size; with overlapped scheduling that is while the step before runs. Where
+SGLang skips the broadcast (``--scheduler-recv-interval``) no order comes out: all ranks go on under
+the last one, and rank 0 makes another in the next loop.
 
 **A batch of another size** is decided for before it runs. A rank alone does so at the launch, which
 is after the broadcast; rank 0 of several foresees it (``step.batch_ahead``) from what SGLang will

@@ -7,6 +7,7 @@ buffer's memory. Streams, pinned memory and real graphs are left to a GPU.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -22,9 +23,10 @@ from sglang.srt.runtime_context import get_flags, get_parallel, publish
 from sglang.srt.server_args import ServerArgs
 
 from lynx_sglang import expert_layers, fused_runner, routing
-from lynx_sglang.errors import UnsupportedError
+from lynx_sglang.errors import DivergedError, UnsupportedError
 from lynx_sglang.flags import BACKEND
 from lynx_sglang.gpu_runtime import GpuRuntime
+from lynx_sglang.ranks import Ranks, receive
 from lynx_sglang.settings import Settings
 from lynx_sglang.telemetry import server_info
 from lynx_sglang.tier import account_of
@@ -227,6 +229,35 @@ def test_an_overlapped_step_is_accounted_under_its_own_decision(model_of: Any) -
     assert server_info(model.runtime)["active_experts_sum"] > 2 * cut
     assert first[1].lynx_flight.ran_under.budget == (5,) * LAYERS
     assert second[1].lynx_flight.ran_under.budget == (E,) * LAYERS
+
+
+def test_a_following_rank_runs_each_overlapped_step_under_rank_0s_order(
+    model_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Ranks, "of_process", lambda: Ranks(1, 2))
+    model, leader = model_of(), Ranks(0, 2)
+    requests, runtime = requests_of(8), model.runtime
+    first = model.launch(requests)
+    assert runtime.control is None
+
+    def receive_order(budget: int) -> None:
+        decision = dataclasses.replace(runtime.decision, budget=(budget,) * LAYERS)
+        order = leader.order(decision, runtime.settings)
+        assert receive(runtime)(lambda *_: [order], None) == []
+
+    receive_order(5)  # before the first one's result
+    second = model.launch(requests)
+    for launched, budget in ((first, E), (second, 5)):
+        model.finish(launched)
+        flight = launched[1].lynx_flight
+        assert flight.ran_under.budget == (budget,) * LAYERS
+        leader.note(flight.step.number, list(flight.step.num_active.values()))
+    assert sum(second[1].lynx_flight.step.num_active.values()) <= 8 * LAYERS
+    receive_order(6)
+    assert server_info(runtime)["ranks"]["checks"] == 1
+    leader.note(3, [E] * LAYERS)  # a step that this rank has not run
+    with pytest.raises(DivergedError):
+        receive_order(7)
 
 
 def test_prefill_is_sglangs_and_larger_decode_steps_run_without_a_graph(model_of: Any) -> None:
