@@ -71,7 +71,7 @@ def main() -> int:
     parser.add_argument("--model-path", type=Path, default=ROOT / "models/lynx-moe-tiny")
     parser.add_argument("--rows", type=int, default=16, help="running requests (%(default)s)")
     parser.add_argument("--cap", default="25%", help="fixed --lynx-budget (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=13)
     # Within an answer: past its end a batch falls into one common loop, on few experts.
     parser.add_argument("--tokens", type=int, default=40)
     parser.add_argument(
