@@ -98,12 +98,14 @@ class Controller:
         """Decide for a batch that is known before it runs; learns nothing.
 
         Saves a load step its lag. Steps run under a plan must report `demand` in their observation.
+        An unreadable step leaves the plan in force.
         """
         try:
-            return self._decide(Batch.of(phase, rows, slot, flexible_rows))
+            self._decision = self._decide(Batch.of(phase, rows, slot, flexible_rows))
         except Exception as error:  # as in step
             self._failure = repr(error)[:200]
-            return self._full(Reason.FAILED)
+            self._decision = self._full(Reason.FAILED)
+        return self._decision
 
     def reach_ms(
         self, rows: int, slot: int = 0, phase: Phase = Phase.DECODE

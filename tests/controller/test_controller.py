@@ -95,6 +95,17 @@ def test_frozen_holds_the_decision_and_learns_nothing(change: dict[str, object])
         assert after[name] == before[name]
 
 
+def test_an_unreadable_step_leaves_a_newer_plan_in_force() -> None:
+    controller = make()
+    for step in range(20):
+        controller.step(decode(step))
+    controller.override(budget=8)
+    plan = controller.plan(16, 16)
+    assert plan.budget == (8,) * LAYERS
+    frozen = controller.step(replace(decode(20), step_ms=math.nan))
+    assert frozen == replace(plan, reason=Reason.FROZEN)
+
+
 def test_an_engine_that_counts_from_zero_again_is_believed_after_a_while() -> None:
     controller = make()
     for step in range(1000, 1020):
