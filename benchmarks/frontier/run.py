@@ -235,7 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", type=Path, nargs="+", help="model folders")
     parser.add_argument("--stage", choices=STAGES, nargs="+", default=STAGES)
-    parser.add_argument("--problems", type=int, default=128, help="of a split (%(default)s)")
+    parser.add_argument("--problems", type=int, default=256, help="of a split (%(default)s)")
     parser.add_argument("--answers", type=int, default=1000, help="free-running (%(default)s)")
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS, help="M (%(default)s)")
     parser.add_argument("--threads", type=int, default=1)

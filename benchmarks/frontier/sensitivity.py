@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 SHARES = (0.3, 0.45)  # of the natural union, at which one layer alone is cut
 LEAST_KL = 1e-7  # nats; below it a layer's KL is rounding
-SPREAD = 0.15  # a layer's share of the natural union differs from the mean by at most this
+SPREAD = 0.2  # a layer's share of the natural union differs from the mean by at most this
 NO_CAP = 2**30
 TOKENS = 2000  # that every expert computes
 
