@@ -22,73 +22,76 @@ NO_BINS = np.empty(0, np.float64)
 NONE = 0  # the address of what is not given
 
 
-@cfunc(
-    "void(voidptr, voidptr, voidptr, voidptr, voidptr, int64, int64, int64, int64, boolean,"
+SIGNATURE = (
+    "void(voidptr, voidptr, voidptr, voidptr, voidptr, int64, int64, int64, int64,"
     " voidptr, voidptr, float64, int64, int64, boolean, int64, float64, voidptr, int64, int64,"
-    " voidptr, int64, float64, voidptr, voidptr, voidptr, voidptr, voidptr)",
-    cache=True,
+    " voidptr, int64, float64, voidptr, voidptr, voidptr, voidptr, voidptr)"
 )
-def select_at(
-    scores_at: Any,  # float32 [M, E]
-    ids_at: Any,  # int64 [M, K] where is_wide, else int32
-    weights_at: Any,  # float32 [M, K]
-    classes_at: Any,  # uint8 [M]
-    bias_at: Any,  # float32 [num_biases]
-    num_biases: int,  # E or 0
-    num_rows: int,
-    num_experts: int,
-    top_k: int,
-    is_wide: bool,
-    budget_at: Any,  # int32 []
-    floor_at: Any,  # int32 []
-    share: float,
-    demand_rule: int,
-    importance_rule: int,
-    is_refilling: bool,
-    weights_rule: int,
-    confidence: float,
-    bin_edges_at: Any,  # float64 [num_bins]
-    num_bins: int,
-    max_vote_base: int,
-    similarity_at: Any,  # float32 [num_similar, num_similar]
-    num_similar: int,  # E or 0
-    min_similarity: float,
-    out_ids_at: Any,  # as ids, out
-    out_weights_at: Any,  # float32 [M, K] out
-    retained_at: Any,  # float32 [M] out
-    active_at: Any,  # bool [E] out
-    num_active_at: Any,  # int32 [] out
-) -> None:
-    """`select_rows` of what lies at these addresses."""
-    scores = carray(scores_at, (num_rows, num_experts), np.float32)
-    weights = carray(weights_at, (num_rows, top_k), np.float32)
-    out_weights = carray(out_weights_at, (num_rows, top_k), np.float32)
-    classes = carray(classes_at, num_rows, np.uint8)
-    bias = carray(bias_at, num_biases, np.float32)
-    similarity = carray(similarity_at, (num_similar, num_similar), np.float32)
-    bin_edges = carray(bin_edges_at, num_bins, np.float64)
-    retained = carray(retained_at, num_rows, np.float32)
-    active = carray(active_at, num_experts, np.bool_)
-    num_active = carray(num_active_at, 1, np.int32)
-    cap = max(carray(budget_at, 1, np.int32)[0], 0)
-    floor_k = min(max(carray(floor_at, 1, np.int32)[0], 0), top_k)
-    if is_wide:
-        num_active[0] = select_rows(
-            scores, carray(ids_at, (num_rows, top_k), np.int64), weights, classes, bias,
-            cap, floor_k, share, demand_rule, importance_rule, is_refilling, weights_rule,
-            confidence, bin_edges, max_vote_base, similarity, min_similarity,
-            carray(out_ids_at, (num_rows, top_k), np.int64), out_weights, retained, active,
-        )  # fmt: skip
-    else:
-        num_active[0] = select_rows(
-            scores, carray(ids_at, (num_rows, top_k), np.int32), weights, classes, bias,
-            cap, floor_k, share, demand_rule, importance_rule, is_refilling, weights_rule,
-            confidence, bin_edges, max_vote_base, similarity, min_similarity,
-            carray(out_ids_at, (num_rows, top_k), np.int32), out_weights, retained, active,
-        )  # fmt: skip
 
 
-_select_at = select_at.ctypes
+def entry(id_type: type[np.signedinteger[Any]]) -> Any:
+    """`select_rows` of what lies at addresses, for ids of this type."""
+
+    @cfunc(SIGNATURE, cache=True)
+    def select_at(
+        scores_at: Any,  # float32 [M, E]
+        ids_at: Any,  # [M, K]
+        weights_at: Any,  # float32 [M, K]
+        classes_at: Any,  # uint8 [M]
+        bias_at: Any,  # float32 [num_biases]
+        num_biases: int,  # E or 0
+        num_rows: int,
+        num_experts: int,
+        top_k: int,
+        budget_at: Any,  # int32 []
+        floor_at: Any,  # int32 []
+        share: float,
+        demand_rule: int,
+        importance_rule: int,
+        is_refilling: bool,
+        weights_rule: int,
+        confidence: float,
+        bin_edges_at: Any,  # float64 [num_bins]
+        num_bins: int,
+        max_vote_base: int,
+        similarity_at: Any,  # float32 [num_similar, num_similar]
+        num_similar: int,  # E or 0
+        min_similarity: float,
+        out_ids_at: Any,  # [M, K] out
+        out_weights_at: Any,  # float32 [M, K] out
+        retained_at: Any,  # float32 [M] out
+        active_at: Any,  # bool [E] out
+        num_active_at: Any,  # int32 [] out
+    ) -> None:
+        num_active = carray(num_active_at, 1, np.int32)
+        num_active[0] = select_rows(
+            carray(scores_at, (num_rows, num_experts), np.float32),
+            carray(ids_at, (num_rows, top_k), id_type),
+            carray(weights_at, (num_rows, top_k), np.float32),
+            carray(classes_at, num_rows, np.uint8),
+            carray(bias_at, num_biases, np.float32),
+            max(carray(budget_at, 1, np.int32)[0], 0),
+            min(max(carray(floor_at, 1, np.int32)[0], 0), top_k),
+            share,
+            demand_rule,
+            importance_rule,
+            is_refilling,
+            weights_rule,
+            confidence,
+            carray(bin_edges_at, num_bins, np.float64),
+            max_vote_base,
+            carray(similarity_at, (num_similar, num_similar), np.float32),
+            min_similarity,
+            carray(out_ids_at, (num_rows, top_k), id_type),
+            carray(out_weights_at, (num_rows, top_k), np.float32),
+            carray(retained_at, num_rows, np.float32),
+            carray(active_at, num_experts, np.bool_),
+        )
+
+    return select_at.ctypes
+
+
+ENTRIES = {torch.int32: entry(np.int32), torch.int64: entry(np.int64)}
 
 
 def select_cpu(
@@ -117,7 +120,7 @@ def select_cpu(
     retained = torch.empty(num_rows, device="cpu")
     active = torch.empty(num_experts, dtype=torch.bool, device="cpu")
     num_active = torch.empty((), dtype=torch.int32, device="cpu")
-    _select_at(
+    ENTRIES[topk_ids.dtype](
         scores.data_ptr(),
         topk_ids.data_ptr(),
         topk_weights.data_ptr(),
@@ -127,7 +130,6 @@ def select_cpu(
         num_rows,
         num_experts,
         top_k,
-        topk_ids.dtype is torch.int64,
         budget.data_ptr(),
         floor.data_ptr(),
         share,
