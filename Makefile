@@ -41,6 +41,8 @@ format: $(STAMP)
 
 bench: $(STAMP)  ## decode step of plain SGLang and Lynx on this CPU
 	PYTHONPATH=loadtests:models $(PYTHON) benchmarks/decode_step.py
+	PYTHONPATH=loadtests:models $(PYTHON) benchmarks/decode_step.py --width 8 \
+	  --out benchmarks/results/cpu/decode_step_x8.json
 
 bench-shadow: $(STAMP)  ## what the quality guard's shadow passes cost
 	PYTHONPATH=loadtests:models $(PYTHON) benchmarks/shadow_step.py

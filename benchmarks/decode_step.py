@@ -21,6 +21,7 @@ from typing import Any
 
 from server import Server
 from tasks import problems
+from widen import widen
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/cpu"
@@ -69,6 +70,7 @@ def spread(values: list[float]) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model-path", type=Path, default=ROOT / "models/lynx-moe-tiny")
+    parser.add_argument("--width", type=int, default=1, help="of the experts, times as stored")
     parser.add_argument("--rows", type=int, default=16, help="running requests (%(default)s)")
     parser.add_argument("--cap", default="25%", help="fixed --lynx-budget (%(default)s)")
     parser.add_argument("--rounds", type=int, default=13)
@@ -79,13 +81,16 @@ def main() -> int:
     )
     args = parser.parse_args()
     prompts = prompts_of(args.rows)
+    model = args.model_path
+    if args.width != 1:
+        model = widen(model, ROOT / "build/bench" / f"{model.name}-x{args.width}", args.width)
 
     with ExitStack() as stack:
         servers = {}
         for name, options in VARIANTS.items():
             filled = [option.format(cap=args.cap) for option in options]
             log = ROOT / "build/bench" / f"{len(servers)}.log"
-            server = Server(args.model_path, log, ["--sleep-on-idle", *filled])
+            server = Server(model, log, ["--sleep-on-idle", *filled])
             servers[name.format(cap=args.cap)] = stack.enter_context(server)
         plain, full, capped = servers
         answers = {
@@ -110,6 +115,7 @@ def main() -> int:
     report = {
         "command": " ".join(["python", "benchmarks/decode_step.py", *sys.argv[1:]]),
         "machine": machine(),
+        "model": model.name,
         "rows": args.rows,
         "step_ms": {name: spread(values) for name, values in times.items()},
         "speedup": {
