@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from server import Server
+from server import Server, stop_with_me
 from tasks import problems
 from widen import widen
 
@@ -80,6 +80,7 @@ def main() -> int:
         "--out", type=Path, default=ROOT / "benchmarks/results/cpu/decode_step.json"
     )
     args = parser.parse_args()
+    stop_with_me()
     prompts = prompts_of(args.rows)
     model = args.model_path
     if args.width != 1:

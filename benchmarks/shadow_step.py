@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from decode_step import RESULTS, ROOT, generate, machine, prompts_of, spread, step_ms
-from server import Server
+from server import Server, stop_with_me
 
 SHARES = (0.0, 0.02, 1.0)
 
@@ -43,6 +43,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=40)
     parser.add_argument("--out", type=Path, default=RESULTS / "shadow_step.json")
     args = parser.parse_args()
+    stop_with_me()
     prompts = prompts_of(args.rows)
 
     options = ["--sleep-on-idle", "--moe-backend=lynx", f"--lynx-budget={args.cap}"]

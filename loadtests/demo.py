@@ -25,7 +25,7 @@ from bars import judge
 from calibration import Pace
 from monitor import Monitor, Sample
 from record import Record, read
-from server import Server
+from server import Server, stop_with_me
 from shapes import Plateau, Shape
 from widen import widen
 
@@ -68,6 +68,7 @@ def main() -> int:
     parser.add_argument("--streams", type=int, default=STREAMS)
     parser.add_argument("--high-s", type=float, default=HIGH_S, help="length of the high load")
     options = parser.parse_args()
+    stop_with_me()
     began_s = time.monotonic()
 
     model = options.model

@@ -37,6 +37,11 @@ class ServerError(RuntimeError):
     """The server did not start or refused a request; the message says why."""
 
 
+def stop_with_me() -> None:
+    """Let SIGTERM unwind this program's ``with`` blocks, so that no server outlives it."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+
 def free_port() -> int:
     """A port of 127.0.0.1 below those that outgoing connections take while the server starts."""
     while True:
