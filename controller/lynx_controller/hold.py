@@ -1,4 +1,4 @@
-"""What the law remembers of one phase and slot: the demand that it holds."""
+"""What the law remembers of one phase and slot: the share that it holds."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ PROBE: Final = 10  # saturated decisions until a slow base is taken for a distur
 
 @dataclass(slots=True)
 class Hold:
-    demand: float = 1.0
-    tail: float = 0.0  # the trim when the demand last moved
+    share: float = 1.0
+    tail: float = 0.0  # the trim when the share last moved
     floored: int = 0  # saturated decisions in a row
 
     @property
@@ -27,12 +27,12 @@ class Hold:
             self.floored += 1
         elif move.reason is not Reason.OUTSIDE:
             self.floored = 0
-        if move.demand != self.demand:
-            self.demand, self.tail = move.demand, tail
+        if move.share != self.share:
+            self.share, self.tail = move.share, tail
 
     def walk(self, move: Move, most: float) -> Move:
         """The move itself, or where it lies further than `most` away, that much towards it."""
-        away = move.demand - self.demand
+        away = move.share - self.share
         if abs(away) <= most:
             return move
-        return replace(move, demand=self.demand + math.copysign(most, away))
+        return replace(move, share=self.share + math.copysign(most, away))
