@@ -44,11 +44,13 @@ class Budget:
         return (self.num_experts,) * len(self.offsets)
 
     def caps(self, layers: PerLayer, exact: float, share: float) -> PerLayer:
-        """[L] whole caps of these natural numbers, at least top-k; what they sum to follows share.
+        """[L] whole caps of these natural numbers, at least top-k; their sum follows the share.
 
         cap_l = N_l * (exact + (1 - exact) * (share + offset_l * min(1, 2 * (1 - share))))
         `exact`: share of the natural number that exact rows hold. Rounded by largest remainder.
         """
+        if share >= 1.0:
+            return np.full(len(layers), float(self.num_experts))
         away = self.offsets - self.offsets @ layers / layers.sum()
         shares = share + min(1.0, 2.0 * (1.0 - share)) * away
         wanted = layers * (exact + (1.0 - exact) * shares)
@@ -91,12 +93,14 @@ class Budget:
         )
 
     def moved(
-        self, move: Move, layers: PerLayer, forecast: Forecast, order: Override | None
+        self,
+        move: Move,
+        layers: PerLayer,
+        caps: PerLayer,
+        forecast: Forecast,
+        order: Override | None,
     ) -> Decision:
-        """What the law wants, below an operator's cap."""
-        caps = np.full(len(layers), float(self.num_experts))
-        if move.share < 1.0:
-            caps = self.caps(layers, forecast.exact / forecast.natural, move.share)
+        """What the law wants, in these caps [L], below an operator's."""
         if order is not None and order.cap is not None:
             caps = np.minimum(caps, order.cap)
         return Decision(

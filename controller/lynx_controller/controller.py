@@ -106,7 +106,8 @@ class Controller:
         An unreadable step leaves the plan in force.
         """
         try:
-            self._decision = self._decide(Batch.of(phase, rows, slot, flexible_rows))
+            batch = Batch.of(phase, rows, slot, flexible_rows)
+            self._decision = self._decide(batch, self._forecast(batch))
         except Exception as error:  # as in step
             self._failure = repr(error)[:200]
             self._decision = self._full(Reason.FAILED)
@@ -175,45 +176,27 @@ class Controller:
                 return self._full(Reason.BLIND)
             return replace(self._decision, reason=Reason.FROZEN)
         batch = Batch.seen(seen)
-        self._learn(seen, batch)
-        return self._decide(batch)
+        return self._decide(batch, self._learn(seen, batch))
 
-    def _learn(self, seen: Observation, batch: Batch) -> None:
+    def _learn(self, seen: Observation, batch: Batch) -> Forecast | None:
         """A mixed step says nothing but what its decode rows lost to the prompts beside them."""
-        estimator, applied = self._estimator, self._history.applied(seen)
-        gap_ms = seen.step_ms
-        if seen.itl_ms is not None and 0.0 < seen.itl_ms <= self.config.max_step_ms:
-            gap_ms = seen.itl_ms
-        active = estimator.readable(seen.active_experts)
-        is_mixed = seen.phase is Phase.MIXED
-        if is_mixed:
-            estimator.learn_gap(batch, applied, gap_ms)
-        elif active is not None:
-            estimator.learn(batch, applied, active, seen.step_ms, gap_ms)
-        estimator.watch_mass(seen.retained_mass)
-        if not is_mixed and applied.is_certain:
-            is_told = applied.demand >= 1.0 and batch.flexible == batch.rows
-            self._quality.learn(
-                batch.key,
-                batch.flexible,
-                estimator.read_share if is_told and active is not None else None,
-                seen.retained_mass,
-                seen.shadow_kl,
-                seen.shadow_agreement,
-            )
-        if not is_mixed:
+        applied = self._history.applied(seen)
+        share = self._estimator.observe(seen, batch, applied)
+        if seen.phase is not Phase.MIXED:
             self._admission.watch(seen.queue_ms)
+            if applied.is_certain:
+                self._quality.observe(seen, batch, share)
         forecast = self._forecast(batch)
         if forecast is not None and self._promises.limits_ms:
             hold = self._holds.setdefault(batch.key, Hold())
             floor_ms = forecast.ms(max(self._floor(batch), self._guard(batch, hold)))
             own_ms = forecast.ms(hold.share)
-            self._trim.track(estimator.window, self._promises, own_ms, floor_ms)
+            self._trim.track(self._estimator.window, self._promises, own_ms, floor_ms)
+        return forecast
 
-    def _decide(self, batch: Batch) -> Decision:
+    def _decide(self, batch: Batch, forecast: Forecast | None) -> Decision:
         """The budget is decided here, by `law.decide`, unless an operator fixed it."""
         hold = self._holds.setdefault(batch.key, Hold())
-        forecast = self._forecast(batch)
         order = self._override
         if order is not None:
             if order.demand is not None or forecast is None or not self._promises:
@@ -251,8 +234,12 @@ class Controller:
         hold.take(move, tail)
         if self._trim.is_ignoring and not move.saturated:
             move = replace(move, reason=Reason.OUTSIDE)
+        layers, exact = self._estimator.layers(batch), forecast.exact / forecast.natural
+        caps = hold.still(batch, forecast, move.share)
+        if caps is None:
+            caps = hold.keep(batch, self._budget.caps(layers, exact, move.share))
         return replace(
-            self._budget.moved(move, self._estimator.layers(batch), forecast, order),
+            self._budget.moved(move, layers, caps, forecast, order),
             trim_ms=move.target_ms - slo_ms * (1.0 - self.config.margin),
             outside_ms=excess_ms,
             guard_share=now.guard,

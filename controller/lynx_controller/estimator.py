@@ -14,6 +14,7 @@ from .cost import CostModel
 from .forecast import Forecast
 from .history import Applied
 from .natural import Natural, PerLayer
+from .types import Observation, Phase
 from .window import Window
 
 MASS_GAIN: Final = 0.05  # per step
@@ -84,6 +85,21 @@ class Estimator:
         excess_ms = self.cost.excess_ms(batch.key)
         experts_ms = forecast.ms(1.0) - forecast.base_ms
         return excess_ms if excess_ms > 2.0 * experts_ms or has_tried_floor else 0.0
+
+    def observe(self, seen: Observation, batch: Batch, applied: Applied) -> float | None:
+        """Learn from a step; the share that caps alone left it, None where that is not told."""
+        gap_ms = seen.step_ms
+        if seen.itl_ms is not None and 0.0 < seen.itl_ms <= self.config.max_step_ms:
+            gap_ms = seen.itl_ms
+        active = self.readable(seen.active_experts)
+        is_mixed = seen.phase is Phase.MIXED
+        if is_mixed:
+            self.learn_gap(batch, applied, gap_ms)
+        elif active is not None:
+            self.learn(batch, applied, active, seen.step_ms, gap_ms)
+        self.watch_mass(seen.retained_mass)
+        is_told = active is not None and not is_mixed and batch.flexible == batch.rows
+        return self.read_share if is_told and applied.demand >= 1.0 else None
 
     def learn(
         self, batch: Batch, applied: Applied, active: list[float], step_ms: float, gap_ms: float

@@ -46,13 +46,16 @@ class History:
         return Applied(demand, budget, is_certain)
 
     def _recall(self, step: int) -> Applied:
+        found, lately = None, []
+        for made, decision in reversed(self.decisions):
+            if found is None and made + self.lag_steps <= step:
+                found = decision
+            if made + self.lag_steps + UNSURE <= step:
+                break
+            lately.append(decision)
         demand, share, budget = 1.0, 1.0, self.full
-        lately = []
-        for made, decision in self.decisions:
-            if made + self.lag_steps <= step:
-                demand, share, budget = decision.demand, decision.share, decision.budget
-            if made + self.lag_steps + UNSURE > step:
-                lately.append(decision)
+        if found is not None:
+            demand, share, budget = found.demand, found.share, found.budget
         is_certain = all(
             each.demand == demand and abs(each.share - share) < SAME for each in lately
         )

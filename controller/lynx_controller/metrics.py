@@ -35,11 +35,8 @@ def overshoot(
     return max(windowed_ms(gaps_ms, percentile, window_steps)) / slo_ms - 1.0
 
 
-def reversals_per_1000(shares: Sequence[float], tolerance: float = 0.01) -> float:
-    """Changes of direction; moves below the tolerance add up until they count.
-
-    Caps are whole numbers: one expert more in one layer of eight is a share of 0.004.
-    """
+def reversals_per_1000(shares: Sequence[float], tolerance: float = 0.005) -> float:
+    """Changes of direction; moves below the tolerance add up until they count."""
     reversals, direction, anchor = 0, 0, shares[0]
     for share in shares:
         if abs(share - anchor) > tolerance:

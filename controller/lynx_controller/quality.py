@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Final
 
-from .types import Key
+from .batch import Batch
+from .types import Key, Observation
 
 PRIOR_ROWS: Final = 100.0  # what the prior gain weighs
 PRIOR_VARIANCE: Final = 100.0  # of a row's KL over its expectation: one row in 100 carries all
@@ -98,6 +99,17 @@ class Quality:
         if typical and loss > typical:
             loss = math.sqrt(loss * typical)
         return self.share_keeping(key, 1.0 - math.sqrt(loss))
+
+    def observe(self, seen: Observation, batch: Batch, share: float | None) -> None:
+        """Take a step as the engine saw it; see `learn`."""
+        self.learn(
+            batch.key,
+            batch.flexible,
+            share,
+            seen.retained_mass,
+            seen.shadow_kl,
+            seen.shadow_agreement,
+        )
 
     def learn(
         self,

@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -66,6 +67,15 @@ def test_the_caps_are_the_share_of_what_each_layer_would_use() -> None:
     assert decision.expected_active == decision.budget
     assert sum(decision.budget) == pytest.approx(decision.share * natural, rel=0.02)
     assert len(set(decision.budget)) > 2  # the plant's layers differ
+
+
+def test_caps_stand_still_while_only_estimates_wander() -> None:
+    decisions = drive(make(slo_ms=17.0), 700, noise=0.05, jitter=0.06)[200:]
+    assert 0.7 < decisions[-1].share < 1.0
+    moves = sum(a.budget != b.budget for a, b in itertools.pairwise(decisions))
+    assert moves <= 10
+    natural = sum(decisions[-1].budget) / decisions[-1].share
+    assert natural == pytest.approx(268.0, rel=0.04)  # the plant's, at 16 rows
 
 
 def test_layers_that_a_cut_hurts_more_get_more_and_the_sum_stays() -> None:

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from lynx_controller import Phase
 from lynx_controller.forecast import Forecast
-from lynx_controller.natural import DRIFT, MEMORY, Natural
+from lynx_controller.natural import MEMORY, SPREAD, Natural, above
 
 KEY = (Phase.DECODE, 16)
 LAYERS, EXPERTS = 8, 64
@@ -35,7 +35,7 @@ def test_layers_at_a_cap_that_bites_tell_nothing() -> None:
     model.learn(KEY, 16, np.full(LAYERS, 30.0), FULL)
     for _ in range(100):
         model.learn(KEY, 16, np.full(LAYERS, 20.0), np.full(LAYERS, 20.0))
-    assert model.total(KEY, 16) == pytest.approx(240.0)
+    assert model.total(KEY, 16) == pytest.approx(240.0, rel=1e-4)
 
 
 def test_a_stale_low_estimate_recovers_under_caps_close_to_it() -> None:
@@ -43,17 +43,24 @@ def test_a_stale_low_estimate_recovers_under_caps_close_to_it() -> None:
     model.learn(KEY, 16, np.full(LAYERS, 20.0), FULL)
     for _ in range(10 * MEMORY):
         model.learn(KEY, 16, np.full(LAYERS, 24.0), np.full(LAYERS, 24.0))
-    assert model.total(KEY, 16) == pytest.approx(DRIFT * 24.0 * LAYERS, rel=0.01)
+    assert 25.0 < model.total(KEY, 16) / LAYERS < 31.0  # above 24; how far is not told
 
 
-@pytest.mark.parametrize("share", [0.9, 0.95, 0.99, 1.0])
+@pytest.mark.parametrize("share", [0.7, 0.8, 0.85, 0.9, 0.95, 0.99, 1.0])
 def test_layers_that_happen_to_need_less_than_their_cap_do_not_mislead(share: float) -> None:
     rng, model = np.random.default_rng(0), natural()
     for step in range(2_000):
         wanted = 30.0 * (1.0 + 0.06 * rng.standard_normal(LAYERS))
         caps = FULL if step < 20 else np.full(LAYERS, 30.0 * share)
         model.learn(KEY, 16, np.minimum(wanted, caps), caps)
-    assert model.total(KEY, 16) == pytest.approx(240.0, rel=0.04)
+    assert model.total(KEY, 16) == pytest.approx(240.0, rel=0.02)
+
+
+@pytest.mark.parametrize(("score", "mills"), [(-3.0, 0.0044), (-1.0, 0.2876), (0.0, 0.7979)])
+def test_what_lies_above_a_cap_is_expected_by_the_normal_law(score: float, mills: float) -> None:
+    mean = np.full(LAYERS, 30.0)
+    found = above(mean, mean * (1.0 + SPREAD * score))
+    assert (found / mean - 1.0) / SPREAD == pytest.approx(mills, abs=0.01)
 
 
 def test_what_a_demand_cut_is_only_a_lower_bound() -> None:
@@ -84,7 +91,7 @@ def test_a_new_slot_starts_from_its_neighbour() -> None:
     assert model.total((Phase.DECODE, 32), 30) == pytest.approx(ratio * model.uniform(30))
 
 
-layers = st.lists(st.floats(0.5, 64.0), min_size=LAYERS, max_size=LAYERS).map(np.array)
+layers = st.lists(st.floats(0.0, 64.0), min_size=LAYERS, max_size=LAYERS).map(np.array)
 caps = st.none() | st.lists(st.integers(1, 64), min_size=LAYERS, max_size=LAYERS).map(np.array)
 
 
