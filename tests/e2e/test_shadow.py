@@ -107,12 +107,11 @@ def test_a_tight_quality_limit_binds_the_controller_and_a_loose_one_does_not(
         generate(lynx, prompts[:12], ignore_eos=True, max_new_tokens=60)
         part = lynx.lynx()
         assert part is not None
-        reached.append((part["decision"]["reason"], part["decision"]["share"]))
+        reached.append((part["decision"]["reason"], part["decision"]["demand"]))
     without, loose, tight = reached
-    assert without[0] == loose[0] == "saturated"
-    assert without[1] == pytest.approx(loose[1], abs=0.05)
+    assert without == loose == ("saturated", 0.3)
     assert tight[0] == "guard"
-    assert tight[1] > loose[1] + 0.2
+    assert tight[1] > 0.5
     lines = lynx.get("/metrics").splitlines()
     (binds,) = [line for line in lines if line.startswith("sglang:lynx_guard_binds{")]
     assert float(binds.split()[-1]) == 1.0
