@@ -46,6 +46,7 @@ def summary(leg: Leg, journal: Journal) -> dict[str, Any]:
     steps = sum(row["decode_steps"] for row in windows)
     decoded = sum(len(row["kl"]) for row in answers)
     tokens = np.concatenate([row["kl"] for row in answers]) if decoded else np.zeros(0)
+    kept = share(sum(row["retained_mass_sum"] for row in windows), steps)
     shadow_rows = sum(row["shadow"]["rows"] for row in windows)
     return {
         **leg.key,
@@ -55,7 +56,8 @@ def summary(leg: Leg, journal: Journal) -> dict[str, Any]:
         "decode_steps": steps,
         "decoded_tokens": decoded,
         "active_experts": share(sum(row["active_experts_sum"] for row in windows), steps),
-        "retained_mass": share(sum(row["retained_mass_sum"] for row in windows), steps),
+        # Windows are differences of running sums: what is below is their rounding.
+        "retained_mass": None if kept is None else round(kept, 9),
         "kl": share(float(tokens.sum()), decoded),
         "kl_interval_95": mean_interval([row["kl"] for row in answers if row["kl"]]),
         "kl_p99": float(np.percentile(tokens, 99)) if decoded else None,
