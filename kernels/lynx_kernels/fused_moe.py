@@ -45,7 +45,8 @@ def fused_moe(
         topk_weights: float [M, K].
         w13_bias, w2_bias: [E, 2I], [E, H], added in float32.
         w13_scale, w2_scale: float32, of float8 weights, CUDA only: per 128 x 128 block
-            [E, N / 128, D / 128] (rounded up) or per row [E, N] of weights [E, N, D].
+            [E, N / 128, D / 128] (rounded up), per row [E, N] or per expert [E] of weights
+            [E, N, D].
         activation: "silu", "gelu" (tanh form) or "swiglu_clamped" (gpt-oss), gating.
         is_interleaved: gate and up rows of w13 alternate; CUDA only.
         apply_router_weight_on_input: weigh the expert's input rather than its output.

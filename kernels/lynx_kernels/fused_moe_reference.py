@@ -49,7 +49,7 @@ def _weights_of(weights: Tensor, scale: Tensor | None, expert: int) -> Tensor:
     wide = weights[expert].float()
     if scale is None:
         return wide
-    if scale.ndim == 2:
-        return wide * scale[expert][:, None]
+    if scale.ndim < 3:
+        return wide * scale[expert].reshape(-1, 1)
     factors = scale[expert].repeat_interleave(SCALE_BLOCK, 0).repeat_interleave(SCALE_BLOCK, 1)
     return wide * factors[: wide.shape[0], : wide.shape[1]]

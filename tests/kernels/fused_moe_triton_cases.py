@@ -159,13 +159,14 @@ def test_clamped_swiglu(is_interleaved):
 
 
 @pytest.mark.parametrize("num_rows", [3, 70])
-@pytest.mark.parametrize("is_per_row", [False, True])
-def test_fp8_weights(num_rows, is_per_row):
+@pytest.mark.parametrize("scaled", ["block", "row", "expert"])
+def test_fp8_weights(num_rows, scaled):
     case = case_of((num_rows, 3, 2, 160, 192))
     options = {}
     for name in ("w13", "w2"):
         fp8 = getattr(case, name).mul(8).to(torch.float8_e4m3fn)
-        shape = fp8.shape[:2] if is_per_row else (3, *(-(-size // 128) for size in fp8.shape[1:]))
+        blocks = (3, *(-(-size // 128) for size in fp8.shape[1:]))
+        shape = {"block": blocks, "row": fp8.shape[:2], "expert": (3,)}[scaled]
         scale = torch.rand(shape, generator=torch.Generator().manual_seed(2)) + 0.5
         options[f"{name}_scale"] = scale.to(DEVICE)
         case = replace(case, **{name: fp8})
