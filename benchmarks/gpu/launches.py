@@ -183,7 +183,7 @@ class SelectVariant:
                 demand=meta(dtype=torch.float32),
                 policy=POLICIES[self.policy],
                 correction_bias=None,
-                schedule=True,
+                scheduled=range(self.num_experts),
             )
         return launches
 

@@ -32,6 +32,7 @@ def select(
     policy: str | Policy = "lynx",
     correction_bias: Tensor | None = None,
     similarity: Tensor | None = None,
+    scheduled: range | None = None,
 ) -> Selection:
     """Let flexible rows share experts, so that at most `budget` of them are active.
 
@@ -51,6 +52,9 @@ def select(
         policy: a name from `POLICIES`, or rules of one's own.
         correction_bias: float32 [E]; refills are ranked by scores + bias, weighed by scores.
         similarity: float32 [E, E], how like an expert's output (row) another's is; for `sere`.
+        scheduled: ids of the experts in w13, over which a `schedule` is made: from E up there are
+            fused shared ones, and an expert-parallel rank has some of the routed ones. None: the E
+            routed ones. Selection itself is the same on all ranks, over all experts.
 
     The inputs are not written; where nothing changes, the result may hold the inputs themselves.
     On CUDA, contiguous inputs of at most 512 experts and 16 slots take the Triton kernels, which
@@ -62,10 +66,14 @@ def select(
     check_arguments(
         scores, topk_ids, topk_weights, row_class, budget, floor, demand, correction_bias
     )
+    if scheduled is not None and (scheduled.step != 1 or scheduled.start < 0 or not scheduled):
+        raise ValueError(f"scheduled: expected a range of ids without gaps, got {scheduled}")
     if scores.device.type == "cpu":
         run = cpu_path()
     elif scores.device.type == "cuda":
-        run = cuda_path(scores, topk_ids, topk_weights, row_class, correction_bias, chosen)
+        run = cuda_path(
+            scores, topk_ids, topk_weights, row_class, correction_bias, chosen, scheduled
+        )
     else:
         run = select_torch
     if chosen.needs_similarity:
@@ -105,6 +113,7 @@ def cuda_path(
     row_class: Tensor,
     correction_bias: Tensor | None,
     policy: Policy,
+    scheduled: range | None,
 ) -> Callable[..., Selection]:
     """The Triton kernels, or torch operations where these do not serve the inputs."""
     reason = missing_for_triton()
@@ -124,7 +133,7 @@ def cuda_path(
         return select_torch
     from lynx_kernels.select_triton import select_triton
 
-    return partial(select_triton, schedule=True)
+    return partial(select_triton, scheduled=scheduled or range(scores.shape[1]))
 
 
 @cache
