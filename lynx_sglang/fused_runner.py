@@ -17,7 +17,8 @@ from torch import Tensor
 
 from lynx_kernels.activation import SWIGLU_ALPHA, SWIGLU_LIMIT
 from lynx_kernels.device import arch_of
-from lynx_kernels.fused_moe_triton import SCALE_BLOCK, fused_moe_triton
+from lynx_kernels.fused_moe_triton import fused_moe_triton
+from lynx_kernels.projection_triton import SCALE_BLOCK
 from lynx_kernels.workspace import Workspace
 from lynx_sglang.device_path import DevicePath
 

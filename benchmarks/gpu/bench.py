@@ -10,6 +10,7 @@ with float64. T falls by a budget on `select`; all sides get the ids that come o
 
     layer     select with its schedule, gate-up, down: all that replaces SGLang's chain
     fused     the last two alone        select    the first alone
+    fused tma the same, weights copied by the tensor memory accelerator, where there is one
     sglang, sglang fused swiglu, torch grouped    (rivals.py), where they can be imported
 
 The most wanted points come first; rows are appended to the file as they come.
@@ -87,8 +88,13 @@ class Point:
         def rival_of(name: str) -> Side:
             return lambda weights: RIVALS[name](weights, self.hidden, self.ids, self.weights)
 
+        def fused_tma(weights: Weights) -> Tensor:
+            return weights.run_by_tma(self.hidden, self.schedule, workspace, self.out)
+
         yield "layer", layer
         yield "fused", fused
+        if copies[0].can_use_tma:
+            yield "fused tma", fused_tma
         for name in RIVALS:
             if serves(name, copies[0]):
                 yield name, rival_of(name)
@@ -124,8 +130,8 @@ def measure(point: Point, copies: Sequence[Weights], bandwidth: float) -> Iterat
                 replay = capture(partial(run_all, side, copies))
                 row |= summary(times_us(replay, REPEATS), per=len(copies))
                 row["over_floor"] = round(row["median_us"] / row["floor_us"], 3)
-        except Exception as error:  # of a rival: its row says so, the others go on
-            if name not in RIVALS:
+        except Exception as error:  # of what is not served: its row says so, the others go on
+            if name in ("layer", "fused"):
                 raise
             row["failed"] = f"{type(error).__name__}: {error}"[:200]
         yield row

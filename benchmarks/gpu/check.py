@@ -162,6 +162,19 @@ def check_chain(weights: Weights, num_rows: int, num_layers: int) -> Outcome:
     return Outcome(f"{shape.name} M={num_rows} {num_layers} layers in one graph", error)
 
 
+def check_tma(weights: Weights, num_rows: int) -> Outcome:
+    """Tiles that no rule sets yet, so that `make gpu-tune` may."""
+    shape = weights.shape
+    hidden, workspace = rows_of(shape, num_rows), weights.workspace(num_rows)
+    ids, topk_weights = (tensor.to(DEVICE) for tensor in route(shape, num_rows, seed=5))
+    schedule, out = scheduled(shape, ids, topk_weights), torch.empty_like(hidden)
+    replay = capture(lambda: weights.run_by_tma(hidden, schedule, workspace, out))
+    poison(workspace, out)
+    replay()
+    error = error_of(out, weights.reference(hidden, ids, topk_weights))
+    return Outcome(f"{shape.name} M={num_rows} weights by TMA", error)
+
+
 def outcomes(is_quick: bool) -> Iterator[Outcome]:
     shapes = [TINY] if IS_DRY_RUN else [*SHAPES.values()]
     batches = [3, 17, 70] if IS_DRY_RUN else [1, 8, 13, 32, 64, 128]
@@ -176,6 +189,9 @@ def outcomes(is_quick: bool) -> Iterator[Outcome]:
                 yield from check_layer(weights, num_rows)
             for num_rows in batches:
                 yield from check_batch(weights, num_rows)
+            if weights.can_use_tma:
+                for num_rows in batches:
+                    yield check_tma(weights, num_rows)
             yield check_chain(weights, batches[1], num_layers=2 if IS_DRY_RUN else 8)
 
 

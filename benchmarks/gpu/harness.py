@@ -17,9 +17,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 IS_DRY_RUN = "--dry-run" in sys.argv
 os.environ["TRITON_INTERPRET"] = str(int(IS_DRY_RUN))  # read when Triton is first imported
@@ -31,7 +32,9 @@ import triton  # noqa: E402
 from shapes import Shape, logits_of  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from lynx_kernels import tuning  # noqa: E402
 from lynx_kernels.activation import ACTIVATIONS  # noqa: E402
+from lynx_kernels.device import arch_of  # noqa: E402
 from lynx_kernels.fused_moe_triton import fused_moe_triton  # noqa: E402
 from lynx_kernels.policies import POLICIES  # noqa: E402
 from lynx_kernels.schedule import Schedule  # noqa: E402
@@ -74,6 +77,14 @@ class Weights:
             w2_bias=normal(experts, hidden) if shape.has_bias else None,
         )
 
+    @property
+    def can_use_tma(self) -> bool:
+        """Whether tiles with `is_tma` serve these weights here."""
+        sizes = (self.shape.hidden_size, self.shape.intermediate_size)
+        is_aligned = all(size * self.w13.element_size() % 16 == 0 for size in sizes)
+        is_there = IS_DRY_RUN or arch_of(DEVICE) >= 90
+        return is_there and is_aligned and not self.shape.is_interleaved
+
     def workspace(self, max_rows: int) -> Workspace:
         return Workspace.allocate(
             self.w13, self.w2, max_rows=max_rows, top_k=self.shape.top_k, dtype=DTYPE
@@ -94,6 +105,15 @@ class Weights:
             w2_bias=self.w2_bias,
             out=out,
         )
+
+    def run_by_tma(
+        self, hidden: Tensor, schedule: Schedule, workspace: Workspace, out: Tensor
+    ) -> Tensor:
+        """`run` with the tiles of its rule, their weights copied by the accelerator."""
+        slot = tuning.slot_of(hidden.shape[0])
+        tiles = replace(tuning.tiles_for(workspace.layer, slot), is_tma=True)
+        with mock.patch.dict(tuning.TABLE, {(workspace.layer, slot): tiles}):
+            return self.run(hidden, schedule, workspace, out)
 
     def reference(self, hidden: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
         """The layer in float64, expert by expert."""

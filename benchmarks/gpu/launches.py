@@ -20,6 +20,7 @@ from lynx_kernels import fused_moe_triton as fused_host
 from lynx_kernels import select_triton as select_host
 from lynx_kernels import tuning
 from lynx_kernels.policies import POLICIES
+from lynx_kernels.projection_triton import SCALE_BLOCK
 from lynx_kernels.schedule import Schedule
 from lynx_kernels.tuning import Layer, Tiles
 from lynx_kernels.workspace import Workspace
@@ -66,12 +67,14 @@ class Variant:
     slot: int
     arch: int
     scaled: str = ""  # what an fp8 scale is of: "block", "row" or "expert"; "": no fp8 weights
-    num_prefetched: int = 0  # a knob of the sweep, which no rule sets
+    num_prefetched: int = 0  # this and the next: knobs of the sweep, which no rule sets
+    is_tma: bool = False
 
     @property
     def name(self) -> str:
         prefetch = f"-prefetch{self.num_prefetched}" if self.num_prefetched else ""
-        return f"{self.shape.name}{f'-fp8{self.scaled}' if self.scaled else ''}{prefetch}"
+        fp8, tma = f"-fp8{self.scaled}" if self.scaled else "", "-tma" if self.is_tma else ""
+        return f"{self.shape.name}{fp8}{prefetch}{tma}"
 
     @property
     def size(self) -> str:
@@ -90,7 +93,11 @@ class Variant:
     @property
     def tiles(self) -> Tiles:
         tiles = tuning.tiles_for(self.layer, tuning.slot_of(self.slot))
-        return replace(tiles, num_prefetched=self.num_prefetched or tiles.num_prefetched)
+        return replace(
+            tiles,
+            num_prefetched=self.num_prefetched or tiles.num_prefetched,
+            is_tma=self.is_tma or tiles.is_tma,
+        )
 
     def programs_per_sm(self, kernel: str) -> int:
         return {
@@ -108,7 +115,7 @@ class Variant:
         def scale(*sizes: int) -> torch.Tensor | None:
             if not self.scaled:
                 return None
-            blocks = [triton.cdiv(size, fused_host.SCALE_BLOCK) for size in sizes]
+            blocks = [triton.cdiv(size, SCALE_BLOCK) for size in sizes]
             shape = {"block": blocks, "row": sizes[:1], "expert": ()}[self.scaled]
             return meta(num_experts, *shape, dtype=torch.float32)
 
@@ -192,14 +199,15 @@ class SelectVariant:
 
 
 def parse(text: str) -> Variant | SelectVariant:
-    """model[-fp8block|-fp8row|-fp8expert][-prefetchN]:slot:arch or select:M,E,K:arch"""
+    """model[-fp8block|-fp8row|-fp8expert][-prefetchN][-tma]:slot:arch or select:M,E,K:arch"""
     name, size, arch = text.split(":")
     if name == "select":
         num_rows, num_experts, top_k = map(int, size.split(","))
         return SelectVariant(num_rows, num_experts, top_k, int(arch))
-    name, _, prefetched = name.partition("-prefetch")
+    is_tma = name.endswith("-tma")
+    name, _, prefetched = name.removesuffix("-tma").partition("-prefetch")
     name, _, scaled = name.partition("-fp8")
-    return Variant(SHAPES[name], int(size), int(arch), scaled, int(prefetched or 0))
+    return Variant(SHAPES[name], int(size), int(arch), scaled, int(prefetched or 0), is_tma)
 
 
 def all_variants() -> list[Variant | SelectVariant]:
@@ -216,6 +224,12 @@ def all_variants() -> list[Variant | SelectVariant]:
             Variant(SHAPES[name], slot, arch, scaled)
             for arch in (90, 100)
             for name, scaled in fp8
+            for slot in tuning.M_SLOTS
+        ),
+        *(
+            Variant(SHAPES["qwen3-30b"], slot, arch, scaled, is_tma=True)
+            for arch in (90, 100)
+            for scaled in ("", "block")
             for slot in tuning.M_SLOTS
         ),
     ]

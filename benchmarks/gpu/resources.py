@@ -31,6 +31,7 @@ from launches import Launch, SelectVariant, Variant, all_variants, parse
 from machine_code import PRODUCTS, MachineCode
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from lynx_kernels import tuning
 
@@ -76,6 +77,9 @@ def compile_launch(launch: Launch, arch: int) -> Any:
         value = given[parameter.name]
         if isinstance(value, torch.Tensor):
             signature[parameter.name] = TYPES[value.dtype]
+        elif isinstance(value, TensorDescriptor):
+            block = ", ".join(map(str, value.block_shape))
+            signature[parameter.name] = f"tensordesc<{TYPES[value.base.dtype][1:]}[{block}]>"
         elif parameter.is_constexpr or value is None:
             signature[parameter.name] = "constexpr"
             constants[parameter.name] = value
@@ -106,6 +110,7 @@ def measure(launch: Launch, arch: int, programs_per_sm: int) -> dict[str, Any]:
         "products": {name: code.count(name) for name in PRODUCTS},
         "copies": code.by_width("LDGSTS"),
         "loads": code.by_width("LDG"),
+        "tma_copies": code.count("UTMALDG"),
         "prefetches": code.count("UBLKPF"),
         "waits": code.count("ACQBULK"),
         "barriers": code.count("BAR"),
@@ -132,6 +137,8 @@ def faults(row: dict[str, Any], arch: int) -> Iterator[str]:
         is_fp8 = "fp8" in row["cells"][0]  # copied as they are widened for the product
         if not copies[16] or (copies[8] and not is_fp8):
             yield f"asynchronous copies by width: {copies}"
+        if bool(row["tma_copies"]) != ("tma" in row["cells"][0]):
+            yield f"{row['tma_copies']} copies by the tensor memory accelerator"
         if loads[16] + loads[8] > MAX_WIDE_LOADS:
             yield f"loads of tiles that are not asynchronous, by width: {loads}"
 
@@ -183,6 +190,12 @@ def fingerprint() -> str:
     return found.hexdigest()[:16]
 
 
+def copies_of(row: dict[str, Any]) -> Iterator[str]:
+    if row["tma_copies"]:
+        yield f"{row['tma_copies']} UTMALDG"
+    yield from (f"{n} LDGSTS {width} B" for width, n in row["copies"].items() if n)
+
+
 def write_listing(rows: Sequence[dict[str, Any]], path: Path) -> None:
     lines = [
         "# Resources of the kernels",
@@ -193,6 +206,7 @@ def write_listing(rows: Sequence[dict[str, Any]], path: Path) -> None:
         "",
         *(f"- `{name}`: a product on tensor cores, {what}" for name, what in PRODUCTS.items()),
         "- `LDGSTS`: an asynchronous copy to shared memory, bytes per thread",
+        "- `UTMALDG`: a copy by the tensor memory accelerator, a tile of weights (`-tma`)",
         "",
         f"Sources and tiles: {fingerprint()}",
     ]
@@ -210,8 +224,7 @@ def write_listing(rows: Sequence[dict[str, Any]], path: Path) -> None:
                 f"{row['shared_bytes'] / 1024:.0f}",
                 row["spilled_bytes"],
                 products or "-",
-                ", ".join(f"{n} LDGSTS {width} B" for width, n in row["copies"].items() if n)
-                or "-",
+                ", ".join(copies_of(row)) or "-",
             )
             lines.append("| " + " | ".join(map(str, cells)) + " |")
     path.write_text("\n".join(lines) + "\n")

@@ -82,6 +82,7 @@ def candidates(slot: int, start: Tiles) -> Iterator[tuple[str, Any]]:
     for count in (1, 2):
         yield "num_prefetched", count
     yield "is_concatenated", not start.is_concatenated
+    yield "is_tma", True
 
 
 def sweep(shape: Shape, slot: int, copies: Sequence[Weights], rows: Rows, clock: Clock) -> Tiles:

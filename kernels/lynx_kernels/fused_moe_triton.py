@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,31 +16,13 @@ from lynx_kernels.fused_moe_triton_down_kernels import (
 )
 from lynx_kernels.fused_moe_triton_kernels import gate_up_kernel
 from lynx_kernels.plan import Plan, make_plan
+from lynx_kernels.projection_triton import SCALE_BLOCK, Projection
 from lynx_kernels.schedule import Schedule
 from lynx_kernels.tuning import GemmTiles
 from lynx_kernels.workspace import Workspace
 
 COMBINE_COLUMNS = 512
-SCALE_BLOCK = 128  # weights per scale, in rows and columns, where they are not per row
 MAX_ELEMENTS = 2**31  # of an expert's matrix: inside, kernels count in 32 bits
-
-
-@dataclass(frozen=True, slots=True)
-class Projection:
-    """One of the two products' weights."""
-
-    name: str
-    weight: Tensor  # [E, N, D]
-    scale: Tensor | None  # float32 [E, N / 128, D / 128], [E, N] or [E]
-    bias: Tensor | None  # [E, N]
-
-    @property
-    def scale_block(self) -> tuple[int, int]:
-        """Rows and columns of weights that share a scale."""
-        if self.scale is None or self.scale.ndim == 3:
-            return SCALE_BLOCK, SCALE_BLOCK
-        num_rows, num_columns = self.weight.shape[1:]
-        return (1 if self.scale.ndim == 2 else num_rows), num_columns
 
 
 def fused_moe_triton(
@@ -86,6 +67,8 @@ def fused_moe_triton(
 
     plan = make_plan(workspace.layer, workspace.num_sms, *schedule.slots.shape)
 
+    if plan.tiles.is_tma and is_interleaved:
+        raise ValueError("is_interleaved: expected gate rows first with tiles by TMA, got True")
     if out is None:
         out = torch.empty_like(hidden)
     if not plan.num_rows:
@@ -121,6 +104,7 @@ def launch_gate_up(
     gate_up_kernel[(plan.num_gate_up_programs,)](
         hidden_ptr=hidden,
         w13_ptr=gate_up.weight,
+        w13_tma=gate_up.descriptor(plan.tiles.gate_up) if plan.tiles.is_tma else None,
         w13_scale_ptr=gate_up.scale,
         w13_bias_ptr=gate_up.bias,
         **_active_experts(schedule),
@@ -133,8 +117,7 @@ def launch_gate_up(
         ACTIVATION=activation,
         WEIGHS_INPUT=weighs_input,
         IS_INTERLEAVED=is_interleaved,
-        SCALE_N=gate_up.scale_block[0],
-        SCALE_K=gate_up.scale_block[1],
+        SCALE_BLOCK=gate_up.scale_block,
         IS_CHUNKED=plan.is_chunked,
         **_options(plan.tiles.gate_up, plan),
     )
@@ -151,6 +134,7 @@ def launch_down_concat(
     down_concat_kernel[(plan.num_down_blocks, plan.num_splits)](
         inner_ptr=workspace.inner,
         w2_ptr=down.weight,
+        w2_tma=down.descriptor(plan.tiles.down) if plan.tiles.is_tma else None,
         w2_scale_ptr=down.scale,
         w2_bias_ptr=down.bias,
         **_active_experts(schedule),
@@ -163,8 +147,7 @@ def launch_down_concat(
         H=workspace.layer.hidden_size,
         I=workspace.layer.intermediate_size,
         K=plan.top_k,
-        SCALE_N=down.scale_block[0],
-        SCALE_K=down.scale_block[1],
+        SCALE_BLOCK=down.scale_block,
         PREFETCH=plan.tiles.num_prefetched,
         **_options(plan.tiles.down, plan),
     )
@@ -181,6 +164,7 @@ def launch_down_per_expert(
     down_kernel[(plan.num_down_programs,)](
         inner_ptr=workspace.inner,
         w2_ptr=down.weight,
+        w2_tma=down.descriptor(plan.tiles.down) if plan.tiles.is_tma else None,
         w2_scale_ptr=down.scale,
         w2_bias_ptr=down.bias,
         **_active_experts(schedule),
@@ -189,8 +173,7 @@ def launch_down_per_expert(
         H=workspace.layer.hidden_size,
         I=workspace.layer.intermediate_size,
         E=workspace.layer.num_experts,
-        SCALE_N=down.scale_block[0],
-        SCALE_K=down.scale_block[1],
+        SCALE_BLOCK=down.scale_block,
         **_options(plan.tiles.down, plan),
     )
     num_blocks = triton.cdiv(workspace.layer.hidden_size, COMBINE_COLUMNS)

@@ -41,7 +41,8 @@ def _prefetch(ptrs, num_bytes):
 def down_concat_kernel(
     inner_ptr,  # [M * K, I], weighted
     w2_ptr,  # [E, H, I]
-    w2_scale_ptr,  # float32 [E, H / SCALE_N, I / SCALE_K], or None
+    w2_tma,  # descriptor of w2 as [E * H, I] in blocks [BN, BK], or None
+    w2_scale_ptr,  # float32 [E, blocks of H, blocks of I], or None
     w2_bias_ptr,  # [E, H], or None
     num_active_ptr,  # int32 [1]
     experts_ptr,  # int32 [E], one per active expert
@@ -56,8 +57,7 @@ def down_concat_kernel(
     H: tl.constexpr,
     I: tl.constexpr,  # noqa: E741
     K: tl.constexpr,
-    SCALE_N: tl.constexpr,
-    SCALE_K: tl.constexpr,
+    SCALE_BLOCK: tl.constexpr,
     IS_PDL: tl.constexpr,
     PREFETCH: tl.constexpr,  # experts whose weights are fetched before the wait
     BT: tl.constexpr,
@@ -106,6 +106,7 @@ def down_concat_kernel(
         mask_t = row >= 0
         w_ptrs = w2_ptr + expert * (H * I) + offs_n[:, None] * I + offs_k[None, :]
         x_ptrs = inner_ptr + row.to(tl.int64)[None, :] * I + offs_k[:, None]
+        first_row = (expert * H).to(tl.int32) + block * BN
         if w2_bias_ptr is not None:
             share = mask_t.to(tl.float32)
             if weights_ptr is not None:
@@ -113,9 +114,12 @@ def down_concat_kernel(
         for step in tl.range(0, unit_steps):
             k = start + step * BK
             mask_k = k + offs_k < I
-            weight = tl.load(w_ptrs + k, mask=mask_n[:, None] & mask_k[None, :], other=0.0)
+            if w2_tma is not None:
+                weight = w2_tma.load([first_row, k])
+            else:
+                weight = tl.load(w_ptrs + k, mask=mask_n[:, None] & mask_k[None, :], other=0.0)
             x = tl.load(x_ptrs + k, mask=mask_k[:, None] & mask_t[None, :], other=0.0)
-            acc = multiply(weight, x, acc, w2_scale_ptr, expert, offs_n, k, H, I, SCALE_N, SCALE_K)
+            acc = multiply(weight, x, acc, w2_scale_ptr, expert, offs_n, k, H, I, SCALE_BLOCK)
             if w2_bias_ptr is not None:  # inside the loop, or it would not be pipelined
                 bias = tl.load(w2_bias_ptr + expert * H + offs_n, mask=mask_n, other=0.0)
                 acc += bias.to(tl.float32)[:, None] * tl.where(k == 0, share, 0.0)[None, :]
@@ -143,7 +147,8 @@ def down_concat_kernel(
 def down_kernel(
     inner_ptr,  # [M * K, I], weighted
     w2_ptr,  # [E, H, I]
-    w2_scale_ptr,  # float32 [E, H / SCALE_N, I / SCALE_K], or None
+    w2_tma,  # descriptor of w2 as [E * H, I] in blocks [BN, BK], or None
+    w2_scale_ptr,  # float32 [E, blocks of H, blocks of I], or None
     w2_bias_ptr,  # [E, H], or None
     num_active_ptr,  # int32 [1]
     experts_ptr,  # int32 [E], one per active expert
@@ -154,8 +159,7 @@ def down_kernel(
     H: tl.constexpr,
     I: tl.constexpr,  # noqa: E741
     E: tl.constexpr,
-    SCALE_N: tl.constexpr,
-    SCALE_K: tl.constexpr,
+    SCALE_BLOCK: tl.constexpr,
     IS_PDL: tl.constexpr,
     BT: tl.constexpr,
     BN: tl.constexpr,
@@ -183,12 +187,16 @@ def down_kernel(
         offs_k = tl.arange(0, BK)
         w_ptrs = w2_ptr + expert * (H * I) + offs_n[:, None] * I + offs_k[None, :]
         x_ptrs = inner_ptr + row[None, :] * I + offs_k[:, None]
+        first_row = (expert * H).to(tl.int32) + (tile % num_blocks) * BN
         acc = tl.zeros((BN, BT), tl.float32)
         for k in tl.range(0, I, BK):
             mask_k = k + offs_k < I
-            weight = tl.load(w_ptrs + k, mask=mask_n[:, None] & mask_k[None, :], other=0.0)
+            if w2_tma is not None:
+                weight = w2_tma.load([first_row, k])
+            else:
+                weight = tl.load(w_ptrs + k, mask=mask_n[:, None] & mask_k[None, :], other=0.0)
             x = tl.load(x_ptrs + k, mask=mask_k[:, None] & mask_t[None, :], other=0.0)
-            acc = multiply(weight, x, acc, w2_scale_ptr, expert, offs_n, k, H, I, SCALE_N, SCALE_K)
+            acc = multiply(weight, x, acc, w2_scale_ptr, expert, offs_n, k, H, I, SCALE_BLOCK)
         if w2_bias_ptr is not None:
             bias = tl.load(w2_bias_ptr + expert * H + offs_n, mask=mask_n, other=0.0)
             share = mask_t.to(tl.float32)

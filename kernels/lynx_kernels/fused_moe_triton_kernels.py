@@ -55,22 +55,21 @@ def multiply(
     weight,  # [BN, BK]
     x,  # [BK, BT]
     acc,  # [BN, BT]
-    scale_ptr,  # float32 [E, N / SCALE_N, D / SCALE_K] of weights [E, N, D], or None
+    scale_ptr,  # float32 [E, blocks of N, blocks of D] of weights [E, N, D], or None
     expert,
     row,  # [BN], of the weights in their expert
     k,  # first column of the weights
     N: tl.constexpr,
     D: tl.constexpr,
-    SCALE_N: tl.constexpr,
-    SCALE_K: tl.constexpr,
+    SCALE_BLOCK: tl.constexpr,
 ):
     """acc + scale * (weight @ x)"""
     if scale_ptr is None:
         return tl.dot(weight, x, acc)
     else:
-        num_scales_k: tl.constexpr = tl.cdiv(D, SCALE_K)
-        scale_row = expert * tl.cdiv(N, SCALE_N) + tl.minimum(row, N - 1) // SCALE_N
-        scale = tl.load(scale_ptr + scale_row * num_scales_k + k // SCALE_K)
+        num_scales_k: tl.constexpr = tl.cdiv(D, SCALE_BLOCK[1])
+        scale_row = expert * tl.cdiv(N, SCALE_BLOCK[0]) + tl.minimum(row, N - 1) // SCALE_BLOCK[0]
+        scale = tl.load(scale_ptr + scale_row * num_scales_k + k // SCALE_BLOCK[1])
         return acc + tl.dot(weight.to(x.dtype), x) * scale[:, None]
 
 
@@ -78,7 +77,8 @@ def multiply(
 def gate_up_kernel(
     hidden_ptr,  # [M, H]
     w13_ptr,  # [E, 2I, H]
-    w13_scale_ptr,  # float32 [E, 2I / SCALE_N, H / SCALE_K], or None
+    w13_tma,  # descriptor of w13 as [E * 2I, H] in blocks [BN, BK], or None; gate rows first
+    w13_scale_ptr,  # float32 [E, blocks of 2I, blocks of H], or None
     w13_bias_ptr,  # [E, 2I], or None
     num_active_ptr,  # int32 [1]
     experts_ptr,  # int32 [E], one per active expert
@@ -93,8 +93,7 @@ def gate_up_kernel(
     ACTIVATION: tl.constexpr,
     WEIGHS_INPUT: tl.constexpr,
     IS_INTERLEAVED: tl.constexpr,  # gate and up rows alternate; else gate rows come first
-    SCALE_N: tl.constexpr,
-    SCALE_K: tl.constexpr,
+    SCALE_BLOCK: tl.constexpr,  # rows and columns of weights that share a scale
     IS_CHUNKED: tl.constexpr,  # an expert may have more than BT rows
     IS_PDL: tl.constexpr,
     BT: tl.constexpr,
@@ -132,6 +131,8 @@ def gate_up_kernel(
         offs_n = (tile % num_blocks) * BN + tl.arange(0, BN)
         mask_n = offs_n < I
         gate_row = offs_n * row_step
+        # For the descriptor, whose last block of an expert has rows of another: never stored.
+        first_row = (expert * (2 * I)).to(tl.int32) + (tile % num_blocks) * BN
         # [BN, BK], [BK, BT]
         offs_k = tl.arange(0, BK)
         w_ptrs = w13_ptr + expert * (2 * I * H) + gate_row[:, None] * H + offs_k[None, :]
@@ -142,23 +143,18 @@ def gate_up_kernel(
             mask_k = k + offs_k < H
             mask_w = mask_n[:, None] & mask_k[None, :]
             x = tl.load(x_ptrs + k, mask=mask_k[:, None] & mask_t[None, :], other=0.0)
-            gate = tl.load(w_ptrs + k, mask=mask_w, other=0.0)
-            up = tl.load(w_ptrs + up_shift * H + k, mask=mask_w, other=0.0)
+            if w13_tma is not None:
+                gate = w13_tma.load([first_row, k])
+                up = w13_tma.load([first_row + I, k])
+            else:
+                gate = tl.load(w_ptrs + k, mask=mask_w, other=0.0)
+                up = tl.load(w_ptrs + up_shift * H + k, mask=mask_w, other=0.0)
             acc_gate = multiply(
-                gate, x, acc_gate, w13_scale_ptr, expert, gate_row, k, 2 * I, H, SCALE_N, SCALE_K
+                gate, x, acc_gate, w13_scale_ptr, expert, gate_row, k, 2 * I, H, SCALE_BLOCK
             )
+            up_row = gate_row + up_shift
             acc_up = multiply(
-                up,
-                x,
-                acc_up,
-                w13_scale_ptr,
-                expert,
-                gate_row + up_shift,
-                k,
-                2 * I,
-                H,
-                SCALE_N,
-                SCALE_K,
+                up, x, acc_up, w13_scale_ptr, expert, up_row, k, 2 * I, H, SCALE_BLOCK
             )
 
         if WEIGHS_INPUT:

@@ -40,6 +40,10 @@ class Tiles:
     down: GemmTiles
     is_concatenated: bool  # down is one product over all active experts
     num_prefetched: int = 0  # units of down weights a program brings to L2 while gate-up ends
+    # From sm_90, where rows of weights start at multiples of 16 bytes and gate and up rows do not
+    # alternate: the tensor memory accelerator copies weights. No rule sets it: it is for a device
+    # to say whether that is faster.
+    is_tma: bool = False
 
 
 @dataclass(frozen=True, slots=True)

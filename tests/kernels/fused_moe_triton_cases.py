@@ -14,7 +14,7 @@ import torch
 import triton
 from torch import Tensor
 
-from lynx_kernels import POLICIES, RowClass, fused_moe_reference
+from lynx_kernels import POLICIES, RowClass, fused_moe_reference, tuning
 from lynx_kernels.fused_moe_triton import fused_moe_triton
 from lynx_kernels.schedule import Schedule, build_schedule_reference
 from lynx_kernels.select_triton import select_triton
@@ -52,6 +52,12 @@ TOLERANCES = {
     torch.float16: {"rtol": 4e-3, "atol": 4e-3},
     torch.bfloat16: {"rtol": 2e-2, "atol": 2e-2},
 }
+
+
+needs_tma = pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0),
+    reason="needs a tensor memory accelerator",
+)
 
 
 @dataclass(frozen=True)
@@ -143,6 +149,53 @@ def test_half_precision_is_near_the_reference(name, dtype):
     check(case_of(SHAPES[name], dtype))
 
 
+@pytest.fixture
+def _tma(monkeypatch):
+    """Tiles of the rules, their weights copied by the tensor memory accelerator."""
+    by_rule = tuning.tiles_for
+    monkeypatch.setattr(tuning, "tiles_for", lambda *key: replace(by_rule(*key), is_tma=True))
+
+
+@needs_tma
+@pytest.mark.usefixtures("_tma")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "M < BT",
+        "M in the third slot",
+        "M of a split down product",
+        "M above concatenation",
+        "depths with a tail",
+        "prime E, in chunks",
+        "idle experts",
+        "one expert",
+    ],
+)
+def test_weights_by_tma_are_equal_to_reference(name, dtype):
+    check(case_of(SHAPES[name], dtype))
+
+
+@needs_tma
+@pytest.mark.usefixtures("_tma")
+@pytest.mark.parametrize("num_rows", [3, 70])
+def test_tma_stores_nothing_of_the_experts_next_to_a_tile(num_rows):
+    """H and I end inside a block, whose other rows are of idle experts, all NaN."""
+    case = case_of((num_rows, 9, 2, 48, 40))
+    case = replace(case, topk_ids=case.topk_ids // 2 * 2)
+    is_twice = case.topk_ids[:, 0] == case.topk_ids[:, 1]
+    case = replace(case, topk_ids=case.topk_ids.masked_fill(is_twice[:, None], -1))
+    expected = case.expected()
+    case.w13[1::2], case.w2[1::2] = NAN, NAN
+    torch.testing.assert_close(case.run(), expected, **TOLERANCES[torch.float32])
+
+
+@pytest.mark.usefixtures("_tma")
+def test_tma_has_no_alternating_rows():
+    with pytest.raises(ValueError, match="is_interleaved: expected gate rows first"):
+        case_of(SHAPES["M < BT"]).run(is_interleaved=True)
+
+
 @pytest.mark.parametrize("num_rows", [3, 70])
 @pytest.mark.parametrize("weighs_input", [False, True])
 @pytest.mark.parametrize("activation", ["silu", "gelu"])
@@ -167,9 +220,7 @@ def test_clamped_swiglu(is_interleaved):
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-4 if IS_INTERPRETED else 0.1)
 
 
-@pytest.mark.parametrize("num_rows", [3, 70])
-@pytest.mark.parametrize("scaled", ["block", "row", "expert"])
-def test_fp8_weights(num_rows, scaled):
+def check_fp8(num_rows: int, scaled: str) -> None:
     case = case_of((num_rows, 3, 2, 160, 192))
     options = {}
     for name in ("w13", "w2"):
@@ -181,6 +232,23 @@ def test_fp8_weights(num_rows, scaled):
         case = replace(case, **{name: fp8})
     case = replace(case, hidden=case.hidden.half() / 64)
     torch.testing.assert_close(case.run(**options), case.expected(**options), rtol=4e-3, atol=4e-3)
+
+
+every_scale = pytest.mark.parametrize("scaled", ["block", "row", "expert"])
+
+
+@pytest.mark.parametrize("num_rows", [3, 70])
+@every_scale
+def test_fp8_weights(num_rows, scaled):
+    check_fp8(num_rows, scaled)
+
+
+@needs_tma
+@pytest.mark.usefixtures("_tma")
+@pytest.mark.parametrize("num_rows", [3, 70])
+@every_scale
+def test_fp8_weights_by_tma(num_rows, scaled):
+    check_fp8(num_rows, scaled)
 
 
 @pytest.mark.parametrize("num_rows", [3, 40, 70])

@@ -24,6 +24,8 @@ VARIANTS = {
     "qwen3-30b-fp8expert:128:90": "expert scales",
     "gpt-oss-120b:32:100": "biases, alternating rows, tensor memory",
     "qwen3-30b-prefetch2:8:90": "down weights fetched before the wait",
+    "qwen3-30b-tma:8:90": "weights copied by the tensor memory accelerator",
+    "qwen3-30b-fp8block-tma:64:100": "fp8 weights copied by it, tensor memory",
     "mixtral-tp2:16:80": "no warpgroups and no dependent launches",
     "select:64,128,8:80": "one launch",
     "select:64,128,8:90": "one launch, waiting inside",
@@ -97,6 +99,11 @@ def test_tiles_are_copied_asynchronously_and_16_bytes_at_a_time(rows):
         assert copies["16"] > 0
         assert copies["8"] == 0 or "fp8" in row["cells"][0]
         assert copies["16"] + copies["8"] > 8 * (loads["16"] + loads["8"])
+
+
+def test_weights_are_copied_by_the_tensor_memory_accelerator_where_tiles_say_so(rows):
+    for row in products_of(rows) + products_of(rows, is_narrow=True):
+        assert (row["tma_copies"] > 0) == ("tma" in row["cells"][0])
 
 
 def test_down_weights_are_fetched_before_the_wait_where_tiles_say_so(rows):

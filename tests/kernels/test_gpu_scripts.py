@@ -25,7 +25,7 @@ def run(script: str, *arguments: str) -> str:
 def test_the_check_passes():
     printed = run("check.py", "--dry-run", "--quick")
     assert "FAIL" not in printed
-    assert "23 of 23 good" in printed
+    assert "25 of 25 good" in printed
 
 
 def test_the_benchmark_writes_right_rows_as_they_come(tmp_path):
@@ -34,9 +34,9 @@ def test_the_benchmark_writes_right_rows_as_they_come(tmp_path):
     header, bandwidth, *rows = (json.loads(line) for line in path.read_text().splitlines())
     assert header["device"] == "CPU, dry run"
     assert bandwidth["copy_tb_s"] > 0
-    assert {row["side"] for row in rows} >= {"layer", "fused", "select"}
+    assert {row["side"] for row in rows} >= {"layer", "fused", "fused tma", "select"}
     for row in rows:
-        if row["side"] in ("layer", "fused"):
+        if row["side"] in ("layer", "fused", "fused tma"):
             assert row["error"] < 1e-5
             assert row["median_us"] > 0
 
