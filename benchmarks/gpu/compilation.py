@@ -6,6 +6,7 @@ import multiprocessing
 import os
 from collections.abc import Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import replace
 
 import torch
 from harness import DEVICE
@@ -21,6 +22,7 @@ Job = tuple[Shape, int, Tiles | None]  # a layer, its number of rows, tiles that
 class CompiledAhead:
     """Compiles jobs on all cores, in their order, into Triton's disk cache, while others run.
 
+    A job of the rules' tiles is compiled with weights by TMA, too, where there is one.
     What fails here, or was not listed, is compiled where it is first launched: only slower.
     """
 
@@ -52,9 +54,13 @@ class CompiledAhead:
 
 def _compile(shape: Shape, num_rows: int, tiles: Tiles | None, arch: int) -> None:
     variant = Variant(shape, num_rows, arch)
+    variants = [variant]
+    if tiles is None and arch >= 90 and shape.fits_tma:
+        variants.append(replace(variant, is_tma=True))
     select = SelectVariant(num_rows, shape.num_experts, shape.top_k, arch)
     if tiles is not None:
         tuning.TABLE[variant.layer, tuning.slot_of(num_rows)] = tiles
-    launches = variant.record() + (select.record() if tiles is None else [])
+    launches = [launch for variant in variants for launch in variant.record()]
+    launches += select.record() if tiles is None else []
     for launch in launches:
         launch.kernel.warmup(grid=launch.grid, **launch.arguments)

@@ -79,11 +79,7 @@ class Weights:
 
     @property
     def can_use_tma(self) -> bool:
-        """Whether tiles with `is_tma` serve these weights here."""
-        sizes = (self.shape.hidden_size, self.shape.intermediate_size)
-        is_aligned = all(size * self.w13.element_size() % 16 == 0 for size in sizes)
-        is_there = IS_DRY_RUN or arch_of(DEVICE) >= 90
-        return is_there and is_aligned and not self.shape.is_interleaved
+        return self.shape.fits_tma and (IS_DRY_RUN or arch_of(DEVICE) >= 90)
 
     def workspace(self, max_rows: int) -> Workspace:
         return Workspace.allocate(

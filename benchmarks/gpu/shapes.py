@@ -25,6 +25,12 @@ class Shape:
     has_bias: bool = False
     is_interleaved: bool = False
 
+    @property
+    def fits_tma(self) -> bool:
+        """Whether tiles with `is_tma` serve it, from sm_90: rows of weights are aligned."""
+        sizes = (self.hidden_size, self.intermediate_size)
+        return not self.is_interleaved and all(size % 16 == 0 for size in sizes)
+
     def expert_bytes(self, element_bytes: int = 2) -> int:
         return 3 * self.hidden_size * self.intermediate_size * element_bytes
 
