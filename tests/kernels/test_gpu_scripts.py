@@ -46,6 +46,25 @@ def test_the_sweep_prints_a_row_for_the_table(tmp_path):
     assert "): Tiles(gate_up=GemmTiles(" in printed
 
 
+HANG = """
+import sys, time
+sys.argv.append("--dry-run")
+import harness
+harness.GRACE_S = 0.1
+harness.Clock(limit_min=0.0)
+time.sleep(60)
+"""
+
+
+def test_a_result_that_does_not_come_ends_the_program():
+    done = subprocess.run(
+        [sys.executable, "-c", HANG], cwd=FOLDER, capture_output=True, text=True, timeout=50
+    )
+    assert done.returncode == 1
+    assert "no result 0.1 s after the time was up" in done.stdout
+    assert 'File "<string>", line 7' in done.stderr  # where it slept
+
+
 def test_predictions_are_those_on_file():
     printed = run("model.py").splitlines()
     on_file = (FOLDER / "PREDICTIONS.md").read_text().splitlines()
