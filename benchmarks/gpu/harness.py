@@ -1,4 +1,4 @@
-"""What the GPU scripts share: the device or its stand-in, layers, graphs, clocks and rows.
+"""What the GPU scripts share: the device or its stand-in, batches, graphs, clocks and rows.
 
 With --dry-run, the same code runs on a CPU under Triton's interpreter: graphs become plain calls,
 and times mean nothing.
@@ -17,10 +17,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 IS_DRY_RUN = "--dry-run" in sys.argv
 os.environ["TRITON_INTERPRET"] = str(int(IS_DRY_RUN))  # read when Triton is first imported
@@ -32,15 +31,10 @@ import triton  # noqa: E402
 from shapes import Shape, logits_of  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from lynx_kernels import tuning  # noqa: E402
-from lynx_kernels.activation import ACTIVATIONS  # noqa: E402
-from lynx_kernels.device import arch_of  # noqa: E402
-from lynx_kernels.fused_moe_triton import fused_moe_triton  # noqa: E402
 from lynx_kernels.policies import POLICIES  # noqa: E402
 from lynx_kernels.schedule import Schedule  # noqa: E402
 from lynx_kernels.select_triton import SelectBuffers, select_triton  # noqa: E402
 from lynx_kernels.selection import RowClass, Selection  # noqa: E402
-from lynx_kernels.workspace import Workspace  # noqa: E402
 
 if not IS_DRY_RUN and not torch.cuda.is_available():
     sys.exit("no CUDA device: only --dry-run works here")
@@ -48,84 +42,6 @@ DEVICE = torch.device("cpu" if IS_DRY_RUN else "cuda")
 DTYPE = torch.float32 if IS_DRY_RUN else torch.bfloat16  # the interpreter cannot multiply bf16
 MAX_ERROR = 1e-5 if IS_DRY_RUN else 1e-2  # relative, of the norm
 GRACE_S = 40.0  # for the result that is under way when the time is up
-
-
-@dataclass(frozen=True)
-class Weights:
-    """One layer's experts, random."""
-
-    shape: Shape
-    w13: Tensor
-    w2: Tensor
-    w13_bias: Tensor | None
-    w2_bias: Tensor | None
-
-    @classmethod
-    def random(cls, shape: Shape, seed: int) -> Weights:
-        rng = torch.Generator(DEVICE).manual_seed(seed)
-        experts, hidden, inner = shape.num_experts, shape.hidden_size, shape.intermediate_size
-
-        def normal(*sizes: int, scale: float = 1.0) -> Tensor:
-            values = torch.empty(sizes, dtype=DTYPE, device=DEVICE)
-            return values.normal_(generator=rng).mul_(scale)
-
-        return cls(
-            shape=shape,
-            w13=normal(experts, 2 * inner, hidden, scale=hidden**-0.5),
-            w2=normal(experts, hidden, inner, scale=inner**-0.5),
-            w13_bias=normal(experts, 2 * inner) if shape.has_bias else None,
-            w2_bias=normal(experts, hidden) if shape.has_bias else None,
-        )
-
-    @property
-    def can_use_tma(self) -> bool:
-        return self.shape.fits_tma and (IS_DRY_RUN or arch_of(DEVICE) >= 90)
-
-    def workspace(self, max_rows: int) -> Workspace:
-        return Workspace.allocate(
-            self.w13, self.w2, max_rows=max_rows, top_k=self.shape.top_k, dtype=DTYPE
-        )
-
-    def run(
-        self, hidden: Tensor, schedule: Schedule, workspace: Workspace, out: Tensor | None = None
-    ) -> Tensor:
-        return fused_moe_triton(
-            hidden,
-            self.w13,
-            self.w2,
-            schedule,
-            workspace=workspace,
-            activation=self.shape.activation,
-            is_interleaved=self.shape.is_interleaved,
-            w13_bias=self.w13_bias,
-            w2_bias=self.w2_bias,
-            out=out,
-        )
-
-    def run_by_tma(
-        self, hidden: Tensor, schedule: Schedule, workspace: Workspace, out: Tensor
-    ) -> Tensor:
-        """`run` with the tiles of its rule, their weights copied by the accelerator."""
-        slot = tuning.slot_of(hidden.shape[0])
-        tiles = replace(tuning.tiles_for(workspace.layer, slot), is_tma=True)
-        with mock.patch.dict(tuning.TABLE, {(workspace.layer, slot): tiles}):
-            return self.run(hidden, schedule, workspace, out)
-
-    def reference(self, hidden: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
-        """The layer in float64, expert by expert."""
-        out = torch.zeros(hidden.shape, dtype=torch.float64, device=hidden.device)
-        for expert in topk_ids[topk_ids >= 0].unique().tolist():
-            row, slot = torch.where(topk_ids == expert)
-            gate_up = hidden[row].double() @ self.w13[expert].double().T
-            if self.w13_bias is not None:
-                gate_up += self.w13_bias[expert].double()
-            if self.shape.is_interleaved:
-                gate_up = torch.cat([gate_up[:, ::2], gate_up[:, 1::2]], dim=1)
-            y = ACTIVATIONS[self.shape.activation](gate_up) @ self.w2[expert].double().T
-            if self.w2_bias is not None:
-                y += self.w2_bias[expert].double()
-            out.index_add_(0, row, y * topk_weights[row, slot].double()[:, None])
-        return out
 
 
 def rows_of(shape: Shape, num_rows: int, seed: int = 0) -> Tensor:

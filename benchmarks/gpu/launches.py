@@ -28,6 +28,7 @@ from lynx_kernels.workspace import Workspace
 NUM_SMS = {80: 108, 90: 132, 100: 148}
 FUSED_KERNELS = ("gate_up_kernel", "down_concat_kernel", "down_kernel", "combine_kernel")
 SELECT_KERNELS = ("select_kernel", "demand_kernel", "decide_kernel", "place_kernel")
+WITH_TMA = ("qwen3-30b", "qwen3-30b-fp8block")  # layers that are compiled in that form, too
 # (M, E, K): one program, several, and three launches
 SELECT_SLOTS = ((8, 128, 8), (16, 64, 4), (64, 128, 8), (256, 512, 8), (300, 128, 8))
 
@@ -66,15 +67,13 @@ class Variant:
     shape: Shape
     slot: int
     arch: int
-    scaled: str = ""  # what an fp8 scale is of: "block", "row" or "expert"; "": no fp8 weights
     num_prefetched: int = 0  # this and the next: knobs of the sweep, which no rule sets
     is_tma: bool = False
 
     @property
     def name(self) -> str:
         prefetch = f"-prefetch{self.num_prefetched}" if self.num_prefetched else ""
-        fp8, tma = f"-fp8{self.scaled}" if self.scaled else "", "-tma" if self.is_tma else ""
-        return f"{self.shape.name}{fp8}{prefetch}{tma}"
+        return f"{self.shape.name}{prefetch}{'-tma' if self.is_tma else ''}"
 
     @property
     def size(self) -> str:
@@ -84,7 +83,7 @@ class Variant:
     def layer(self) -> Layer:
         return Layer(
             arch=self.arch,
-            element_bytes=1 if self.scaled else 2,
+            element_bytes=self.shape.element_bytes,
             hidden_size=self.shape.hidden_size,
             intermediate_size=self.shape.intermediate_size,
             num_experts=self.shape.num_experts,
@@ -110,14 +109,14 @@ class Variant:
         """The launches of one batch as large as the slot allows."""
         shape = self.shape
         num_experts, hidden, inner = shape.num_experts, shape.hidden_size, shape.intermediate_size
-        weight_type = torch.float8_e4m3fn if self.scaled else torch.bfloat16
+        weight_type = torch.float8_e4m3fn if shape.scaled else torch.bfloat16
 
         def scale(*sizes: int) -> torch.Tensor | None:
-            if not self.scaled:
+            if not shape.scaled:
                 return None
             blocks = [triton.cdiv(size, SCALE_BLOCK) for size in sizes]
-            shape = {"block": blocks, "row": sizes[:1], "expert": ()}[self.scaled]
-            return meta(num_experts, *shape, dtype=torch.float32)
+            scaled = {"block": blocks, "row": sizes[:1], "expert": ()}[shape.scaled]
+            return meta(num_experts, *scaled, dtype=torch.float32)
 
         num_pairs = self.slot * shape.top_k
         integers = {"num_active": 1, "experts": num_experts, "counts": num_experts}
@@ -207,29 +206,20 @@ def parse(text: str) -> Variant | SelectVariant:
     is_tma = name.endswith("-tma")
     name, _, prefetched = name.removesuffix("-tma").partition("-prefetch")
     name, _, scaled = name.partition("-fp8")
-    return Variant(SHAPES[name], int(size), int(arch), scaled, int(prefetched or 0), is_tma)
+    shape = SHAPES[name].in_fp8(scaled) if scaled else SHAPES[name]
+    return Variant(shape, int(size), int(arch), int(prefetched or 0), is_tma)
 
 
 def all_variants() -> list[Variant | SelectVariant]:
-    fp8 = [("qwen3-30b", "block"), ("mixtral-tp2", "block"), ("qwen3-30b", "row")]
     return [
         *(SelectVariant(*sizes, arch) for arch in NUM_SMS for sizes in SELECT_SLOTS),
         *(
-            Variant(shape, slot, arch)
+            Variant(shape, slot, arch, is_tma=is_tma)
             for arch in NUM_SMS
+            for is_tma in (False, True)
             for shape in SHAPES.values()
             for slot in tuning.M_SLOTS
-        ),
-        *(
-            Variant(SHAPES[name], slot, arch, scaled)
-            for arch in (90, 100)
-            for name, scaled in fp8
-            for slot in tuning.M_SLOTS
-        ),
-        *(
-            Variant(SHAPES["qwen3-30b"], slot, arch, scaled, is_tma=True)
-            for arch in (90, 100)
-            for scaled in ("", "block")
-            for slot in tuning.M_SLOTS
+            if arch >= (89 if shape.scaled else 80)
+            if not is_tma or (arch >= 90 and shape.name in WITH_TMA)
         ),
     ]

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from harness import IS_DRY_RUN, Weights
+from harness import IS_DRY_RUN, MAX_ERROR
 from torch import Tensor
+from weights import Weights
 
 from lynx_kernels.activation import ACTIVATIONS
+from lynx_kernels.projection_triton import SCALE_BLOCK
 
 Rival = Callable[[Weights, Tensor, Tensor, Tensor], Tensor]
 
@@ -57,12 +59,18 @@ def _sglang(
 
     _publish_sglang_settings()
     is_clamped = weights.shape.activation == "swiglu_clamped"
+    is_per_row = weights.shape.scaled == "row"
     out: Tensor = fused_experts_impl(
         hidden,
         weights.w13,
         weights.w2,
         topk_weights,
         ids,
+        use_fp8_w8a8=bool(weights.shape.scaled),
+        per_channel_quant=is_per_row,
+        w1_scale=_unsqueezed(weights.w13_scale, is_per_row),
+        w2_scale=_unsqueezed(weights.w2_scale, is_per_row),
+        block_shape=[SCALE_BLOCK, SCALE_BLOCK] if weights.shape.scaled == "block" else None,
         b1=weights.w13_bias,
         b2=weights.w2_bias,
         activation="silu" if is_clamped else weights.shape.activation,
@@ -73,6 +81,10 @@ def _sglang(
         fuse_swiglu_interleaved=is_swiglu_fused,
     )
     return out
+
+
+def _unsqueezed(scale: Tensor | None, is_per_row: bool) -> Tensor | None:
+    return scale[:, :, None] if scale is not None and is_per_row else scale
 
 
 RIVALS: dict[str, Rival] = {
@@ -91,6 +103,13 @@ def expected_of(name: str, weights: Weights, hidden: Tensor, ids: Tensor, mix: T
 
 def serves(name: str, weights: Weights) -> bool:
     if IS_DRY_RUN:  # SGLang has no chain for a CPU, and takes long to import
-        return name == "torch grouped"
-    is_plain = weights.shape.activation == "silu" and not weights.shape.has_bias
+        return name == "torch grouped" and not weights.shape.scaled
+    shape = weights.shape
+    is_plain = shape.activation == "silu" and not shape.has_bias and not shape.scaled
     return is_plain or name == "sglang"
+
+
+def max_error_of(name: str, weights: Weights) -> float:
+    """SGLang rounds activations to fp8 before both products of fp8 weights: 2^-4 of each value."""
+    is_rounding = name in ("sglang", "sglang fused swiglu") and bool(weights.shape.scaled)
+    return 2.0**-4 if is_rounding else MAX_ERROR

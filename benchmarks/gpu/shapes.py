@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,6 +24,10 @@ class Shape:
     activation: str = "silu"
     has_bias: bool = False
     is_interleaved: bool = False
+    scaled: str = ""  # what an fp8 scale is of: "block", "row" or "expert"; "": no fp8 weights
+
+    def in_fp8(self, scaled: str) -> Shape:
+        return replace(self, name=f"{self.name}-fp8{scaled}", scaled=scaled)
 
     @property
     def fits_tma(self) -> bool:
@@ -31,25 +35,36 @@ class Shape:
         sizes = (self.hidden_size, self.intermediate_size)
         return not self.is_interleaved and all(size % 16 == 0 for size in sizes)
 
-    def expert_bytes(self, element_bytes: int = 2) -> int:
-        return 3 * self.hidden_size * self.intermediate_size * element_bytes
+    @property
+    def element_bytes(self) -> int:
+        """Of the weights; activations have two."""
+        return 1 if self.scaled else 2
 
-    def layer_bytes(self, num_rows: int, num_active: float, element_bytes: int = 2) -> float:
+    @property
+    def expert_bytes(self) -> int:
+        return 3 * self.hidden_size * self.intermediate_size * self.element_bytes
+
+    def layer_bytes(self, num_rows: int, num_active: float) -> float:
         """What must move at least: weights of the active experts, rows in and out, activations."""
         rows = num_rows * self.hidden_size * 2 * 2
         inner = num_rows * self.top_k * self.intermediate_size * 2 * 2
-        return num_active * self.expert_bytes(element_bytes) + rows + inner
+        return num_active * self.expert_bytes + rows + inner
 
 
+QWEN3_30B = Shape("qwen3-30b", 2048, 768, 128, 8)
+MIXTRAL_TP2 = Shape("mixtral-tp2", 4096, 7168, 8, 2)
 SHAPES = {
     shape.name: shape
     for shape in (
-        Shape("qwen3-30b", 2048, 768, 128, 8),
+        QWEN3_30B,
+        QWEN3_30B.in_fp8("block"),
         Shape("qwen3-235b-tp8", 4096, 192, 128, 8),
-        Shape("mixtral-tp2", 4096, 7168, 8, 2),
+        MIXTRAL_TP2,
         Shape("deepseek-v2-lite", 2048, 1408, 64, 6),
         Shape("gpt-oss-120b", 2880, 2880, 128, 4, "swiglu_clamped", True, True),
         Shape("qwen2-57b", 3584, 2560, 64, 8),
+        QWEN3_30B.in_fp8("row"),
+        MIXTRAL_TP2.in_fp8("block"),
     )
 }
 TINY = Shape("tiny", 64, 48, 16, 4)

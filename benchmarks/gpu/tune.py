@@ -26,7 +26,6 @@ from harness import (
     ROOT,
     Clock,
     Rows,
-    Weights,
     capture,
     error_of,
     header,
@@ -34,6 +33,7 @@ from harness import (
     times_us,
 )
 from shapes import SHAPES, TINY, Shape, route
+from weights import Weights
 
 from lynx_kernels import tuning
 from lynx_kernels.schedule import build_schedule_reference
