@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,8 +31,11 @@ from lynx_sglang.evaluation.report import mean_interval
 from lynx_sglang.evaluation.server import EvaluationError
 from lynx_sglang.plugin import hook_path
 
-DEMANDS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
-LAYER_DEMAND = 0.5
+SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.35)
+LAYER_SHARE = 0.4
+SLOPE_SHARES = (0.6, 0.4)  # between which KL's growth is read
+LEAST_KL = 1e-7  # nats; below it a KL is rounding
+SPREAD = 0.2  # a layer's share differs from the mean by at most this
 SEQUENCE_TOKENS = 256
 STATE = "lynx_cut"
 
@@ -40,18 +44,21 @@ class Cut:
     """In the scheduler process: what prefill rows may use now, and what they used."""
 
     def __init__(self) -> None:
-        self.set(demand=1.0, layer=-1, rows=1, policy="lynx")
+        self.set(share=1.0, layer=-1, rows=1, policy="lynx")
 
-    def set(self, *, demand: float, layer: int, rows: int, policy: str) -> None:
-        """``layer`` -1: all of them. Forgets what was counted."""
-        self.demand, self.layer, self.rows, self.policy = demand, layer, rows, policy
+    def set(self, *, share: float, layer: int, rows: int, policy: str) -> None:
+        """``share`` of the experts that a group would use; ``layer`` -1: all of them.
+
+        Forgets what was counted.
+        """
+        self.kept, self.layer, self.rows, self.policy = share, layer, rows, policy
         self.groups, self.active, self.mass, self.count = 0, 0.0, 0.0, 0
         self.layers: set[int] = getattr(self, "layers", set())
 
     def around_topk(self, original: Callable[..., Any], **call: Any) -> Any:
         """The hook around ``_post_process_topk_ids``."""
         self.layers.add(call["layer_id"])
-        if self.demand < 1.0 and self.layer in (-1, call["layer_id"]):
+        if self.kept < 1.0 and self.layer in (-1, call["layer_id"]):
             call["topk_ids"], call["topk_weights"] = self.share(call)
         return original(**call)
 
@@ -59,16 +66,16 @@ class Cut:
         scores = routing.scores_of(call["router_logits"], call["topk_config"])
         ids, weights = call["topk_ids"].clone(), call["topk_weights"].clone()
         device, num_rows = ids.device, ids.shape[0]
-        budget = torch.tensor(scores.shape[1], dtype=torch.int32, device=device)
         floor = torch.tensor(1, dtype=torch.int32, device=device)
-        demand = torch.tensor(self.demand, device=device)
         apart = -(-num_rows // self.rows)
         for first in range(apart):
             group = torch.arange(first, num_rows, apart, device=device)
             flexible = torch.full_like(group, int(RowClass.FLEXIBLE), dtype=torch.uint8)
+            cap = max(1, round(self.kept * ids[group].unique().numel()))
             chosen = select(
                 scores[group], ids[group], weights[group], flexible,
-                budget=budget, floor=floor, demand=demand, policy=self.policy,
+                budget=torch.tensor(cap, dtype=torch.int32, device=device), floor=floor,
+                policy=self.policy,
                 correction_bias=call["topk_config"].correction_bias,
             )  # fmt: skip
             ids[group], weights[group] = chosen.topk_ids, chosen.topk_weights
@@ -107,10 +114,10 @@ class Passes:
         self.engine, self.sequences, self.rows, self.policy = engine, sequences, rows, policy
         self.full = self.run(1.0)
 
-    def run(self, demand: float, layer: int = -1) -> list[list[Top]]:
+    def run(self, share: float, layer: int = -1) -> list[list[Top]]:
         """The most probable next tokens at each position of each sequence."""
         self.engine.collective_rpc(
-            STATE, demand=demand, layer=layer, rows=self.rows, policy=self.policy
+            STATE, share=share, layer=layer, rows=self.rows, policy=self.policy
         )
         answers = self.engine.generate(
             input_ids=self.sequences,
@@ -126,8 +133,8 @@ class Passes:
         state: dict[str, Any] = self.engine.get_server_info()["internal_states"][0][STATE]
         return state
 
-    def kl(self, demand: float, layer: int = -1) -> list[list[float]]:
-        cut = self.run(demand, layer)
+    def kl(self, share: float, layer: int = -1) -> list[list[float]]:
+        cut = self.run(share, layer)
         return [
             [kl_of(full, other) for full, other in zip(one, two, strict=True)]
             for one, two in zip(self.full, cut, strict=True)
@@ -135,17 +142,17 @@ class Passes:
 
 
 def measure(passes: Passes, journal: Journal) -> tuple[list[dict[str, Any]], list[float]]:
-    """What each demand costs, and each layer alone; rows in ``journal`` are not run again."""
-    done = {(row["demand"], row["layer"]): row for row in journal.rows}
+    """What each share costs, and each layer alone; rows in ``journal`` are not run again."""
+    done = {(row["share"], row["layer"]): row for row in journal.rows}
     layers = passes.state()["layers"]
-    asked = [(demand, -1) for demand in DEMANDS] + [(LAYER_DEMAND, layer) for layer in layers]
-    for demand, layer in asked:
-        if (demand, layer) in done:
+    asked = [(share, -1) for share in SHARES] + [(LAYER_SHARE, layer) for layer in layers]
+    for share, layer in asked:
+        if (share, layer) in done:
             continue
-        kl = passes.kl(demand, layer)
+        kl = passes.kl(share, layer)
         state = passes.state()
         row = {
-            "demand": demand,
+            "share": share,
             "layer": layer,
             "active_experts": state["active_experts"],
             "retained_mass": state["retained_mass"],
@@ -153,27 +160,42 @@ def measure(passes: Passes, journal: Journal) -> tuple[list[dict[str, Any]], lis
             "kl_interval_95": mean_interval(kl),
         }
         journal.add(row)
-        done[demand, layer] = row
-        what = f"demand {demand:g}" if layer < 0 else f"layer {layer} alone, demand {demand:g}"
+        done[share, layer] = row
+        what = f"share {share:g}" if layer < 0 else f"layer {layer} alone, share {share:g}"
         print(
             f"{what}: {row['active_experts']:.1f} active experts, "
             f"{row['retained_mass']:.4f} retained mass, KL {row['kl']:.2e} nats",
             flush=True,
         )
-    demands = [
-        {key: value for key, value in done[demand, -1].items() if key != "layer"}
-        for demand in DEMANDS
+    shares = [
+        {key: value for key, value in done[share, -1].items() if key != "layer"} for share in SHARES
     ]
-    return demands, [done[LAYER_DEMAND, layer]["kl"] for layer in layers]
+    return shares, [done[LAYER_SHARE, layer]["kl"] for layer in layers]
 
 
-def least_demand(demands: list[dict[str, Any]], quality_loss: float) -> dict[str, Any] | None:
-    """The least demand whose KL, and that of all above it, is surely within ``quality_loss``.
+def layer_offsets(shares: list[dict[str, Any]], layer_kl: list[float]) -> list[float]:
+    """[L] by how much each layer's share should differ from the mean share.
 
-    "Surely": the upper end of its 95 % interval. None where no measured demand is.
+    Cut alone to share s, a layer's KL is near exp(a_l - b * s); at a given mean share the sum over
+    layers is least where s_l = mean + (a_l - mean a) / b. b is read off cuts of all layers.
+    """
+    kl = {row["share"]: max(row["kl"], LEAST_KL) for row in shares}
+    wide, narrow = SLOPE_SHARES
+    slope = math.log(kl[narrow] / kl[wide]) / (wide - narrow)
+    if slope <= 0.0:  # no cut was seen to cost more than a lighter one
+        return [0.0] * len(layer_kl)
+    levels = np.log(np.maximum(layer_kl, LEAST_KL))
+    offsets = np.clip((levels - levels.mean()) / slope, -SPREAD, SPREAD)
+    return [round(float(each), 4) for each in offsets - offsets.mean()]
+
+
+def least_share(shares: list[dict[str, Any]], quality_loss: float) -> dict[str, Any] | None:
+    """The least share whose KL, and that of all above it, is surely within ``quality_loss``.
+
+    "Surely": the upper end of its 95 % interval. None where no measured share is.
     """
     found = None
-    for row in sorted(demands, key=lambda row: -row["demand"]):
+    for row in sorted(shares, key=lambda row: -row["share"]):
         if row["kl_interval_95"][1] > quality_loss:
             break
         found = row
@@ -200,7 +222,7 @@ def main(args: argparse.Namespace) -> int:
         print(f"lynx-sglang calibrate: {error}", file=sys.stderr)
         return 1
     print(
-        f"KL of at most {made.quality_loss:g} nats per token: demand {made.min_demand:g} or more; "
+        f"KL of at most {made.quality_loss:g} nats a token: {made.min_demand:g} of the mass kept; "
         f"written: {args.out}"
     )
     return 0
@@ -242,20 +264,21 @@ def calibrate(args: argparse.Namespace) -> Calibration:
         }
         sample = {"text_sha256": hashlib.sha256(text.encode()).hexdigest()[:16]}
         journal = Journal(args.out.with_name(args.out.name + ".rows"), {**about, **sample})
-        demands, layer_kl = measure(Passes(engine, sequences, args.rows, args.policy), journal)
+        shares, layer_kl = measure(Passes(engine, sequences, args.rows, args.policy), journal)
     finally:
         engine.shutdown()
-    cheapest = least_demand(demands, args.quality_loss)
+    cheapest = least_share(shares, args.quality_loss)
     made = Calibration(
         **about,
         quality_loss=args.quality_loss,
-        min_demand=1.0 if cheapest is None else cheapest["demand"],
+        min_demand=1.0 if cheapest is None else round(cheapest["retained_mass"], 4),
         quality_slope=None
         if cheapest is None
         else cheapest["kl"] / (1.0 - cheapest["retained_mass"]),
-        demands=demands,
-        layer_demand=LAYER_DEMAND,
+        shares=shares,
+        layer_share=LAYER_SHARE,
         layer_kl=layer_kl,
+        layer_offsets=layer_offsets(shares, layer_kl),
     )
     made.save(args.out)
     journal.path.unlink()

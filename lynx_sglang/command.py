@@ -119,8 +119,9 @@ def describe(part: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"policy {set_to['policy']}, {settings.promise_of(set_to)}",
-            f"now: demand {decision['demand']:.3f}, cap {budget:.1f} of {part['num_experts']} "
-            f"experts, {decision['reason']}{', saturated' if decision['saturated'] else ''}, "
+            f"now: cap {budget:.1f} of {part['num_experts']} experts, "
+            f"share {decision['share']:.3f}, demand {decision['demand']:.3f}, "
+            f"{decision['reason']}{', saturated' if decision['saturated'] else ''}, "
             f"predicted {decision['predicted_ms']:.1f} ms{waited}",
             f"since start: {part['decode_steps']} decode steps, "
             f"{part['active_experts_sum'] / steps:.1f} active experts, "

@@ -2,7 +2,7 @@
 
     python benchmarks/controller/guard.py
 
-Rows 16, an SLO that no demand meets, so that all cuts are the guard's; floor 0.2, limit 0.01 nats,
+Rows 16, an SLO that no cut meets, so that all cuts are the guard's; floor 0.2, limit 0.01 nats,
 one cut step in 20 shadowed. KL is gain * lost mass^bend, carried by a share of the tokens.
 Prints a table, judged after the first 3,000 of 6,000 steps, and writes results/cpu/guard.json.
 """

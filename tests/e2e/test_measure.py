@@ -94,9 +94,10 @@ def test_a_calibration_sets_the_floor_and_refuses_another_model(
     assert ran.returncode == 0, ran.stderr[-2000:]
     made = json.loads(file.read_text())
     assert len(made["layer_kl"]) == 8
-    kl = {row["demand"]: row["kl"] for row in made["demands"]}
-    assert 0 < kl[0.9] < kl[0.3]
-    assert max(made["layer_kl"]) < kl[0.3]
+    kl = {row["share"]: row["kl"] for row in made["shares"]}
+    assert 0 < kl[0.9] < kl[0.35]
+    assert max(made["layer_kl"]) < kl[0.35]
+    assert sum(made["layer_offsets"]) == pytest.approx(0.0, abs=1e-3)
 
     with Server(
         model, tmp_path / "log", ["--moe-backend=lynx", f"--lynx-calibration={file}"]

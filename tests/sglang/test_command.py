@@ -14,7 +14,8 @@ from lynx_sglang.settings import OPTIONS, flag_of
 PART = {
     "settings": {"policy": "lynx", "slo_itl_ms": 20.0, "slo_percentile": 95.0, "slo_ttft_ms": None},
     "decision": {
-        "demand": 0.625,
+        "demand": 1.0,
+        "share": 0.625,
         "budget": [12, 14],
         "reason": "hold",
         "saturated": True,
@@ -43,7 +44,7 @@ def test_settings_lists_them_all(capsys: pytest.CaptureFixture[str]) -> None:
 def test_status_describes_the_loop() -> None:
     text = command.describe(PART)
     assert "SLO p95 ITL 20 ms\n" in text
-    assert "demand 0.625, cap 13.0 of 64 experts, hold, saturated" in text
+    assert "cap 13.0 of 64 experts, share 0.625, demand 1.000, hold, saturated" in text
     assert "12.1 active experts, 0.9500 retained mass" in text
 
 
