@@ -9,9 +9,11 @@ what it takes: spill was 0.93 to 1.25 on three models, at caps of 0.36 to 0.53 o
 number (benchmarks/results/cpu/frontier, policy lynx, floor 0 and 1).
 
 The gain is a ratio of sums over rows, unbiased however few tokens carry the mean (Cochran,
-Sampling Techniques, ch. 6), shrunk to a prior of PRIOR_ROWS rows. Its upper bound is normal, with
-the variance of a row learned beside it. One sample at most doubles the estimate: a truncated mean
-whose threshold grows with the sample (Bubeck et al., IEEE Trans. Inf. Theory 59, 2013).
+Sampling Techniques, ch. 6), shrunk to a prior of PRIOR_ROWS rows. Its upper bound is normal, from
+second moments about zero: where KL is rare, rows that show none say little against it, so the
+prior's PRIOR_RARITY stays in the error until samples outweigh it. One sample adds at most the
+upper bound to the gain: a truncated mean whose threshold grows with the sample (Bubeck et al.,
+IEEE Trans. Inf. Theory 59, 2013).
 """
 
 from __future__ import annotations
@@ -25,11 +27,11 @@ from typing import Final
 from .batch import Batch
 from .types import Key, Observation
 
-PRIOR_ROWS: Final = 100.0  # what the prior gain weighs
-PRIOR_VARIANCE: Final = 100.0  # of a row's KL over its expectation: one row in 100 carries all
+PRIOR_ROWS: Final = 30.0  # what the prior gain weighs
+PRIOR_RARITY: Final = 1000.0  # of the rows that are not seen yet, one in so many carries all KL
 MEMORY_ROWS: Final = 5_000.0
 MOST_KL: Final = 50.0  # nats; more is no KL between next tokens
-UPPER: Final = 1.28  # standard errors: one-sided 90 %
+UPPER: Final = 1.64  # standard errors: one-sided 95 %
 UNSEEN: Final = 1e-5  # per cut step without a sample, share of what is known that is lost
 PRIOR_SPILL: Final = 1.06
 SPILLS: Final = (0.5, 2.0)
@@ -46,7 +48,7 @@ class Quality:
     loss: float = 0.0  # their sums over rows: loss = lost^2, loss^2, kl
     loss_squared: float = 0.0
     kl: float = 0.0
-    variance: float = 0.0
+    kl_squared: float = 0.0
     agreement: float | None = None  # share of rows whose top token is the full model's
     spills: dict[Key, float] = field(default_factory=dict)
 
@@ -61,10 +63,11 @@ class Quality:
 
     @property
     def upper(self) -> float:
-        """The same, with 90 % confidence."""
-        variance = (self.variance + PRIOR_ROWS * PRIOR_VARIANCE) / (self.rows + PRIOR_ROWS)
-        error = math.sqrt(variance / (self._informative_rows() + PRIOR_ROWS))
-        return self.gain * (1.0 + UPPER * error)
+        """The same, with 95 % confidence."""
+        rows = self._informative_rows()
+        measured = rows**2 * self.kl_squared / self.loss**2 if self.loss else 0.0
+        prior = PRIOR_ROWS * PRIOR_RARITY * self.prior_kl**2
+        return self.gain + UPPER * math.sqrt(measured + prior) / (rows + PRIOR_ROWS)
 
     def state(self) -> dict[str, float | None]:
         """For telemetry."""
@@ -84,7 +87,7 @@ class Quality:
         return max(0.0, 1.0 - math.sqrt((1.0 - mass) / self._spill(key)))
 
     def kl_at(self, key: Key, share: float) -> float:
-        """Nats to be expected at a share, with 90 % confidence."""
+        """Nats to be expected at a share, with 95 % confidence."""
         loss = self.lost_at(key, share) ** 2
         typical = self._typical()
         return self.upper * loss * (max(1.0, loss / typical) if typical else 1.0)
@@ -141,16 +144,15 @@ class Quality:
             self._scale(1.0 - UNSEEN)
             return
         share = min(1.0, loss * self.rows / self.loss) if self.loss else 1.0
-        expected = self.gain * loss
         surplus = max(0.0, self.rows + rows - MEMORY_ROWS)
         if surplus:  # forget what the sample replaces
             self._scale(1.0 - share * surplus / self.rows)
-        ratio = min(float(kl) / expected, (self.rows + PRIOR_ROWS) / rows)
+        kl_sum = min(rows * float(kl), (self.rows + PRIOR_ROWS) * self.upper * loss)
         self.rows += rows
         self.loss += rows * loss
         self.loss_squared += rows * loss**2
-        self.kl += rows * ratio * expected
-        self.variance += rows * rows * (ratio - 1.0) ** 2
+        self.kl += kl_sum
+        self.kl_squared += kl_sum**2
         if isinstance(agreement, Real) and 0.0 <= agreement <= 1.0:
             before = 1.0 if self.agreement is None else self.agreement
             self.agreement = before + rows / self.rows * (float(agreement) - before)
@@ -160,7 +162,7 @@ class Quality:
         self.loss *= keep
         self.loss_squared *= keep
         self.kl *= keep
-        self.variance *= keep
+        self.kl_squared *= keep
 
     def _informative_rows(self) -> float:
         """Rows that would say as much if all had lost alike: a light cut says little of a gain."""

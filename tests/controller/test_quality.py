@@ -53,9 +53,9 @@ def test_the_limit_is_used_once_the_gain_is_known() -> None:
 
 
 def test_a_tail_ten_times_as_heavy_is_held_on_the_median() -> None:
-    found = [mean_kl(run(seed=seed, kl_rare=0.001)[0][3_000:]) for seed in range(4)]
+    found = [mean_kl(run(seed=seed, kl_rare=0.001)[0][3_000:]) for seed in range(8)]
     assert np.median(found) <= LIMIT
-    assert max(found) <= 5.0 * LIMIT
+    assert max(found) <= 2.0 * LIMIT
 
 
 def test_without_shadow_passes_the_prior_binds_through_retained_mass() -> None:
@@ -141,11 +141,11 @@ def test_what_a_cut_loses_is_learned_and_moves_the_floor() -> None:
     assert quality.share_keeping(KEY, 0.75) == pytest.approx(1.0 - (0.25 / 2.0) ** 0.5)
 
 
-def test_one_sample_at_most_doubles_the_gain_and_light_cuts_teach_little() -> None:
+def test_one_sample_adds_at_most_the_upper_bound_and_light_cuts_teach_little() -> None:
     quality = taught()
-    before = quality.gain
+    before, upper = quality.gain, quality.upper
     quality.learn(KEY, 20, 0.5, [0.8] * 2, 49.0, None)
-    assert before < quality.gain <= 2.0 * before
+    assert before < quality.gain <= before + upper
     quality = taught()
     for _ in range(250):
         quality.learn(KEY, 20, 0.95, [0.999] * 2, 0.0, None)
