@@ -20,7 +20,7 @@ from lynx_controller import Controller, ControllerConfig, Observation, Slo
 from lynx_controller.simulator import Load, Plant, Setting, simulate
 
 LIMIT = 0.01
-SEEDS = range(4)
+SEEDS = range(16)
 OUT = Path("benchmarks/results/cpu/guard.json")
 
 
@@ -46,8 +46,10 @@ def main() -> None:
         (0.1, 2.0, 0.01),
         (1.0, 2.0, 0.01),
         (1.0, 4.0, 0.01),
+        (1.0, 6.0, 0.01),
         (10.0, 2.0, 0.01),
         (0.1, 2.0, 0.001),
+        (0.3, 2.0, 0.001),
         (1.0, 2.0, 0.001),
     ):
         found = [mean_kl(seed, gain, bend, rare) for seed in SEEDS]

@@ -111,7 +111,7 @@ class Decision:
     trim_ms: float = 0.0  # part of the target given to the measured tail (<= 0 as a rule)
     outside_ms: float = 0.0  # disturbance that was ignored
     guard_share: float = 0.0  # least share that the limit on quality allows; 0 without one
-    predicted_kl: float = 0.0  # nats per token lost to the full model, with 90 % confidence
+    predicted_kl: float = 0.0  # nats per token lost to the full model, with 95 % confidence
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "reason": self.reason.value}
