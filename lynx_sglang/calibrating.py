@@ -1,10 +1,9 @@
 """``lynx-sglang calibrate``: measure, on a text, what cutting a model costs.
 
-The text runs through SGLang's engine as prefill, once with every expert and once for each cut. A
-cut lets the token positions of a prefill share experts in groups of ``rows``, as the rows of a
-decode step do; a group's positions are far apart. KL is between the next-token probabilities of
-the two passes over the same text (teacher forcing), with all earlier tokens cut alike.
-A server cuts answers alone, after an exact prefill of the question: this overstates their loss.
+The text runs through SGLang's engine as prefill, once with every expert and once for each cut. As
+in a server, prompts keep every expert; a cut lets the tokens behind them share experts in groups,
+as the rows of a decode step do (``prefill_cut``). KL is between their next-token probabilities in
+the two passes over the same text (teacher forcing), with all earlier answer tokens cut alike.
 """
 
 from __future__ import annotations
@@ -14,119 +13,54 @@ import asyncio
 import hashlib
 import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from lynx_kernels import RowClass, select
-from lynx_sglang import calibration, doors, routing
+from lynx_sglang import calibration, calibration_text
 from lynx_sglang.calibration import FORMAT, Calibration
+from lynx_sglang.calibration_text import Sequence
 from lynx_sglang.errors import LynxError
 from lynx_sglang.evaluation.divergence import TOP, Top, kl_of, top_of
 from lynx_sglang.evaluation.journal import Journal
 from lynx_sglang.evaluation.report import mean_interval
 from lynx_sglang.evaluation.server import EvaluationError
-from lynx_sglang.plugin import hook_path
+from lynx_sglang.prefill_cut import PROMPT, STATE, scheduler_process
 
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.35)
 LAYER_SHARE = 0.4
 SLOPE_SHARES = (0.6, 0.4)  # between which KL's growth is read
 LEAST_KL = 1e-7  # nats; below it a KL is rounding
 SPREAD = 0.2  # a layer's share differs from the mean by at most this
-SEQUENCE_TOKENS = 256
-STATE = "lynx_cut"
-
-
-class Cut:
-    """In the scheduler process: what prefill rows may use now, and what they used."""
-
-    def __init__(self) -> None:
-        self.set(share=1.0, layer=-1, rows=1, policy="lynx")
-
-    def set(self, *, share: float, layer: int, rows: int, policy: str) -> None:
-        """``share`` of the experts that a group would use; ``layer`` -1: all of them.
-
-        Forgets what was counted.
-        """
-        self.kept, self.layer, self.rows, self.policy = share, layer, rows, policy
-        self.groups, self.active, self.mass, self.count = 0, 0.0, 0.0, 0
-        self.layers: set[int] = getattr(self, "layers", set())
-
-    def around_topk(self, original: Callable[..., Any], **call: Any) -> Any:
-        """The hook around ``_post_process_topk_ids``."""
-        self.layers.add(call["layer_id"])
-        if self.kept < 1.0 and self.layer in (-1, call["layer_id"]):
-            call["topk_ids"], call["topk_weights"] = self.share(call)
-        return original(**call)
-
-    def share(self, call: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        scores = routing.scores_of(call["router_logits"], call["topk_config"])
-        ids, weights = call["topk_ids"].clone(), call["topk_weights"].clone()
-        device, num_rows = ids.device, ids.shape[0]
-        floor = torch.tensor(1, dtype=torch.int32, device=device)
-        apart = -(-num_rows // self.rows)
-        for first in range(apart):
-            group = torch.arange(first, num_rows, apart, device=device)
-            flexible = torch.full_like(group, int(RowClass.FLEXIBLE), dtype=torch.uint8)
-            cap = max(1, round(self.kept * ids[group].unique().numel()))
-            chosen = select(
-                scores[group], ids[group], weights[group], flexible,
-                budget=torch.tensor(cap, dtype=torch.int32, device=device), floor=floor,
-                policy=self.policy,
-                correction_bias=call["topk_config"].correction_bias,
-            )  # fmt: skip
-            ids[group], weights[group] = chosen.topk_ids, chosen.topk_weights
-            self.groups += 1
-            self.active += float(chosen.num_active)
-            self.mass += float(chosen.retained_mass.sum())
-            self.count += len(group)
-        return ids, weights
-
-    def add_state(self, output: Any, _controller: Any, _request: Any) -> None:
-        """The hook after ``get_internal_state``."""
-        output.internal_state[STATE] = {
-            "layers": sorted(self.layers),
-            "active_experts": self.active / self.groups if self.groups else None,
-            "retained_mass": self.mass / self.count if self.count else None,
-        }
-
-
-def scheduler_process(*args: Any, **kwargs: Any) -> None:
-    """SGLang's scheduler process with a ``Cut`` that the launcher sets by RPC."""
-    from sglang.srt.managers.scheduler import Scheduler, run_scheduler_process
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-
-    cut = Cut()
-    topk, state = hook_path(doors.POST_PROCESS_TOPK), hook_path(doors.GET_STATE)
-    HookRegistry.register(topk, cut.around_topk, HookType.AROUND)
-    HookRegistry.register(state, cut.add_state, HookType.AFTER)
-    Scheduler.lynx_cut = staticmethod(cut.set)
-    run_scheduler_process(*args, **kwargs)
 
 
 class Passes:
     """An engine and a text, run again and again under other cuts."""
 
-    def __init__(self, engine: Any, sequences: list[list[int]], rows: int, policy: str) -> None:
+    def __init__(self, engine: Any, sequences: list[Sequence], rows: int, policy: str) -> None:
         self.engine, self.sequences, self.rows, self.policy = engine, sequences, rows, policy
         self.full = self.run(1.0)
 
     def run(self, share: float, layer: int = -1) -> list[list[Top]]:
-        """The most probable next tokens at each position of each sequence."""
+        """The most probable next tokens at each position behind each sequence's prompt."""
         self.engine.collective_rpc(
             STATE, share=share, layer=layer, rows=self.rows, policy=self.policy
         )
         answers = self.engine.generate(
-            input_ids=self.sequences,
-            sampling_params={"temperature": 0, "max_new_tokens": 0},
+            input_ids=[each.tokens for each in self.sequences],
+            sampling_params=[
+                {"temperature": 0, "max_new_tokens": 0, "custom_params": {PROMPT: each.prompt}}
+                for each in self.sequences
+            ],
             return_logprob=True,
             logprob_start_len=0,
             top_logprobs_num=TOP,
         )
-        tops = [answer["meta_info"]["input_top_logprobs"][1:] for answer in answers]
+        tops = [  # the first token is predicted by nothing, the next by position 0
+            answer["meta_info"]["input_top_logprobs"][1 + each.prompt :]
+            for answer, each in zip(answers, self.sequences, strict=True)
+        ]
         return [[top_of(entries) for entries in top] for top in tops]
 
     def state(self) -> dict[str, Any]:
@@ -205,7 +139,12 @@ def least_share(shares: list[dict[str, Any]], quality_loss: float) -> dict[str, 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model-path", required=True, help="model folder or hub name")
-    add("--text", type=Path, required=True, help="text like the model's traffic")
+    add(
+        "--text",
+        type=Path,
+        required=True,
+        help="like the model's traffic: .jsonl of prompt and answer, or text",
+    )
     add("--out", type=Path, required=True, help="file for --lynx-calibration")
     add("--quality-loss", type=float, default=0.01, help="KL, nats per token (default 0.01)")
     add("--tokens", type=int, default=8192, help="of the text to run (default %(default)s)")
@@ -239,19 +178,11 @@ def calibrate(args: argparse.Namespace) -> Calibration:
             raise EvaluationError(f"{flag}: expected {least} or more, got {value}")
     if not args.quality_loss > 0:
         raise EvaluationError(f"--quality-loss: expected above 0 nats, got {args.quality_loss}")
-    text = args.text.read_text()
+    text = args.text.read_bytes()
     engine = engine_of(args)
     try:
-        tokens = engine.tokenizer_manager.tokenizer.encode(text)[: args.tokens]
-        if len(tokens) < 2 * SEQUENCE_TOKENS:
-            raise EvaluationError(
-                f"--text {args.text}: expected {2 * SEQUENCE_TOKENS} tokens or more, "
-                f"got {len(tokens)}"
-            )
-        whole = len(tokens) // SEQUENCE_TOKENS * SEQUENCE_TOKENS
-        sequences = [
-            tokens[start : start + SEQUENCE_TOKENS] for start in range(0, whole, SEQUENCE_TOKENS)
-        ]
+        encode = engine.tokenizer_manager.tokenizer.encode
+        sequences = calibration_text.read(args.text, encode, args.tokens)
         config = engine.tokenizer_manager.model_config.hf_text_config
         about = {
             "format": FORMAT,
@@ -260,9 +191,9 @@ def calibrate(args: argparse.Namespace) -> Calibration:
             "model_sha256": calibration.fingerprint(config),
             "policy": args.policy,
             "rows": args.rows,
-            "tokens": whole,
+            "tokens": sum(len(each.tokens) - each.prompt for each in sequences),
         }
-        sample = {"text_sha256": hashlib.sha256(text.encode()).hexdigest()[:16]}
+        sample = {"text_sha256": hashlib.sha256(text).hexdigest()[:16]}
         journal = Journal(args.out.with_name(args.out.name + ".rows"), {**about, **sample})
         shares, layer_kl = measure(Passes(engine, sequences, args.rows, args.policy), journal)
     finally:

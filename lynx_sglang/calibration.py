@@ -31,7 +31,7 @@ class Calibration:
     model_sha256: str
     policy: str
     rows: int  # tokens that shared experts, as in a decode step
-    tokens: int  # measured
+    tokens: int  # measured, behind prompts
     quality_loss: float  # KL that was allowed
     min_demand: float  # mass kept by the deepest cut measured that stays within it
     quality_slope: (

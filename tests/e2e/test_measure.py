@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from server import LAUNCH_SERVER, Server, command
 from tasks import stream
+from vocabulary import TURN_END, chat_prompt
 
 pytestmark = pytest.mark.e2e
 
@@ -78,15 +79,13 @@ def test_a_calibration_sets_the_floor_and_refuses_another_model(
     model: Path, tmp_path: Path
 ) -> None:
     pools = [islice(stream(task, "validation", 5), 16) for task in ("math", "code")]
-    text = tmp_path / "text"
-    text.write_text(
-        "\n".join(
-            f"<|im_start|>user\n{problem.prompt}<|im_end|>\n"
-            f"<|im_start|>assistant\n{problem.solution}<|im_end|>"
-            for pair in zip(*pools, strict=True)
-            for problem in pair
-        )
-    )
+    text = tmp_path / "text.jsonl"
+    rows = [
+        {"prompt": chat_prompt(problem.prompt), "answer": problem.solution + TURN_END}
+        for pair in zip(*pools, strict=True)
+        for problem in pair
+    ]
+    text.write_text("".join(json.dumps(row) + "\n" for row in rows))
     file = tmp_path / "calibration.json"
     run = [LYNX, "calibrate", "--model-path", str(model), "--device", "cpu"]
     run += ["--text", str(text), "--tokens", "1024", "--out", str(file)]

@@ -6,15 +6,18 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from lynx_sglang import calibration
-from lynx_sglang.calibrating import Cut, layer_offsets, least_share
+from lynx_sglang import calibration, calibration_text
+from lynx_sglang.calibrating import layer_offsets, least_share
 from lynx_sglang.calibration import FORMAT, Calibration
 from lynx_sglang.errors import SettingError
+from lynx_sglang.evaluation.server import EvaluationError
+from lynx_sglang.prefill_cut import PROMPT, Cut
 from lynx_sglang.settings import resolve
 
 
@@ -132,9 +135,59 @@ def call(layer: int, rows: int = 33) -> dict[str, Any]:
             "topk_ids": ids.to(torch.int32), "topk_weights": weights}  # fmt: skip
 
 
+def batch(*requests: tuple[int, int, int | None]) -> Any:
+    """A prefill of requests: tokens already there, tokens of this pass, tokens of the prompt."""
+    params = [{} if prompt is None else {PROMPT: prompt} for _, _, prompt in requests]
+    return SimpleNamespace(
+        forward_mode=SimpleNamespace(is_extend=lambda: True),
+        reqs=[SimpleNamespace(sampling_params=SimpleNamespace(custom_params=p)) for p in params],
+        prefix_lens=[start for start, _, _ in requests],
+        extend_lens=[length for _, length, _ in requests],
+    )
+
+
+def test_prompts_keep_their_experts_in_chunks_too() -> None:
+    cut = Cut()
+    cut.before_batch(None, batch((0, 4, 2), (0, 3, None), (4, 3, 5), (8, 2, 5), (0, 2, 5)))
+    #                             0 1 2 3    4 5 6         7 8 9      10 11      12 13
+    assert cut.flexible.tolist() == [2, 3, 8, 9, 10, 11]
+    cut.set(share=0.3, layer=-1, rows=4, policy="lynx")
+    given = call(0, 14)
+    out = cut.around_topk(lambda **named: named, **given)["topk_ids"]
+    changed = (out != given["topk_ids"]).any(dim=1).nonzero().flatten().tolist()
+    assert changed
+    assert set(changed) <= {2, 3, 8, 9, 10, 11}
+
+
+def words(text: str, add_special_tokens: bool = True) -> list[int]:
+    return [0] * add_special_tokens + [len(each) for each in text.split()]
+
+
+def test_a_sample_of_prompts_and_answers(tmp_path: Path) -> None:
+    file = tmp_path / "traffic.jsonl"
+    rows = [{"prompt": "a bb", "answer": "c " * 400}, {"prompt": "a", "answer": "dd"}] * 2
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = calibration_text.read(file, words, 10_000)
+    assert [(each.prompt, len(each.tokens)) for each in found] == [(3, 403)] * 2
+    assert len(calibration_text.read(file, words, 810)) == 2
+    with pytest.raises(EvaluationError, match="within --tokens 500; got 403"):
+        calibration_text.read(file, words, 500)
+    file.write_text(json.dumps(rows[0]) + '\n{"prompt": "a"}\n')
+    with pytest.raises(EvaluationError, match="line 2: expected"):
+        calibration_text.read(file, words, 10_000)
+
+
+def test_of_plain_text_half_of_each_piece_stands_for_a_prompt(tmp_path: Path) -> None:
+    file = tmp_path / "text"
+    file.write_text("a " * 1_100)
+    found = calibration_text.read(file, words, 1_000)
+    assert [(each.prompt, len(each.tokens)) for each in found] == [(128, 256)] * 3
+
+
 def test_a_cut_shares_within_groups_and_in_its_layer_alone() -> None:
     cut = Cut()
     cut.set(share=0.5, layer=1, rows=8, policy="lynx")
+    cut.before_batch(None, batch((0, 33, 0)))
     given = call(0)
     assert cut.around_topk(lambda **named: named, **given)["topk_ids"] is given["topk_ids"]
     given = call(1)
