@@ -23,7 +23,8 @@ import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).parents[2]
 TARGETS = (0.3, 0.5)
-OURS = ("lynx", "lynx, layers", "lynx, demand")  # their curves' names go on with the floor
+# Their curves' names go on with the floor.
+OURS = ("lynx", "lynx, layers", "lynx, weighing", "lynx, layers, weighing", "lynx, demand")
 SHOWN_ROWS = (8, 16, 32)
 
 
@@ -78,12 +79,12 @@ def frontier_table(rows: list[Row], num_rows: int, target: float) -> list[str]:
     lines = [
         f"\n### M = {num_rows}, T = {target:.0%} of the natural union ({active:.1f} of "
         f"{natural:.1f})\n",
-        "| policy | KL, 1e-4 nats [95 %] | lynx over it | lynx with layer caps over it |",
-        "|---|---|---|---|",
+        "| policy | KL, 1e-4 nats [95 %] | lynx over it | layers | weighing | both |",
+        "|---|---|---|---|---|---|",
     ]
     for name, logs in sorted(reached.items(), key=lambda item: float(item[1][0])):
         cells = [span(interval(exp(logs) * 1e4))]
-        for base in OURS[:2]:
+        for base in OURS[:4]:
             ours = None if is_ours(name) else reference_of(reached, base)
             cells.append("" if ours is None else span(interval(exp(ours - logs))))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
