@@ -198,7 +198,7 @@ class Bench:
         settings = [("full", Setting(POLICIES["full"]))]
         settings += [*self.ours(natural, ANSWER_SHARES)]
         for name in self.answered:
-            chosen = baselines(self.best(name), 3, natural, ANSWER_SHARES)
+            chosen = baselines(self.best(name), 4, natural, ANSWER_SHARES)
             settings += [(name, each) for each in chosen]
         asked = mixed("test", self.answers, SEEDS["test"])
         prompts = encode(self.tokenizer, asked)
