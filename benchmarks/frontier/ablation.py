@@ -34,7 +34,7 @@ def variants(natural: float, offsets: Sequence[float]) -> Iterator[tuple[str, Se
         yield "cap and demand .8", Setting(lynx, budget, 0.8)
         by_layer = layer_budgets(offsets, share, natural)
         yield "cap by layer", Setting(lynx, by_layer)
-        yield "weighing contributions", Setting(lynx, budget, is_weighing=True)
-        yield "cap by layer, weighing", Setting(lynx, by_layer, is_weighing=True)
+        yield "contributions", Setting(lynx, budget, is_weighing=True)
+        yield "cap by layer, contributions", Setting(lynx, by_layer, is_weighing=True)
     for demand in (0.3, 0.4, 0.5, 0.6):
         yield "demand alone", Setting(lynx, None, demand)

@@ -174,7 +174,7 @@ class Bench:
                 for name, budget in (("", budget_of(share, natural)), (", layers", by_layer)):
                     yield f"lynx{name}", Setting(lynx, budget, None, floor)
                     weighing = Setting(lynx, budget, None, floor, is_weighing=True)
-                    yield f"lynx{name}, weighing", weighing
+                    yield f"lynx{name}, contributions", weighing
 
     def curves(self) -> None:
         """Every policy against T, on test problems."""
