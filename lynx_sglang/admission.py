@@ -37,7 +37,9 @@ NOT_SPREAD = (
 )
 SCATTERED = ("enable_attn_tp_input_scattered", "enable_layernorm_sp")  # each rank has other rows
 SHADOWS = "shadow passes (--lynx-shadow-share, --lynx-max-quality-loss)"
-COVERED = (None, "fp8")  # quantizations whose experts Lynx's kernels may run
+# Quantizations whose experts Lynx's kernels may run. compressed-tensors has others, too: there
+# SGLang is left to choose, and chooses Triton for those that they run.
+COVERED = (None, "fp8", "w8a8_fp8", "modelopt_fp8")
 
 
 def register() -> None:

@@ -94,8 +94,31 @@ FUSED_TOPK = Door(
 SERVER_ARGS = Door(
     "sglang.srt.runtime_context:get_server_args", use="GPU: did the operator name a runner"
 )
+UNQUANTIZED_METHOD = Door(
+    "sglang.srt.layers.quantization.unquant:UnquantizedFusedMoEMethod",
+    use="GPU: experts in the model's dtype",
+)
 FP8_METHOD = Door(
-    "sglang.srt.layers.quantization.fp8:Fp8MoEMethod", use="GPU: the layout of fp8 experts"
+    "sglang.srt.layers.quantization.fp8:Fp8MoEMethod",
+    use="GPU: fp8 experts, scales per block or expert",
+)
+CHANNEL_FP8_METHOD = Door(
+    "sglang.srt.layers.quantization.w8a8_fp8:W8A8FP8MoEMethod",
+    use="GPU: fp8 experts, scales per row",
+)
+MODELOPT_FP8_METHOD = Door(
+    "sglang.srt.layers.quantization.modelopt_quant:ModelOptFp8MoEMethod",
+    use="GPU: fp8 experts, scales per expert",
+)
+COMPRESSED_METHOD = Door(
+    "sglang.srt.layers.quantization.compressed_tensors.compressed_tensors:"
+    "CompressedTensorsFusedMoEMethod",
+    use="GPU: its layers carry the scheme that builds the runner",
+)
+COMPRESSED_FP8_SCHEME = Door(
+    "sglang.srt.layers.quantization.compressed_tensors.schemes:CompressedTensorsW8A8Fp8MoE",
+    ("weight_quant", "input_quant"),
+    "GPU: fp8 experts, scales per block, row or expert",
 )
 TRITON_FUSED = Door(
     "sglang.srt.layers.moe.moe_runner.triton:fused_experts_none_to_triton",
@@ -104,7 +127,16 @@ TRITON_FUSED = Door(
 )
 TRITON_QUANT_INFO = Door(
     "sglang.srt.layers.moe.moe_runner.triton:TritonMoeQuantInfo",
-    ("w13_weight", "w2_weight", "b13", "b2", "w13_scale", "w2_scale", "fuse_swiglu_interleaved"),
+    (
+        "w13_weight",
+        "w2_weight",
+        "b13",
+        "b2",
+        "w13_scale",
+        "w2_scale",
+        "per_channel_quant",
+        "fuse_swiglu_interleaved",
+    ),
     "weights as the runners get them",
 )
 RUNNER_CONFIG = Door(
@@ -259,6 +291,12 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "is_fp4_expert",
         "runner",
         "use_mxfp8",
+        "weight_block_size",
+    ),
+    "sglang.srt.layers.quantization.w8a8_fp8:W8A8FP8MoEMethod": ("runner",),
+    "sglang.srt.layers.quantization.modelopt_quant:ModelOptFp8MoEMethod": ("runner",),
+    "sglang.srt.layers.quantization.compressed_tensors.schemes:CompressedTensorsW8A8Fp8MoE": (
+        "runner",
         "weight_block_size",
     ),
     "sglang.srt.layers.moe.topk:TopK": ("layer_id", "topk_config"),

@@ -13,7 +13,7 @@ from lynx_kernels.workspace import Workspace
 from lynx_sglang.device_path import DevicePath
 from lynx_sglang.errors import UnsupportedError
 from lynx_sglang.flags import BACKEND
-from lynx_sglang.fused_runner import FusedRunner, uncovered
+from lynx_sglang.fused_runner import FusedRunner, builder_of, uncovered
 
 logger = logging.getLogger(__name__)
 
@@ -30,19 +30,19 @@ class ExpertLayers:
         """Note a ``FusedMoE`` that SGLang has just built, before its weights are loaded."""
         from sglang.srt.runtime_context import get_server_args
 
-        config, method = layer.moe_runner_config, layer.quant_method
+        config, builder = layer.moe_runner_config, builder_of(layer)
         self.device = layer.w13_weight.device
-        runner = getattr(method, "runner", None)
+        runner = getattr(builder, "runner", None)
         reason: str | None
         if get_server_args().moe_runner_backend != BACKEND:
             reason = "--moe-runner-backend asks for it"
         elif runner is None or not runner.runner_backend.is_triton() or runner.fused_func is None:
-            reason = f"{type(method).__name__} has no runner that Lynx's kernels can stand before"
+            reason = f"{type(builder).__name__} has no runner that Lynx's kernels can stand before"
         else:
-            reason = uncovered(method, config, self.device)
+            reason = uncovered(builder, config, self.device)
         if reason is None:
-            front = FusedRunner(layer, method.runner.fused_func)
-            method.runner.fused_func = front
+            front = FusedRunner(layer, builder.runner.fused_func)
+            builder.runner.fused_func = front
             self._runners.append(front)
         else:
             name = (

@@ -2,6 +2,9 @@
 
 SGLang builds its own runner for its own weight layout. Where selection made a schedule, decode
 steps, the active experts run in ``lynx_kernels``; every other step is SGLang's, prefill above all.
+
+fp8 experts multiply activations of the model's own dtype: what SGLang does to them before its
+product, rounding to fp8 by a scale of each token or of the checkpoint, is left out.
 """
 
 from __future__ import annotations
@@ -52,6 +55,9 @@ class FusedRunner:
         if schedule is None or workspace is None:
             return self._original(dispatch_output, quant_info, runner_config)
         is_clamped = runner_config.gemm1_alpha is not None
+        scales = [quant_info.w13_scale, quant_info.w2_scale]
+        if quant_info.per_channel_quant:  # [E, N, 1]
+            scales = [scale.squeeze(2) for scale in scales]
         output: Tensor = fused_moe_triton(
             dispatch_output.hidden_states,
             quant_info.w13_weight,
@@ -60,8 +66,8 @@ class FusedRunner:
             workspace=workspace,
             activation="swiglu_clamped" if is_clamped else ACTIVATIONS[runner_config.activation],
             is_interleaved=is_clamped or quant_info.fuse_swiglu_interleaved,
-            w13_scale=quant_info.w13_scale,
-            w2_scale=quant_info.w2_scale,
+            w13_scale=scales[0],
+            w2_scale=scales[1],
             w13_bias=quant_info.b13,
             w2_bias=quant_info.b2,
             apply_router_weight_on_input=runner_config.apply_router_weight_on_input,
@@ -71,22 +77,56 @@ class FusedRunner:
         return StandardCombineInput(hidden_states=output)
 
 
-def uncovered(method: Any, config: Any, device: torch.device) -> str | None:
-    """Why a layer's experts stay with SGLang's runner; None where Lynx's kernels run them."""
-    from sglang.srt.layers.quantization.fp8 import Fp8MoEMethod
+def builder_of(layer: Any) -> Any:
+    """What built a layer's runner: its quant method, or the scheme that this one stands for."""
+    from sglang.srt.layers.quantization.compressed_tensors.compressed_tensors import (
+        CompressedTensorsFusedMoEMethod,
+    )
 
-    arch, is_fp8 = arch_of(device), isinstance(method, Fp8MoEMethod)
+    method = layer.quant_method
+    return layer.scheme if isinstance(method, CompressedTensorsFusedMoEMethod) else method
+
+
+def uncovered(method: Any, config: Any, device: torch.device) -> str | None:
+    """Why a layer's experts stay with SGLang's runner; None where Lynx's kernels run them.
+
+    ``method``: what built the runner.
+    """
+    from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
+
+    arch, is_fp8 = arch_of(device), not isinstance(method, UnquantizedFusedMoEMethod)
+    reason = uncovered_fp8(method, config) if is_fp8 else None
+    if reason is not None:
+        return reason
     if arch < (MIN_FP8_ARCH if is_fp8 else MIN_ARCH):
         return f"compute capability {arch / 10:.1f}"
     if config.params_dtype not in HIDDEN_DTYPES:
         return f"dtype {config.params_dtype}"
-    if is_fp8 and (method.use_mxfp8 or method.is_fp4_expert):
-        return "MXFP8 and FP4 experts"
-    if is_fp8 and method.weight_block_size != [SCALE_BLOCK, SCALE_BLOCK]:
-        return f"fp8 scales that are not per {SCALE_BLOCK} x {SCALE_BLOCK} block"
-    if is_fp8 and config.intermediate_size_per_partition % SCALE_BLOCK:
-        return f"intermediate size {config.intermediate_size_per_partition} of fp8 experts"
     return uncovered_activation(config)
+
+
+def uncovered_fp8(method: Any, config: Any) -> str | None:
+    """Scales are per 128 x 128 block, row or expert; whatever else is quantised is no fp8 here."""
+    from sglang.srt.layers.quantization.compressed_tensors.schemes import (
+        CompressedTensorsW8A8Fp8MoE,
+    )
+    from sglang.srt.layers.quantization.fp8 import Fp8MoEMethod
+    from sglang.srt.layers.quantization.modelopt_quant import ModelOptFp8MoEMethod
+    from sglang.srt.layers.quantization.w8a8_fp8 import W8A8FP8MoEMethod
+
+    if isinstance(method, W8A8FP8MoEMethod | ModelOptFp8MoEMethod):
+        return None
+    if not isinstance(method, Fp8MoEMethod | CompressedTensorsW8A8Fp8MoE):
+        return f"weights of {type(method).__name__}"
+    if isinstance(method, Fp8MoEMethod) and (method.use_mxfp8 or method.is_fp4_expert):
+        return "MXFP8 and FP4 experts"
+    if method.weight_block_size is None:
+        return None
+    if list(method.weight_block_size) != [SCALE_BLOCK, SCALE_BLOCK]:
+        return f"fp8 scales per {method.weight_block_size} block, not {SCALE_BLOCK} x {SCALE_BLOCK}"
+    if config.intermediate_size_per_partition % SCALE_BLOCK:
+        return f"intermediate size {config.intermediate_size_per_partition} of fp8 experts"
+    return None
 
 
 def uncovered_activation(config: Any) -> str | None:

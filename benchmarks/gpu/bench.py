@@ -175,12 +175,15 @@ def show(row: dict[str, Any]) -> None:
     )
 
 
-def bench(shape: Shape, batches: Sequence[int], bandwidth: float) -> Iterator[dict[str, Any]]:
+def bench(
+    shape: Shape, batches: Sequence[int], bandwidth: float, compiled: CompiledAhead
+) -> Iterator[dict[str, Any]]:
     """Rows of a layer: every side at every budget of every batch, and the fits over T."""
     active_bytes = shape.top_k * shape.expert_bytes()
     num_copies = min(MAX_COPIES, max(MIN_COPIES, -(-COLD_BYTES // active_bytes)))
     copies = [Weights.random(shape, seed) for seed in range(1 if IS_DRY_RUN else num_copies)]
     for num_rows in batches:
+        compiled.wait_for(shape, [num_rows])
         measured = []
         natural = Point(shape, num_rows).num_active
         for budget in targets_of(shape, natural)[:: 3 if IS_DRY_RUN else 1]:
@@ -211,8 +214,7 @@ def main() -> int:
         bandwidth = copy_bandwidth()
         print(header() | rows.add({"copy_tb_s": round(bandwidth / 1e6, 3)}), flush=True)
         for shape, batches in plans:
-            compiled.wait_for(shape, batches)
-            for row in bench(shape, batches, bandwidth):
+            for row in bench(shape, batches, bandwidth, compiled):
                 show(rows.add(row))
                 num_wrong += row.get("error", 0.0) > MAX_ERROR and row["side"] not in RIVALS
                 if clock.is_over:

@@ -171,8 +171,8 @@ def outcomes(is_quick: bool) -> Iterator[Outcome]:
     with CompiledAhead(jobs) as compiled:
         for shape in shapes:
             weights = Weights.random(shape, seed=0)
-            compiled.wait_for(shape, batches)
             for num_rows in batches:
+                compiled.wait_for(shape, [num_rows])
                 yield from check_layer(weights, num_rows)
             for num_rows in batches:
                 yield from check_batch(weights, num_rows)

@@ -7,7 +7,8 @@ Shape of Qwen3-30B-A3B, dummy weights, prompts of random tokens; e2e_model.py sa
 were made. Plain SGLang comes first, then one Lynx server that takes its budgets at run time: full,
 75, 50 and 30 % of the experts that the same batch activates at full, and an SLO of SLO_SHARE of
 full's median gap. Each server takes the published skew first, then even routing. When the time is
-up, rows that are missing stay missing; rows that are quoted go to benchmarks/results/<gpu>/.
+up, in whatever state, the server is ended and rows that are missing stay missing. Rows that are
+quoted go to benchmarks/results/<gpu>/.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,14 @@ ON_CPU = (
 LYNX = ("--moe-backend=lynx", "--lynx-budget=full")
 
 
+class TimeIsUp(Exception):
+    """Raised in the main thread, in whatever it waits for."""
+
+
+def ring(*_: object) -> None:
+    raise TimeIsUp
+
+
 def measured(
     server: Server, side: str, router: str, load: Load, batches: tuple[int, ...]
 ) -> Iterator[dict[str, Any]]:
@@ -83,6 +93,32 @@ def measured(
         measure(server, load, rows)  # the controller settles
         row = head | {"setting": "slo"} | measure(server, load, rows).row(rows)
         yield row | {"slo_itl_ms": slo_ms}
+
+
+def rows_of(
+    shape: Shape, load: Load, batches: tuple[int, ...], *, is_dry_run: bool, end_s: float
+) -> Iterator[dict[str, Any]]:
+    """Rows of both servers, plain SGLang's first. Raises TimeIsUp at end_s, with no server left."""
+    folder = (ROOT / "build" / "gpu" / "e2e").resolve()
+    make_importable(folder / "site")
+    model = write_model(folder / "model", shape)
+    routers = {name: write_router(folder / name, shape, name) for name in ROUTERS}
+    base = (*COMMON, *(ON_CPU if is_dry_run else ON_GPU))
+    for side, extra in (("sglang", ()), ("lynx", LYNX)):
+        began_s = time.monotonic()
+        if began_s > end_s:
+            raise TimeIsUp
+        with ExitStack() as stack:
+            server = Server(model, folder / f"{side}.log", extra, base=base)
+            stack.callback(server.stop)
+            signal.setitimer(signal.ITIMER_REAL, max(0.001, end_s - time.monotonic()))
+            stack.callback(signal.setitimer, signal.ITIMER_REAL, 0)  # it stops in its own time
+            server.wait_ready()
+            print(f"{side}: ready after {time.monotonic() - began_s:.0f} s", flush=True)
+            for router, weights in routers.items():
+                load_router(server, weights)
+                measure(server, load, batches[0])  # warm-up
+                yield from measured(server, side, router, load, batches)
 
 
 def change(server: Server, **values: float) -> None:
@@ -153,49 +189,38 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--dry-run", action="store_true", help="a toy model on a CPU")
-    parser.add_argument("--limit-min", type=float, default=9.5)
+    parser.add_argument("--limit-min", type=float, default=9.25)
     parser.add_argument("--batches", type=int, nargs="+", default=None)
     parser.add_argument("--rounds", type=int, default=None)
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu" / "e2e.jsonl")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # and the server with it
-    is_dry_run = options.dry_run
-    shape: Shape = TINY if is_dry_run else QWEN3_30B
-    load = Load(shape.vocab_size, gaps=24 if is_dry_run else 96, rounds=options.rounds or 2)
-    batches = tuple(options.batches or ((4, 1) if is_dry_run else BATCHES))
+    signal.signal(signal.SIGALRM, ring)
+    shape: Shape = TINY if options.dry_run else QWEN3_30B
+    load = Load(shape.vocab_size, gaps=24 if options.dry_run else 96, rounds=options.rounds or 2)
+    batches = tuple(options.batches or ((4, 1) if options.dry_run else BATCHES))
     end_s = time.monotonic() + 60 * options.limit_min
-    folder = (ROOT / "build" / "gpu" / "e2e").resolve()
-    make_importable(folder / "site")
-    model = write_model(folder / "model", shape)
-    routers = {name: write_router(folder / name, shape, name) for name in ROUTERS}
     options.out.parent.mkdir(parents=True, exist_ok=True)
 
     plain: dict[tuple[str, int], float] = {}
+    all_rows = rows_of(shape, load, batches, is_dry_run=options.dry_run, end_s=end_s)
+    num_rows, is_time_up = 0, False
     with options.out.open("w") as out:
-
-        def write(row: dict[str, Any]) -> None:
-            out.write(json.dumps(row) + "\n")
-            out.flush()
-
-        write(header(is_dry_run))
-        for side, extra in (("sglang", ()), ("lynx", LYNX)):
-            base = (*COMMON, *(ON_CPU if is_dry_run else ON_GPU))
-            began_s = time.monotonic()
-            with Server(model, folder / f"{side}.log", extra, base=base) as server:
-                print(f"{side}: ready after {time.monotonic() - began_s:.0f} s", flush=True)
-                for router, weights in routers.items():
-                    load_router(server, weights)
-                    measure(server, load, batches[0])  # warm-up
-                    for row in measured(server, side, router, load, batches):
-                        write(row)
-                        if side == "sglang":
-                            plain[router, row["batch"]] = row["itl_p50_ms"]
-                        show(row, plain)
-                        if time.monotonic() > end_s:
-                            print(f"time is up; rows are in {options.out}")
-                            return 0
-    print(f"done; rows are in {options.out}")
-    return 0
+        out.write(json.dumps(header(options.dry_run)) + "\n")
+        out.flush()
+        try:
+            with closing(all_rows):
+                for row in all_rows:
+                    out.write(json.dumps(row) + "\n")
+                    out.flush()
+                    num_rows += 1
+                    if row["side"] == "sglang":
+                        plain[row["router"], row["batch"]] = row["itl_p50_ms"]
+                    show(row, plain)
+        except TimeIsUp:
+            is_time_up = True
+    print(f"{'time is up' if is_time_up else 'done'}: {num_rows} rows are in {options.out}")
+    return int(num_rows == 0)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,15 @@ and times mean nothing.
 
 from __future__ import annotations
 
+import faulthandler
 import itertools
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -41,6 +44,7 @@ if not IS_DRY_RUN and not torch.cuda.is_available():
 DEVICE = torch.device("cpu" if IS_DRY_RUN else "cuda")
 DTYPE = torch.float32 if IS_DRY_RUN else torch.bfloat16  # the interpreter cannot multiply bf16
 MAX_ERROR = 1e-5 if IS_DRY_RUN else 1e-2  # relative, of the norm
+GRACE_S = 40.0  # for the result that is under way when the time is up
 
 
 @dataclass(frozen=True)
@@ -245,11 +249,27 @@ def header() -> dict[str, Any]:
 
 
 class Clock:
-    """How much of the time that the operator gave is left."""
+    """How much of the time that the operator gave is left.
+
+    Programs ask it between two results. A result that does not come, as of a kernel that hangs,
+    ends the program GRACE_S after the limit; the rows before it are in their file.
+    """
 
     def __init__(self, limit_min: float) -> None:
         self._end = time.monotonic() + 60 * limit_min
+        watch = threading.Timer(60 * limit_min + GRACE_S, end_process)
+        watch.daemon = True
+        watch.start()
 
     @property
     def is_over(self) -> bool:
         return time.monotonic() > self._end
+
+
+def end_process() -> None:
+    """Say where every thread is and end with 1, whatever the main thread waits for."""
+    print(f"no result {GRACE_S} s after the time was up: ended", flush=True)
+    faulthandler.dump_traceback()
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(1)

@@ -65,13 +65,13 @@ class Variant:
     shape: Shape
     slot: int
     arch: int
-    is_fp8: bool = False
+    scaled: str = ""  # what an fp8 scale is of: "block", "row" or "expert"; "": no fp8 weights
     num_prefetched: int = 0  # a knob of the sweep, which no rule sets
 
     @property
     def name(self) -> str:
         prefetch = f"-prefetch{self.num_prefetched}" if self.num_prefetched else ""
-        return f"{self.shape.name}{'-fp8' if self.is_fp8 else ''}{prefetch}"
+        return f"{self.shape.name}{f'-fp8{self.scaled}' if self.scaled else ''}{prefetch}"
 
     @property
     def size(self) -> str:
@@ -81,7 +81,7 @@ class Variant:
     def layer(self) -> Layer:
         return Layer(
             arch=self.arch,
-            element_bytes=1 if self.is_fp8 else 2,
+            element_bytes=1 if self.scaled else 2,
             hidden_size=self.shape.hidden_size,
             intermediate_size=self.shape.intermediate_size,
             num_experts=self.shape.num_experts,
@@ -103,11 +103,14 @@ class Variant:
         """The launches of one batch as large as the slot allows."""
         shape = self.shape
         num_experts, hidden, inner = shape.num_experts, shape.hidden_size, shape.intermediate_size
-        weight_type = torch.float8_e4m3fn if self.is_fp8 else torch.bfloat16
+        weight_type = torch.float8_e4m3fn if self.scaled else torch.bfloat16
 
         def scale(*sizes: int) -> torch.Tensor | None:
+            if not self.scaled:
+                return None
             blocks = [triton.cdiv(size, fused_host.SCALE_BLOCK) for size in sizes]
-            return meta(num_experts, *blocks, dtype=torch.float32) if self.is_fp8 else None
+            shape = {"block": blocks, "row": sizes[:1], "expert": ()}[self.scaled]
+            return meta(num_experts, *shape, dtype=torch.float32)
 
         num_pairs = self.slot * shape.top_k
         integers = {"num_active": 1, "experts": num_experts, "counts": num_experts}
@@ -183,25 +186,24 @@ class SelectVariant:
                 demand=meta(dtype=torch.float32),
                 policy=POLICIES[self.policy],
                 correction_bias=None,
-                schedule=True,
+                scheduled=range(self.num_experts),
             )
         return launches
 
 
 def parse(text: str) -> Variant | SelectVariant:
-    """model[-fp8][-prefetchN]:slot:arch or select:M,E,K:arch"""
+    """model[-fp8block|-fp8row|-fp8expert][-prefetchN]:slot:arch or select:M,E,K:arch"""
     name, size, arch = text.split(":")
     if name == "select":
         num_rows, num_experts, top_k = map(int, size.split(","))
         return SelectVariant(num_rows, num_experts, top_k, int(arch))
     name, _, prefetched = name.partition("-prefetch")
-    is_fp8 = name.endswith("-fp8")
-    shape = SHAPES[name.removesuffix("-fp8")]
-    return Variant(shape, int(size), int(arch), is_fp8, int(prefetched or 0))
+    name, _, scaled = name.partition("-fp8")
+    return Variant(SHAPES[name], int(size), int(arch), scaled, int(prefetched or 0))
 
 
 def all_variants() -> list[Variant | SelectVariant]:
-    fp8 = [SHAPES["qwen3-30b"], SHAPES["mixtral-tp2"]]
+    fp8 = [("qwen3-30b", "block"), ("mixtral-tp2", "block"), ("qwen3-30b", "row")]
     return [
         *(SelectVariant(*sizes, arch) for arch in NUM_SMS for sizes in SELECT_SLOTS),
         *(
@@ -210,5 +212,10 @@ def all_variants() -> list[Variant | SelectVariant]:
             for shape in SHAPES.values()
             for slot in tuning.M_SLOTS
         ),
-        *(Variant(shape, slot, 90, is_fp8=True) for shape in fp8 for slot in tuning.M_SLOTS),
+        *(
+            Variant(SHAPES[name], slot, arch, scaled)
+            for arch in (90, 100)
+            for name, scaled in fp8
+            for slot in tuning.M_SLOTS
+        ),
     ]

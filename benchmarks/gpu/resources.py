@@ -5,7 +5,8 @@
     python benchmarks/gpu/resources.py --is-current      is kernels/RESOURCES.md of these kernels?
 
 Exits with 1 where a kernel spills, exceeds the device, cannot hold the planned programs on an
-SM, or lacks the instructions it was planned for.
+SM, or lacks the machine instructions it was planned for: products on the newest tensor cores that
+its tile can use, tiles copied asynchronously and 16 bytes at a time, a wait for the launch before.
 """
 
 from __future__ import annotations
@@ -14,10 +15,7 @@ import argparse
 import hashlib
 import json
 import os
-import re
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -30,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "kernels"))
 import torch
 import triton
 from launches import Launch, SelectVariant, Variant, all_variants, parse
+from machine_code import PRODUCTS, MachineCode
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -38,6 +37,9 @@ from lynx_kernels import tuning
 DEVICES = {80: "A100", 90: "H100, H200", 100: "B200"}
 REGISTERS = 64 * 1024  # per SM
 RESERVED_SHARED = 1024  # per program, by the driver
+PRODUCT_KERNELS = ("gate_up_kernel", "down_concat_kernel", "down_kernel")
+MAX_WIDE_LOADS = 3  # of slots and partial sums
+MIN_WIDE_ROWS, MIN_WIDE_WARPS = 64, 4  # of a product on more than a warp's tensor core
 TYPES = {
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
@@ -91,41 +93,22 @@ def compile_launch(launch: Launch, arch: int) -> Any:
 def measure(launch: Launch, arch: int, programs_per_sm: int) -> dict[str, Any]:
     start = time.perf_counter()
     compiled = compile_launch(launch, arch)
-    ptx = compiled.asm["ptx"]
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-        usage = subprocess.run(
-            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
-        )
-    found = re.search(r"REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)", usage.stdout + usage.stderr)
-    assert found, usage.stdout + usage.stderr
-    registers, stack, local = map(int, found.groups())
-
-    def count(pattern: str) -> int:
-        return len(re.findall(pattern, ptx))
-
+    code = MachineCode.of(compiled.asm["cubin"])
     return {
         "kernel": launch.kernel.__name__,
         "warps": launch.arguments.get("num_warps", 4),
         "stages": launch.arguments.get("num_stages", 0),
         "tile": [launch.arguments.get(name, 0) for name in ("BT", "BN", "BK")],
         "programs_per_sm": programs_per_sm,
-        "registers": registers,
-        "spilled_bytes": stack + local,
+        "registers": code.registers,
+        "spilled_bytes": code.spilled_bytes,
         "shared_bytes": compiled.metadata.shared,
-        "tensor_core": {
-            "mma.sync": count(r"mma\.sync"),
-            "wgmma": count(r"wgmma\.mma_async"),
-            "tcgen05": count(r"tcgen05\.mma"),
-        },
-        "copies": {
-            width: count(rf"cp\.async\.c[ag]\.shared\.global[^;]*\], {width:#x}[,;]")
-            for width in (16, 8, 4)
-        },
-        "waits": count(r"griddepcontrol\.wait"),
-        "barriers": count(r"bar\.sync"),
+        "products": {name: code.count(name) for name in PRODUCTS},
+        "copies": code.by_width("LDGSTS"),
+        "loads": code.by_width("LDG"),
+        "prefetches": code.count("UBLKPF"),
+        "waits": code.count("ACQBULK"),
+        "barriers": code.count("BAR"),
         "compile_s": round(time.perf_counter() - start, 2),
     }
 
@@ -141,15 +124,23 @@ def faults(row: dict[str, Any], arch: int) -> Iterator[str]:
         yield f"{programs} programs of {threads} x {row['registers']} registers do not fit an SM"
     if row["waits"] != (arch >= 90):
         yield f"{row['waits']} waits for the launch before"
-    if row["tile"][1] > 0 and row["kernel"] != "combine_kernel":  # a product
-        if not any(row["tensor_core"].values()):
-            yield "no tensor-core instruction"
-        copies = row["copies"]  # the interface of fp8 tiles to their products halves them
-        if copies[16] <= copies[8] and "fp8" not in row["cells"][0]:
+    if row["kernel"] in PRODUCT_KERNELS:
+        wanted = product_of(row, arch)
+        if not row["products"][wanted]:
+            yield f"no {wanted} among its products: {row['products']}"
+        copies, loads = row["copies"], row["loads"]
+        is_fp8 = "fp8" in row["cells"][0]  # copied as they are widened for the product
+        if not copies[16] or (copies[8] and not is_fp8):
             yield f"asynchronous copies by width: {copies}"
-        needs_warpgroup = arch == 90 and row["tile"][1] >= 64 and row["warps"] >= 4
-        if needs_warpgroup and not row["tensor_core"]["wgmma"]:
-            yield "no warpgroup product"
+        if loads[16] + loads[8] > MAX_WIDE_LOADS:
+            yield f"loads of tiles that are not asynchronous, by width: {loads}"
+
+
+def product_of(row: dict[str, Any], arch: int) -> str:
+    """The instruction that a product of this tile is to run on."""
+    if row["tile"][1] < MIN_WIDE_ROWS or row["warps"] < MIN_WIDE_WARPS:
+        return "HMMA"
+    return {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}[arch]
 
 
 def inspect(variant: Variant | SelectVariant) -> list[dict[str, Any]]:
@@ -197,8 +188,11 @@ def write_listing(rows: Sequence[dict[str, Any]], path: Path) -> None:
         "# Resources of the kernels",
         "",
         f"Compiled with Triton {triton.__version__}, without a GPU, by",
-        "`python benchmarks/gpu/resources.py`. Products and copies count instructions in the PTX,",
-        "the unrolled start of the pipeline included. A tile is rows alone for `select`.",
+        "`python benchmarks/gpu/resources.py`. Products and copies count machine instructions, the",
+        "unrolled start of the pipeline included. A tile is rows alone for `select`.",
+        "",
+        *(f"- `{name}`: a product on tensor cores, {what}" for name, what in PRODUCTS.items()),
+        "- `LDGSTS`: an asynchronous copy to shared memory, bytes per thread",
         "",
         f"Sources and tiles: {fingerprint()}",
     ]
@@ -208,7 +202,7 @@ def write_listing(rows: Sequence[dict[str, Any]], path: Path) -> None:
         for row in rows:
             if row["arch"] != arch:
                 continue
-            products = ", ".join(f"{n} {kind}" for kind, n in row["tensor_core"].items() if n)
+            products = ", ".join(f"{n} {kind}" for kind, n in row["products"].items() if n)
             cells = (
                 *row["cells"],
                 row["programs_per_sm"],
@@ -216,7 +210,8 @@ def write_listing(rows: Sequence[dict[str, Any]], path: Path) -> None:
                 f"{row['shared_bytes'] / 1024:.0f}",
                 row["spilled_bytes"],
                 products or "-",
-                ", ".join(f"{n} x {width} B" for width, n in row["copies"].items() if n) or "-",
+                ", ".join(f"{n} LDGSTS {width} B" for width, n in row["copies"].items() if n)
+                or "-",
             )
             lines.append("| " + " | ".join(map(str, cells)) + " |")
     path.write_text("\n".join(lines) + "\n")

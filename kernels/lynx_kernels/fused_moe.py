@@ -8,7 +8,7 @@ from torch import Tensor
 from lynx_kernels.activation import ACTIVATIONS
 from lynx_kernels.device import missing_for_triton
 from lynx_kernels.fused_moe_cpu import CpuExperts
-from lynx_kernels.schedule import Schedule
+from lynx_kernels.schedule import Schedule, local_ids
 
 ID_DTYPES = (torch.int32, torch.int64)
 CUDA_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -28,6 +28,7 @@ def fused_moe(
     activation: str = "silu",
     is_interleaved: bool = False,
     apply_router_weight_on_input: bool = False,
+    first_expert: int | None = None,
     schedule: Schedule | None = None,
 ) -> Tensor:
     """Run each row through its experts and sum their outputs by weight.
@@ -41,25 +42,34 @@ def fused_moe(
         w13: [E, 2I, H], gate rows first. w2: [E, H, I]. Dtype as hidden, or float8_e4m3fn with
             scales.
         topk_ids: int32 or int64 [M, K], distinct in a row; -1 is an empty slot, a row of them comes
-            out as zeros. Ids from E up are refused on a CPU and empty slots on CUDA.
+            out as zeros. Ids from E up are refused on a CPU and empty slots on CUDA, as long as no
+            `first_expert` says that they are remote.
         topk_weights: float [M, K].
         w13_bias, w2_bias: [E, 2I], [E, H], added in float32.
         w13_scale, w2_scale: float32, of float8 weights, CUDA only: per 128 x 128 block
-            [E, N / 128, D / 128] (rounded up) or per row [E, N] of weights [E, N, D].
+            [E, N / 128, D / 128] (rounded up), per row [E, N] or per expert [E] of weights
+            [E, N, D].
         activation: "silu", "gelu" (tanh form) or "swiglu_clamped" (gpt-oss), gating.
         is_interleaved: gate and up rows of w13 alternate; CUDA only.
         apply_router_weight_on_input: weigh the expert's input rather than its output.
+        first_expert: id of w13[0] on an expert-parallel rank. Slots whose expert another rank has
+            add nothing here, and rows without a local expert come out as zeros: the layer's output
+            is the sum over ranks. None: all experts are in w13.
         schedule: CUDA only: what `select` returned beside these ids and weights, which are then not
-            read again; it holds the routed experts alone. None: made here, by one more launch.
+            read again, nor is first_expert. None: made here, by one more launch.
 
     CPU tensors run in torch, CUDA tensors in Triton (contiguous ones; float32 as TF32). Nothing
     falls back: what a device does not serve is a ValueError that names the argument. Steps that are
     captured once and replayed hold a `Workspace` and call `fused_moe_triton`.
     """
     check_arguments(hidden, w13, w2, topk_ids, topk_weights, w13_bias, w2_bias, activation)
+    if first_expert is not None and first_expert < 0:
+        raise ValueError(f"first_expert: expected 0 or more, got {first_expert}")
     if hidden.device.type == "cpu":
         check_cpu(w13, w13_scale, w2_scale, is_interleaved, schedule)
         experts = CpuExperts(w13, w2, w13_bias=w13_bias, w2_bias=w2_bias, activation=activation)
+        if first_expert is not None:
+            topk_ids = local_ids(topk_ids, first_expert, w13.shape[0])
         return experts(
             hidden,
             topk_ids,
@@ -75,7 +85,8 @@ def fused_moe(
         hidden,
         w13,
         w2,
-        schedule or build_schedule(topk_ids, topk_weights, w13.shape[0]),
+        schedule
+        or build_schedule(topk_ids, topk_weights, w13.shape[0], first_expert=first_expert or 0),
         workspace=Workspace.allocate(
             w13, w2, max_rows=hidden.shape[0], top_k=topk_ids.shape[1], dtype=hidden.dtype
         ),

@@ -24,11 +24,12 @@ def fused_moe_reference(
     activation: str = "silu",
     is_interleaved: bool = False,
     apply_router_weight_on_input: bool = False,
+    first_expert: int | None = None,
 ) -> Tensor:
     """Same contract as `fused_moe`."""
     out = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
     for expert in range(w13.shape[0]):
-        row, slot = torch.where(topk_ids == expert)
+        row, slot = torch.where(topk_ids == expert + (first_expert or 0))
         weight = topk_weights[row, slot].float()[:, None]
         x = hidden[row].float()
         x = x * weight if apply_router_weight_on_input else x
@@ -49,7 +50,7 @@ def _weights_of(weights: Tensor, scale: Tensor | None, expert: int) -> Tensor:
     wide = weights[expert].float()
     if scale is None:
         return wide
-    if scale.ndim == 2:
-        return wide * scale[expert][:, None]
+    if scale.ndim < 3:
+        return wide * scale[expert].reshape(-1, 1)
     factors = scale[expert].repeat_interleave(SCALE_BLOCK, 0).repeat_interleave(SCALE_BLOCK, 1)
     return wide * factors[: wide.shape[0], : wide.shape[1]]

@@ -32,7 +32,7 @@ class Projection:
 
     name: str
     weight: Tensor  # [E, N, D]
-    scale: Tensor | None  # float32 [E, N / 128, D / 128] or [E, N]
+    scale: Tensor | None  # float32 [E, N / 128, D / 128], [E, N] or [E]
     bias: Tensor | None  # [E, N]
 
     @property
@@ -40,7 +40,8 @@ class Projection:
         """Rows and columns of weights that share a scale."""
         if self.scale is None or self.scale.ndim == 3:
             return SCALE_BLOCK, SCALE_BLOCK
-        return 1, self.weight.shape[2]
+        num_rows, num_columns = self.weight.shape[1:]
+        return (1 if self.scale.ndim == 2 else num_rows), num_columns
 
 
 def fused_moe_triton(
@@ -73,7 +74,8 @@ def fused_moe_triton(
         workspace: for these weights and M or more rows; what it holds does not matter.
         activation: "silu", "gelu" (tanh form) or "swiglu_clamped" (gpt-oss), gating.
         is_interleaved: gate and up rows of w13 alternate; else gate rows come first.
-        w13_scale, w2_scale: float32, per 128 x 128 weights [E, N / 128, D / 128] or per row [E, N].
+        w13_scale, w2_scale: float32, per 128 x 128 weights [E, N / 128, D / 128], per row [E, N] or
+            per expert [E].
         w13_bias, w2_bias: [E, 2I], [E, H], added in float32.
         apply_router_weight_on_input: weigh the expert's input rather than its output.
         out: [M, H], dtype as hidden.
@@ -269,7 +271,7 @@ def check_arguments(
             _check(f"{name}_bias", bias, hidden, bias.dtype, shape[:2])
         if scale is not None:
             blocks = tuple(triton.cdiv(size, SCALE_BLOCK) for size in shape[1:])
-            expected = shape[:2] if scale.ndim == 2 else (num_experts, *blocks)
+            expected = (num_experts, *blocks) if scale.ndim == 3 else shape[: max(scale.ndim, 1)]
             _check(f"{name}_scale", scale, hidden, torch.float32, expected)
 
 

@@ -27,6 +27,12 @@ class Schedule:
     slots: Tensor  # int32 [M, K], row of each (token, slot); -1 where it is empty or remote
 
 
+def local_ids(topk_ids: Tensor, first_expert: int, num_experts: int) -> Tensor:
+    """topk_ids as indices into w13, -1 where they are outside [first_expert, + num_experts)."""
+    index = topk_ids - first_expert
+    return index.masked_fill((index < 0) | (index >= num_experts), -1)
+
+
 def build_schedule_reference(
     topk_ids: Tensor, topk_weights: Tensor, num_experts: int, *, first_expert: int = 0
 ) -> Schedule:
@@ -39,8 +45,8 @@ def build_schedule_reference(
         first_expert: id of w13[0], not 0 on expert-parallel ranks.
     """
     num_rows, top_k = topk_ids.shape
-    index = topk_ids.long().flatten() - first_expert
-    index = index.masked_fill((index < 0) | (index >= num_experts), num_experts)
+    index = local_ids(topk_ids.long().flatten(), first_expert, num_experts)
+    index = index.masked_fill(index < 0, num_experts)
     order = index.argsort(stable=True)  # by expert, then by token
     place = torch.empty_like(order).scatter_(
         0, order, torch.arange(len(order), device=order.device)

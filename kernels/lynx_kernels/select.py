@@ -33,6 +33,7 @@ def select(
     correction_bias: Tensor | None = None,
     similarity: Tensor | None = None,
     contribution: Tensor | None = None,
+    scheduled: range | None = None,
 ) -> Selection:
     """Let flexible rows share experts, so that at most `budget` of them are active.
 
@@ -54,6 +55,9 @@ def select(
         similarity: float32 [E, E], how like an expert's output (row) another's is; for `sere`.
         contribution: float32 [E] in [0, 1], how much an expert's output usually weighs beside the
             others'; multiplies its importance, for `lynx`. Values out of range count as 1.
+        scheduled: ids of the experts in w13, over which a `schedule` is made: from E up there are
+            fused shared ones, and an expert-parallel rank has some of the routed ones. None: the E
+            routed ones. Selection itself is the same on all ranks, over all experts.
 
     The inputs are not written; where nothing changes, the result may hold the inputs themselves.
     On CUDA, contiguous inputs of at most 512 experts and 16 slots take the Triton kernels, which
@@ -65,11 +69,13 @@ def select(
     check_arguments(
         scores, topk_ids, topk_weights, row_class, budget, floor, demand, correction_bias
     )
+    if scheduled is not None and (scheduled.step != 1 or scheduled.start < 0 or not scheduled):
+        raise ValueError(f"scheduled: expected a range of ids without gaps, got {scheduled}")
     if scores.device.type == "cpu":
         run = cpu_path()
     elif scores.device.type == "cuda":
         given = (scores, topk_ids, topk_weights, row_class, correction_bias, contribution)
-        run = cuda_path(given, scores.shape[1], topk_ids.shape[1], chosen)
+        run = cuda_path(given, scores.shape[1], topk_ids.shape[1], chosen, scheduled)
     else:
         run = select_torch
     if chosen.needs_similarity:
@@ -108,7 +114,11 @@ def cpu_path() -> Callable[..., Selection]:
 
 
 def cuda_path(
-    given: tuple[Tensor | None, ...], num_experts: int, top_k: int, policy: Policy
+    given: tuple[Tensor | None, ...],
+    num_experts: int,
+    top_k: int,
+    policy: Policy,
+    scheduled: range | None,
 ) -> Callable[..., Selection]:
     """The Triton kernels, or torch operations where these do not serve the inputs."""
     reason = missing_for_triton()
@@ -126,7 +136,7 @@ def cuda_path(
         return select_torch
     from lynx_kernels.select_triton import select_triton
 
-    return partial(select_triton, schedule=True)
+    return partial(select_triton, scheduled=scheduled or range(num_experts))
 
 
 @cache

@@ -55,7 +55,7 @@ def select_triton(
     policy: Policy,
     correction_bias: Tensor | None,
     contribution: Tensor | None = None,
-    schedule: bool = False,
+    scheduled: range | None = None,
     out: SelectBuffers | None = None,
 ) -> Selection:
     """`select` on a GPU, with the same results. Nothing waits for the device.
@@ -63,8 +63,8 @@ def select_triton(
     A captured graph follows budget, floor and demand. The inputs are contiguous and not in `out`.
 
     Args:
-        schedule: return the work list over the routed experts too. Where `out` is given, its own
-            sizes say whether, and over which experts.
+        scheduled: ids of the experts in w13: the work list over them is returned too. Where `out`
+            is given, its own sizes say whether, and over which experts.
         out: where results and scratch lie; allocated where not given.
     """
     num_rows, num_experts = scores.shape
@@ -74,7 +74,8 @@ def select_triton(
             max_rows=max(num_rows, 1),
             top_k=top_k,
             num_experts=num_experts,
-            num_scheduled=num_experts if schedule else 0,
+            num_scheduled=len(scheduled or ()),
+            first_expert=scheduled.start if scheduled else 0,
             ids_dtype=topk_ids.dtype,
             device=scores.device,
         )

@@ -82,7 +82,8 @@ def _tiles_by_rule(layer: Layer, slot: int) -> Tiles:
     if layer.arch >= 100 and down.block_tokens == 64:  # more would spill with biases
         down = replace(down, num_stages=4)
     if layer.element_bytes == 1:  # a step reads one block of scales; below 64 rows no wgmma
-        num_warps = max(gate_up.num_warps, 4)
+        would_spill = layer.arch >= 100 and gate_up.block_tokens >= 32
+        num_warps = 8 if would_spill else max(gate_up.num_warps, 4)
         gate_up = replace(
             gate_up, block_rows=64, block_depth=128, num_warps=num_warps, num_stages=4
         )

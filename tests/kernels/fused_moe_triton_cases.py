@@ -14,9 +14,10 @@ import torch
 import triton
 from torch import Tensor
 
-from lynx_kernels import fused_moe_reference
+from lynx_kernels import POLICIES, RowClass, fused_moe_reference
 from lynx_kernels.fused_moe_triton import fused_moe_triton
 from lynx_kernels.schedule import Schedule, build_schedule_reference
+from lynx_kernels.select_triton import select_triton
 from lynx_kernels.workspace import Workspace
 
 IS_INTERPRETED = triton.knobs.runtime.interpret
@@ -60,11 +61,14 @@ class Case:
     w2: Tensor
     topk_ids: Tensor
     topk_weights: Tensor
+    first_expert: int = 0
 
     @property
     def schedule(self) -> Schedule:
         """With garbage wherever no reader may look."""
-        schedule = build_schedule_reference(self.topk_ids, self.topk_weights, len(self.w13))
+        schedule = build_schedule_reference(
+            self.topk_ids, self.topk_weights, len(self.w13), first_expert=self.first_expert
+        )
         num_active = int(schedule.num_active)
         for name in ("experts", "counts", "offsets"):
             getattr(schedule, name)[num_active:] = 1_000_003
@@ -89,7 +93,12 @@ class Case:
 
     def expected(self, **options: Any) -> Tensor:
         given = (self.hidden, self.w13, self.w2, self.topk_ids, self.topk_weights)
-        return fused_moe_reference(*given, **options)
+        return fused_moe_reference(*given, first_expert=self.first_expert, **options)
+
+    def of_rank(self, held: range) -> Case:
+        """What an expert-parallel rank has of it."""
+        part = slice(held.start, held.stop)
+        return replace(self, w13=self.w13[part], w2=self.w2[part], first_expert=held.start)
 
 
 def case_of(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, seed: int = 0) -> Case:
@@ -159,13 +168,14 @@ def test_clamped_swiglu(is_interleaved):
 
 
 @pytest.mark.parametrize("num_rows", [3, 70])
-@pytest.mark.parametrize("is_per_row", [False, True])
-def test_fp8_weights(num_rows, is_per_row):
+@pytest.mark.parametrize("scaled", ["block", "row", "expert"])
+def test_fp8_weights(num_rows, scaled):
     case = case_of((num_rows, 3, 2, 160, 192))
     options = {}
     for name in ("w13", "w2"):
         fp8 = getattr(case, name).mul(8).to(torch.float8_e4m3fn)
-        shape = fp8.shape[:2] if is_per_row else (3, *(-(-size // 128) for size in fp8.shape[1:]))
+        blocks = (3, *(-(-size // 128) for size in fp8.shape[1:]))
+        shape = {"block": blocks, "row": fp8.shape[:2], "expert": (3,)}[scaled]
         scale = torch.rand(shape, generator=torch.Generator().manual_seed(2)) + 0.5
         options[f"{name}_scale"] = scale.to(DEVICE)
         case = replace(case, **{name: fp8})
@@ -187,6 +197,63 @@ def test_empty_slots(num_rows, holes):
     check(case)
     if holes == "all":
         assert (case.run() == 0).all()
+
+
+@pytest.mark.parametrize("num_rows", [3, 40, 70])
+def test_ranks_skip_remote_experts_and_sum_to_the_whole(num_rows):
+    case = case_of((num_rows, 13, 3, 48, 32))
+    ids = case.topk_ids.clone()
+    ids[0], ids[1] = torch.tensor([10, 11, 12]), torch.tensor([11, -1, 12])
+    case = replace(case, topk_ids=ids)
+    total = torch.zeros_like(case.hidden)
+    for held in (range(0, 5), range(5, 10), range(10, 13)):
+        part = case.of_rank(held)
+        check(part)
+        got = part.run()
+        is_local = (ids >= held.start) & (ids < held.stop)
+        assert bool(is_local[0].any()) == (held.start == 10)
+        assert (got[~is_local.any(dim=1)] == 0).all()
+        total += got
+    torch.testing.assert_close(total, case.expected(), **TOLERANCES[torch.float32])
+
+
+@pytest.mark.parametrize("num_rows", [1, 40, 70])
+def test_a_rank_whose_experts_no_row_wants_gives_zeros(num_rows):
+    case = case_of((num_rows, 13, 3, 48, 32))
+    case = replace(case, topk_ids=case.topk_ids.clamp(max=9)).of_rank(range(10, 13))
+    assert (case.run() == 0).all()
+
+
+@pytest.mark.parametrize("num_rows", [6, 70, 258])
+@pytest.mark.parametrize("num_shared", [1, 2])
+def test_selection_schedules_the_shared_experts_beside_the_routed_ones(num_rows, num_shared):
+    """As DeepSeek's: every row has each of them, in a slot of its own, whatever the budget."""
+    num_routed, top_k = 12, 3
+    case = case_of((num_rows, num_routed, top_k, 48, 32))
+    wide = case_of((num_rows, num_routed + num_shared, top_k, 48, 32))
+    shared = torch.arange(num_routed, num_routed + num_shared, dtype=torch.int32, device=DEVICE)
+    scores = torch.zeros(num_rows, num_routed, device=DEVICE)
+    scores.scatter_(1, case.topk_ids.long(), case.topk_weights)
+    chosen = select_triton(
+        scores,
+        torch.cat([case.topk_ids, shared.expand(num_rows, -1)], dim=1),
+        torch.cat([case.topk_weights, torch.ones_like(shared.expand(num_rows, -1)).float()], dim=1),
+        torch.full((num_rows,), int(RowClass.FLEXIBLE), dtype=torch.uint8, device=DEVICE),
+        budget=torch.tensor(4, dtype=torch.int32, device=DEVICE),
+        floor=torch.tensor(0, dtype=torch.int32, device=DEVICE),
+        demand=None,
+        policy=POLICIES["lynx"],
+        correction_bias=None,
+        scheduled=range(num_routed + num_shared),
+    )
+    assert int(chosen.num_active) == 4
+    assert int(chosen.schedule.num_active) == 4 + num_shared
+    assert (chosen.topk_ids[:, top_k:] == shared).all()
+    routed = replace(wide, topk_ids=chosen.topk_ids, topk_weights=chosen.topk_weights)
+    workspace = routed.workspace()
+    given = (wide.hidden, wide.w13, wide.w2, chosen.schedule)
+    got = fused_moe_triton(*given, workspace=workspace)
+    torch.testing.assert_close(got, routed.expected(), **TOLERANCES[torch.float32])
 
 
 @pytest.mark.parametrize("num_rows", [3, 70])

@@ -143,7 +143,10 @@ def poison(buffers: SelectBuffers) -> None:
 
 def run(case: Case, policy: str, buffers: SelectBuffers | None = None) -> Selection:
     return select_triton(
-        **case.arguments(DEVICE), policy=POLICIES[policy], schedule=True, out=buffers
+        **case.arguments(DEVICE),
+        policy=POLICIES[policy],
+        scheduled=range(case.num_experts),
+        out=buffers,
     )
 
 
@@ -293,6 +296,18 @@ def test_ids_of_64_bits(num_rows):
 def test_a_local_range_of_experts(num_rows):
     case = make_case(num_rows, 24, 4, CONTROLS["both bind"])
     check(case, "lynx", make_buffers(case, num_scheduled=7, first_expert=13))
+
+
+@pytest.mark.parametrize("num_rows", [12, 70, 258])
+def test_a_local_range_that_no_row_wants(num_rows):
+    case = make_case(num_rows, 24, 4, CONTROLS["both bind"])
+    scores, ids = case.scores.clone(), case.topk_ids % 20
+    scores[:, 20:] = 0.0
+    is_distinct = (ids[:, :, None] == ids[:, None, :]).sum(dim=(1, 2)) == 4
+    case = replace(case, scores=scores, topk_ids=ids).with_rows(is_distinct)
+    got = check(case, "lynx", make_buffers(case, num_scheduled=4, first_expert=20))
+    assert got.schedule is not None
+    assert got.schedule.num_active.tolist() == [0]
 
 
 @pytest.mark.parametrize("num_rows", [12, 70, 258])

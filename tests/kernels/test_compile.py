@@ -19,7 +19,9 @@ VARIANTS = {
     "qwen3-30b:8:90": "products too narrow for a warpgroup",
     "qwen3-30b:64:90": "a concatenated down product",
     "qwen3-30b:128:90": "chunks, a product per expert, and combine",
-    "qwen3-30b-fp8:16:90": "block scales",
+    "qwen3-30b-fp8block:16:90": "block scales",
+    "qwen3-30b-fp8row:16:100": "row scales",
+    "qwen3-30b-fp8expert:128:90": "expert scales",
     "gpt-oss-120b:32:100": "biases, alternating rows, tensor memory",
     "qwen3-30b-prefetch2:8:90": "down weights fetched before the wait",
     "mixtral-tp2:16:80": "no warpgroups and no dependent launches",
@@ -75,24 +77,32 @@ def test_selection_needs_no_more_shared_memory_than_every_device_has(rows):
     assert all(row["shared_bytes"] <= MAX_SELECT_SHARED_BYTES for row in selects)
 
 
-@pytest.mark.parametrize(("arch", "kind"), [(80, "mma.sync"), (90, "wgmma"), (100, "tcgen05")])
+@pytest.mark.parametrize(("arch", "kind"), [(80, "HMMA"), (90, "HGMMA"), (100, "UTCHMMA")])
 def test_products_run_on_the_tensor_cores_of_each_architecture(rows, arch, kind):
     products = products_of(rows, arch=arch)
     assert products
-    assert all(row["tensor_core"][kind] > 0 for row in products)
+    assert all(row["products"][kind] > 0 for row in products)
 
 
 def test_narrow_products_keep_the_older_instruction(rows):
     narrow = products_of(rows, is_narrow=True)
     assert narrow
-    assert all(row["tensor_core"]["mma.sync"] > 0 for row in narrow)
+    assert all(row["products"]["HMMA"] > 0 for row in narrow)
 
 
-def test_weights_of_two_bytes_are_copied_16_bytes_at_a_time(rows):
+def test_tiles_are_copied_asynchronously_and_16_bytes_at_a_time(rows):
+    """On sm_90, a tile of fp8 weights is copied by 8 bytes, as it is widened for its product."""
     for row in products_of(rows) + products_of(rows, is_narrow=True):
-        if "fp8" not in row["cells"][0]:
-            assert row["copies"]["16"] > 0
-            assert row["copies"]["8"] == 0
+        copies, loads = row["copies"], row["loads"]
+        assert copies["16"] > 0
+        assert copies["8"] == 0 or "fp8" in row["cells"][0]
+        assert copies["16"] + copies["8"] > 8 * (loads["16"] + loads["8"])
+
+
+def test_down_weights_are_fetched_before_the_wait_where_tiles_say_so(rows):
+    for row in rows:
+        is_wanted = "prefetch" in row["cells"][0] and row["kernel"] == "down_concat_kernel"
+        assert (row["prefetches"] > 0) == is_wanted
 
 
 def test_kernels_wait_for_the_launch_before_where_they_overlap_it(rows):

@@ -43,14 +43,14 @@ def launched(monkeypatch):
         function.cache_clear()
 
 
-def routing(num_rows: int, num_experts: int = NUM_EXPERTS, top_k: int = TOP_K):
+def routing(num_rows: int, num_experts: int = NUM_EXPERTS, top_k: int = TOP_K, where="cuda"):
     return {
-        "scores": torch.rand(num_rows, num_experts, device="cuda"),
-        "topk_ids": torch.zeros(num_rows, top_k, dtype=torch.int32, device="cuda"),
-        "topk_weights": torch.rand(num_rows, top_k, device="cuda"),
-        "row_class": torch.full((num_rows,), int(RowClass.FLEXIBLE), device="cuda").byte(),
-        "budget": torch.tensor(8, dtype=torch.int32, device="cuda"),
-        "floor": torch.tensor(1, dtype=torch.int32, device="cuda"),
+        "scores": torch.rand(num_rows, num_experts, device=where),
+        "topk_ids": torch.zeros(num_rows, top_k, dtype=torch.int32, device=where),
+        "topk_weights": torch.rand(num_rows, top_k, device=where),
+        "row_class": torch.full((num_rows,), int(RowClass.FLEXIBLE), device=where).byte(),
+        "budget": torch.tensor(8, dtype=torch.int32, device=where),
+        "floor": torch.tensor(1, dtype=torch.int32, device=where),
     }
 
 
@@ -130,6 +130,20 @@ def test_fused_moe_refuses_what_cuda_does_not_serve(launched, name, changes):
     rows = routing(8)
     with pytest.raises(ValueError, match=rf"{name}: expected .* got"):
         fused_moe(*given, rows["topk_ids"], rows["topk_weights"])
+
+
+def test_a_schedule_holds_the_experts_of_the_weights(launched):
+    """Fused shared experts, and a rank's part of twice as many experts."""
+    for num_routed, held in ((NUM_EXPERTS - 1, range(16)), (2 * NUM_EXPERTS, range(16, 32))):
+        chosen = select(**routing(8, num_experts=num_routed), scheduled=held)
+        fused_moe(*layer(8), chosen.topk_ids, chosen.topk_weights, schedule=chosen.schedule)
+    assert launched == 2 * ["select_kernel", "gate_up_kernel", "down_concat_kernel"]
+
+
+@pytest.mark.parametrize("held", [range(0, 16, 2), range(-1, 16), range(4, 4)])
+def test_a_range_that_is_none_is_refused(held):
+    with pytest.raises(ValueError, match=r"scheduled: expected a range .* got range"):
+        select(**routing(8, where="cpu"), scheduled=held)
 
 
 def test_a_schedule_without_the_shared_experts_is_refused(launched):

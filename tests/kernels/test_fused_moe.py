@@ -151,6 +151,34 @@ def test_no_row_or_no_expert_gives_zeros(num_rows):
     assert torch.equal(fused_moe(hidden, w13, w2, ids, weights), torch.zeros(num_rows, 16))
 
 
+@every_dtype
+@pytest.mark.parametrize("id_dtype", [torch.int32, torch.int64])
+def test_a_ranks_experts_skip_what_is_remote(dtype, id_dtype):
+    """Each of three ranks against the reference, and their sum against one that has them all."""
+    hidden, w13, w2, ids, weights = layer(SHAPES["prime E, odd H and I"], dtype)
+    ids = ids.to(id_dtype)
+    ids[0], ids[1, 0] = torch.tensor([5, 6, -1]), -1
+    total = torch.zeros(hidden.shape)
+    for first, end in ((0, 3), (3, 5), (5, 7)):
+        given = (hidden, w13[first:end], w2[first:end], ids, weights)
+        got = fused_moe(*given, first_expert=first)
+        expected = fused_moe_reference(*given, first_expert=first)
+        tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+        torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
+        is_remote = ((ids < first) | (ids >= end)).all(dim=1)
+        assert is_remote[0] == (first < 5)
+        assert (got[is_remote] == 0).all()
+        total += got.float()
+    whole = fused_moe(hidden, w13, w2, ids, weights).float()
+    torch.testing.assert_close(total, whole, rtol=tolerance, atol=2 * tolerance)
+
+
+def test_a_rank_without_a_local_expert_gives_zeros():
+    hidden, w13, w2, ids, weights = layer(SHAPES["decode batch"])
+    got = fused_moe(hidden, w13[:8], w2[:8], ids, weights, first_expert=64)
+    assert torch.equal(got, torch.zeros_like(hidden))
+
+
 def test_inputs_are_not_written():
     given, untouched = layer(SHAPES["decode batch"]), layer(SHAPES["decode batch"])
     fused_moe(*given)
@@ -186,6 +214,11 @@ def test_bad_arguments_are_named(name, changes):
         given[position] = value
     with pytest.raises(ValueError, match=rf"{name}: expected .* got"):
         fused_moe(*given)
+
+
+def test_a_negative_first_expert_is_refused():
+    with pytest.raises(ValueError, match="first_expert: expected 0 or more, got -1"):
+        fused_moe(*layer((4, 5, 2, 16, 8)), first_expert=-1)
 
 
 def test_an_unknown_activation_lists_the_known_ones():

@@ -51,7 +51,9 @@ def _one_rank() -> Iterator[None]:
 class Model:
     """Real MoE layers, hooked as the plugin hooks them, behind a scheduler that overlaps."""
 
-    def __init__(self, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self, settings: Settings, monkeypatch: pytest.MonkeyPatch, num_shared: int = 0
+    ) -> None:
         get_flags().moe.runner_backend = MoeRunnerBackend.TRITON  # as admission resolves ours
         # The interpreter multiplies float32 alone, and a CPU has no compute capability.
         monkeypatch.setattr(fused_runner, "HIDDEN_DTYPES", (torch.float32,))
@@ -66,17 +68,19 @@ class Model:
         rng = torch.Generator().manual_seed(0)
         self.gates = [torch.randn(E, H, generator=rng) for _ in range(LAYERS)]
         self.experts, self.topks = [], []
+        self.num_shared = num_shared  # experts that every row has, in slots of their own
         self.num_plain = 0  # calls of SGLang's own runner
         for layer in range(LAYERS):
             experts = object.__new__(FusedMoE)
             build(
                 FusedMoE.__init__,
                 experts,
-                num_experts=E,
+                num_experts=E + num_shared,
+                num_fused_shared_experts=num_shared,
                 hidden_size=H,
                 intermediate_size=INNER,
                 layer_id=layer,
-                top_k=K,
+                top_k=K + num_shared,
                 params_dtype=torch.float32,
             )
             for weight in (experts.w13_weight, experts.w2_weight):
@@ -117,7 +121,7 @@ class Model:
         rng = torch.Generator().manual_seed(rows)
         for gate, topk, experts in zip(self.gates, self.topks, self.experts, strict=True):
             hidden = torch.randn(rows, H, generator=rng)
-            routing_ = topk.forward_native(hidden, hidden @ gate.T)
+            routing_ = self.route(topk, hidden, hidden @ gate.T)
             dispatched = experts.dispatcher.dispatch(hidden, routing_)
             ran = experts.quant_method.forward_cuda(experts, dispatched).hidden_states
             expected = hidden.new_zeros(rows, H)
@@ -133,6 +137,23 @@ class Model:
             torch.testing.assert_close(ran, expected, rtol=1e-5, atol=1e-5)
             self.routed.append(routing_.topk_ids.clone())
         return ran
+
+    def route(self, topk: Any, hidden: torch.Tensor, logits: torch.Tensor) -> Any:
+        if not self.num_shared:
+            return topk.forward_native(hidden, logits)
+        # As SGLang's grouped top-k ends, which needs a GPU.
+        weights, ids = logits.softmax(-1).topk(K)
+        shared = torch.arange(E, E + self.num_shared).expand(len(hidden), -1)
+        ids, weights, *_ = sglang_topk._post_process_topk_ids(
+            topk_ids=torch.cat([ids, shared], dim=1).int(),
+            topk_weights=torch.cat([weights, torch.full(shared.shape, 0.4)], dim=1),
+            topk_config=topk.topk_config,
+            router_logits=logits,
+            layer_id=topk.layer_id,
+            num_token_non_padded=None,
+            expert_location_dispatch_info=None,
+        )
+        return sglang_topk.StandardTopKOutput(weights, ids, logits)
 
     def launch(self, requests: list[Any], mode: ForwardMode = ForwardMode.DECODE) -> Any:
         batch = SimpleNamespace(
@@ -164,7 +185,7 @@ class Model:
 
 @pytest.fixture
 def model_of(monkeypatch: pytest.MonkeyPatch) -> Any:
-    return lambda **settings: Model(Settings(**settings), monkeypatch)
+    return lambda num_shared=0, **settings: Model(Settings(**settings), monkeypatch, num_shared)
 
 
 def requests_of(count: int, **params: Any) -> list[Any]:
@@ -213,6 +234,21 @@ def test_one_capture_follows_budget_rows_and_tiers(model_of: Any) -> None:
     for ids, own in zip(model.routed, own_routing(model, 8, 8), strict=True):
         assert torch.equal(ids.sort().values, own.int().sort().values)
     assert [account_of(one).degraded_tokens for one in exact] == [0] * 8
+
+
+@pytest.mark.parametrize("num_shared", [1, 2])
+def test_fused_shared_experts_run_beside_any_budget_and_are_not_counted(
+    model_of: Any, num_shared: int
+) -> None:
+    """`forward` holds what ran against all experts that the rows have, shared ones included."""
+    model = model_of(num_shared, budget=5)
+    model.finish(model.launch(requests_of(8)))
+    for ids in model.routed:
+        assert (ids[:, K:] == torch.arange(E, E + num_shared)).all()
+        assert ids[:, :K].unique().numel() <= 8
+    counted = sum(ids[:, :K].unique().numel() for ids in model.routed) / LAYERS
+    assert server_info(model.runtime)["active_experts_sum"] == counted
+    assert model.num_plain == 0
 
 
 def test_an_overlapped_step_is_accounted_under_its_own_decision(model_of: Any) -> None:

@@ -80,6 +80,8 @@ def test_quantized_experts_are_served_on_a_gpu(quantization: str | None) -> None
     [
         ("cuda", "lynx", None, "triton"),
         ("cuda", "lynx", "fp8", "triton"),
+        ("cuda", "lynx", "w8a8_fp8", "triton"),
+        ("cuda", "lynx", "compressed-tensors", "auto"),
         ("cuda", "lynx", "awq", "auto"),
         ("cuda", "flashinfer_cutlass", None, "flashinfer_cutlass"),
         ("cpu", "lynx", None, "lynx"),

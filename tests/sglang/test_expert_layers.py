@@ -9,6 +9,7 @@ import pytest
 import torch
 from sglang.srt.layers.moe.moe_runner.base import MoeRunnerConfig
 from sglang.srt.layers.quantization.fp8 import Fp8MoEMethod
+from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
 
 from lynx_sglang import fused_runner
 from lynx_sglang.fused_runner import uncovered
@@ -30,6 +31,9 @@ def config(**changes: Any) -> MoeRunnerConfig:
     return MoeRunnerConfig(**{**served, **changes})
 
 
+PLAIN = object.__new__(UnquantizedFusedMoEMethod)
+
+
 def fp8(**changes: Any) -> Any:
     method = object.__new__(Fp8MoEMethod)
     served = {"use_mxfp8": False, "is_fp4_expert": False, "weight_block_size": [128, 128]}
@@ -49,7 +53,7 @@ def fp8(**changes: Any) -> Any:
         {"gemm1_alpha": 1.702, "gemm1_clamp_limit": 7.0},
     ],
 )
-@pytest.mark.parametrize("method", [SimpleNamespace(), fp8()])
+@pytest.mark.parametrize("method", [PLAIN, fp8(), fp8(weight_block_size=None)])
 def test_covered(arch: Any, changes: dict[str, Any], method: Any) -> None:
     assert uncovered(method, config(**changes), DEVICE) is None
 
@@ -57,18 +61,19 @@ def test_covered(arch: Any, changes: dict[str, Any], method: Any) -> None:
 @pytest.mark.parametrize(
     ("method", "changes", "reason"),
     [
-        (SimpleNamespace(), {"params_dtype": torch.float32}, "dtype torch.float32"),
-        (SimpleNamespace(), {"activation": "gelu"}, "activation gelu"),  # not the tanh form
-        (SimpleNamespace(), {"is_gated": False}, "gated: False"),
-        (SimpleNamespace(), {"no_combine": True}, "no_combine"),
-        (SimpleNamespace(), {"swiglu_limit": 10.0}, "swiglu_limit"),
-        (SimpleNamespace(), {"gemm1_alpha": 1.5, "gemm1_clamp_limit": 7.0}, "gemm1_alpha"),
+        (PLAIN, {"params_dtype": torch.float32}, "dtype torch.float32"),
+        (PLAIN, {"activation": "gelu"}, "activation gelu"),  # not the tanh form
+        (PLAIN, {"is_gated": False}, "gated: False"),
+        (PLAIN, {"no_combine": True}, "no_combine"),
+        (PLAIN, {"swiglu_limit": 10.0}, "swiglu_limit"),
+        (PLAIN, {"gemm1_alpha": 1.5, "gemm1_clamp_limit": 7.0}, "gemm1_alpha"),
         (
-            SimpleNamespace(),
+            PLAIN,
             {"gemm1_alpha": 1.702, "gemm1_clamp_limit": 7.0, "gate_up_interleaved": False},
             "do not alternate",
         ),
-        (fp8(weight_block_size=None), {}, "not per 128 x 128 block"),
+        (fp8(weight_block_size=[64, 128]), {}, "[64, 128] block, not 128 x 128"),
+        (SimpleNamespace(), {}, "weights of SimpleNamespace"),
         (fp8(use_mxfp8=True), {}, "MXFP8"),
         (fp8(), {"intermediate_size_per_partition": 704}, "intermediate size 704"),
     ],
@@ -81,7 +86,7 @@ def test_what_stays_with_sglang_says_why(
 
 def test_old_devices_stay_with_sglang(arch: Any) -> None:
     arch(75)
-    assert uncovered(SimpleNamespace(), config(), DEVICE) == "compute capability 7.5"
+    assert uncovered(PLAIN, config(), DEVICE) == "compute capability 7.5"
     arch(80)
-    assert uncovered(SimpleNamespace(), config(), DEVICE) is None
+    assert uncovered(PLAIN, config(), DEVICE) is None
     assert uncovered(fp8(), config(), DEVICE) == "compute capability 8.0"

@@ -1,11 +1,16 @@
-"""The routers of the end-to-end run on a GPU; `make gpu-e2e ARGS=--dry-run` runs all of it."""
+"""The routers of the end-to-end run on a GPU, and its end when the time is up.
+
+`make gpu-e2e ARGS=--dry-run` runs all of it, and so does tests/e2e/test_gpu_e2e.py.
+"""
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from safetensors.numpy import load_file
 
@@ -50,3 +55,22 @@ def test_a_rows_strongest_expert_has_the_same_share_under_either_router(model) -
         weights = np.exp(logits)
         weights /= weights.sum(axis=2, keepdims=True)
         assert weights[:, :, -1].mean() == pytest.approx(0.3, abs=0.03)
+
+
+def test_the_time_is_up_whatever_is_waited_for_and_no_server_is_left(tmp_path) -> None:
+    """Three seconds are too few for a server to start."""
+    out = tmp_path / "rows.jsonl"
+    command = [str(FOLDER / "e2e.py"), "--dry-run", "--limit-min", "0.05", "--out", str(out)]
+    done = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.stdout.strip() == f"time is up: 0 rows are in {out}"
+    assert done.returncode == 1
+    assert len(out.read_text().splitlines()) == 1  # the header
+    log = FOLDER.parents[1] / "build" / "gpu" / "e2e" / "sglang.log"
+    opened = str(log.resolve())
+    for process in psutil.process_iter():
+        try:
+            assert opened not in [file.path for file in process.open_files()], process
+        except psutil.Error:  # gone meanwhile, or another user's
+            continue

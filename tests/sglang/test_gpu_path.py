@@ -1,4 +1,4 @@
-"""The GPU path without a GPU; the cases are in gpu_path_cases.py."""
+"""The GPU path without a GPU; the cases are in gpu_path_cases.py and fp8_experts_cases.py."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
-def test_cases_under_the_interpreter() -> None:
-    cases = Path(__file__).with_name("gpu_path_cases.py")
+
+@pytest.mark.parametrize("name", ["gpu_path_cases.py", "fp8_experts_cases.py"])
+def test_cases_under_the_interpreter(name: str) -> None:
+    cases = Path(__file__).with_name(name)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(cases)],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
