@@ -18,6 +18,7 @@ class Sample:
     """One reading. The sums run since the server's start, over its decode steps."""
 
     at: float  # epoch seconds
+    share: float  # of the experts that steps would use, those that they may use
     demand: float
     budget: float  # mean over layers
     num_experts: int
@@ -31,6 +32,7 @@ class Sample:
         decision = state["decision"]
         return cls(
             at=at,
+            share=decision["share"],
             demand=decision["demand"],
             budget=sum(decision["budget"]) / len(decision["budget"]),
             num_experts=state["num_experts"],

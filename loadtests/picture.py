@@ -61,7 +61,7 @@ def draw(path: Path, runs: Sequence[Run], slo_ms: float, shape: Shape) -> None:
 
 
 def draw_experts(axis: Any, run: Run, style: dict[str, Any]) -> None:
-    """Active experts of any Lynx run; the controlled run's budget and demand too."""
+    """Active experts of any Lynx run; the controlled run's budget and share too."""
     began_at = run.summary["began_at"]
     means = course(run.samples)
     if not means:
@@ -75,9 +75,9 @@ def draw_experts(axis: Any, run: Run, style: dict[str, Any]) -> None:
     budgets = [sample.budget for sample in run.samples]
     axis.step(moments, budgets, where="post", color="tab:olive", linewidth=1, label="budget")
     axis.set_ylim(0, run.samples[0].num_experts * 1.05)
-    demand = axis.twinx()
-    demands = [sample.demand for sample in run.samples]
-    demand.step(moments, demands, where="post", color="tab:purple", linewidth=1, label="demand")
-    demand.set_ylim(0, 1.05)
-    demand.set_ylabel("demand (share of routing mass)")
-    demand.legend(loc="lower right", fontsize="small")
+    share = axis.twinx()
+    shares = [sample.share for sample in run.samples]
+    share.step(moments, shares, where="post", color="tab:purple", linewidth=1, label="share")
+    share.set_ylim(0, 1.05)
+    share.set_ylabel("share of the experts wanted")
+    share.legend(loc="lower right", fontsize="small")

@@ -54,7 +54,7 @@ def row(
         "requests": summary["requests"],
         "failed": summary["failed"],
         "recovery_s": recovery_s(samples, summary["began_at"] + fell_s),
-        "lowest_demand": min((sample.demand for sample in samples), default=None),
+        "lowest_share": min((sample.share for sample in samples), default=None),
         "peak_running": max((running(records, record.sent_s) for record in records), default=0),
         "asked": summary["asked"],
         "itl_ms": summary["itl_ms"],

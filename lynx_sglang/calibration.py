@@ -16,7 +16,7 @@ from typing import Any
 
 from lynx_sglang.errors import SettingError
 
-FORMAT = 1
+FORMAT = 2
 # Of a Hugging Face configuration: they change with the library or the folder, not with the model.
 INCIDENTAL = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 
@@ -31,15 +31,16 @@ class Calibration:
     model_sha256: str
     policy: str
     rows: int  # tokens that shared experts, as in a decode step
-    tokens: int  # measured
+    tokens: int  # measured, behind prompts
     quality_loss: float  # KL that was allowed
-    min_demand: float  # the least demand measured that stays within it
+    min_demand: float  # mass kept by the deepest cut measured that stays within it
     quality_slope: (
         float | None
     )  # KL per lost retained mass at min_demand; None where nothing is cut
-    demands: list[dict[str, Any]]  # demand, active_experts, retained_mass, kl, kl_interval_95
-    layer_demand: float
-    layer_kl: list[float]  # of cutting that layer alone, at layer_demand
+    shares: list[dict[str, Any]]  # share, active_experts, retained_mass, kl, kl_interval_95
+    layer_share: float
+    layer_kl: list[float]  # of cutting that layer alone, to layer_share
+    layer_offsets: list[float]  # by how much a layer's share should differ from the mean
 
     def save(self, path: Path) -> None:
         """Write all or nothing."""

@@ -111,20 +111,26 @@ def run_refit(args: argparse.Namespace) -> int:
 def describe(part: dict[str, Any]) -> str:
     """A server's ``lynx`` part of ``/server_info`` as a few lines of text."""
     decision, steps = part["decision"], max(part["decode_steps"], 1)
-    set_to = part["settings"]
+    set_to, shadow = part["settings"], part["shadow"]
+    lines = [f"policy {set_to['policy']}, {settings.promise_of(set_to)}"]
+    if decision is None:
+        return "\n".join([*lines, "now: no step has run yet"])
     budget = sum(decision["budget"]) / part["num_layers"]
     waited = ""
     if set_to["slo_ttft_ms"] is not None and part["controller"] is not None:
         waited = f", requests wait {part['controller']['queue_ms'] / 1e3:.1f} s for a place"
-    return "\n".join(
-        [
-            f"policy {set_to['policy']}, {settings.promise_of(set_to)}",
-            f"now: demand {decision['demand']:.3f}, cap {budget:.1f} of {part['num_experts']} "
-            f"experts, {decision['reason']}{', saturated' if decision['saturated'] else ''}, "
-            f"predicted {decision['predicted_ms']:.1f} ms{waited}",
-            f"since start: {part['decode_steps']} decode steps, "
-            f"{part['active_experts_sum'] / steps:.1f} active experts, "
-            f"{part['retained_mass_sum'] / steps:.4f} retained mass",
-            f"decisions: {part['decisions']}",
-        ]
-    )
+    lines += [
+        f"now: cap {budget:.1f} of {part['num_experts']} experts, "
+        f"share {decision['share']:.3f}, demand {decision['demand']:.3f}, "
+        f"{decision['reason']}{', saturated' if decision['saturated'] else ''}, "
+        f"predicted {decision['predicted_ms']:.1f} ms{waited}",
+        f"since start: {part['decode_steps']} decode steps, "
+        f"{part['active_experts_sum'] / steps:.1f} active experts, "
+        f"{part['retained_mass_sum'] / steps:.4f} retained mass",
+    ]
+    if shadow["rows"]:
+        lines.append(
+            f"shadow passes: {shadow['steps']} steps, KL {shadow['kl_mean']:.2e} nats a token "
+            f"(p99 {shadow['kl_p99']:.2g}), top-1 agreement {shadow['agreement']:.4f}"
+        )
+    return "\n".join([*lines, f"decisions: {part['decisions']}"])

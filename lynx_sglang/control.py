@@ -16,7 +16,7 @@ from typing import Any
 from lynx_controller import Controller, ControllerConfig, Decision, Observation
 from lynx_controller.log import Log, LoggedController
 from lynx_controller.member import Member
-from lynx_sglang import membership, tier
+from lynx_sglang import calibration, membership, tier
 from lynx_sglang.clock import StepClock
 from lynx_sglang.settings import Settings, promise_of
 from lynx_sglang.step import Batch, Step
@@ -54,7 +54,8 @@ class Control:
             num_layers=len(layer_ids),
             num_experts=num_experts,
             top_k=top_k,
-            config=ControllerConfig(min_demand=settings.min_demand, floor=settings.floor),
+            config=ControllerConfig(min_demand=settings.min_demand),
+            layer_offsets=offsets_of(settings),
         )
         self.decided_for = Batch()  # what the decision is for
         self.decision = self.apply(settings)
@@ -145,7 +146,7 @@ class Control:
         """The sign of life that a plugin owes: one line that says what it does."""
         settings = self.settings
         logger.info(
-            "lynx is active: policy %s, %s, %s, budget %s, demand %s (at least %s), floor %d, "
+            "lynx is active: policy %s, %s, %s, budget %s, demand %s, mass at least %s, floor %d, "
             "%d MoE layers of %d experts, top-%d, %d rank%s",
             settings.policy,
             promise_of(asdict(settings)),
@@ -164,7 +165,14 @@ class Control:
         )
         if settings.calibration is not None:
             logger.info(
-                "lynx is calibrated by %s: demand at least %g",
+                "lynx is calibrated by %s: mass kept at least %g",
                 settings.calibration,
                 settings.min_demand,
             )
+
+
+def offsets_of(settings: Settings) -> list[float] | None:
+    """[L] what `lynx-sglang calibrate` found of the layers, where the server was given it."""
+    if settings.calibration is None:
+        return None
+    return calibration.load(settings.calibration, settings.policy).layer_offsets

@@ -147,14 +147,15 @@ class Settings:
         "auto",
         _word_or(("auto",), _in_range(0.0, 1.0)),
         "auto, or a number in [0, 1]",
-        "Share of each token's own routing mass that its experts must hold before the batch's "
-        "cap. auto: the controller's; a number fixes it.",
+        "Share of its own routing mass that each token insists on, before the batch's cap. auto: "
+        "all of it, and the controller moves the cap; a number fixes it.",
     )
     min_demand: float = option(
-        0.5,
+        0.75,
         _in_range(0.01, 1.0),
         "a number in [0.01, 1]",
-        "Quality floor: the controller never asks for a demand below this.",
+        "Quality floor: share of their routing mass that the controller leaves the tokens of a "
+        "step, on average.",
     )
     floor: int = option(
         1,
@@ -178,8 +179,8 @@ class Settings:
         None,
         _readable_file,
         "a file that exists and may be read, or none",
-        "What `lynx-sglang calibrate` measured on this model: its least demand is the default of "
-        "--lynx-min-demand.",
+        "What `lynx-sglang calibrate` measured on this model: the default of --lynx-min-demand, "
+        "and which layers a cut hurts most.",
     )
     decision_log: str | None = option(
         None,

@@ -27,14 +27,15 @@ GAUGES = {
     "lynx_slo_itl_seconds": "The inter-token latency to hold; 0 without an SLO.",
     "lynx_slo_ttft_seconds": "The time to first token to hold; 0 without one.",
     "lynx_queue_seconds": "Wait of the oldest request without a place; 0 without a TTFT to hold.",
-    "lynx_demand": "Share of each token's routing mass that its experts must hold.",
+    "lynx_share": "Experts that a step may use, over those that it would use uncut.",
+    "lynx_demand": "Share of each token's routing mass that its experts must hold; 1 if not fixed.",
     "lynx_budget_experts": "Cap on the distinct experts of a layer, mean over layers.",
     "lynx_active_experts": "Distinct experts of a layer in the last decode step, mean over layers.",
     "lynx_retained_mass": "Top-k gate mass that flexible rows kept, mean over layers.",
     "lynx_saturated": "1 while the SLO cannot be met at the quality floor.",
     "lynx_predicted_step_seconds": "Predicted time of the next decode step.",
     "lynx_max_quality_loss_nats": "Mean KL to the full model that a token may lose; 0: no limit.",
-    "lynx_guard_demand": "Least demand that the quality limit allows; 0 without one.",
+    "lynx_guard_share": "Least share that the quality limit allows; 0 without one.",
     "lynx_guard_binds": "1 while the SLO would take a deeper cut than the quality limit allows.",
 }
 STEP_BUCKETS_S = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.2, 0.5, 1.0)
@@ -164,6 +165,7 @@ class Telemetry:
             "lynx_slo_itl_seconds": (control.settings.slo_itl_ms or 0.0) / 1e3,
             "lynx_slo_ttft_seconds": (control.settings.slo_ttft_ms or 0.0) / 1e3,
             "lynx_queue_seconds": 0.0 if step.waiting is None else step.waiting.oldest_ms / 1e3,
+            "lynx_share": decision.share,
             "lynx_demand": decision.demand,
             "lynx_budget_experts": sum(decision.budget) / num_layers,
             "lynx_active_experts": active_experts,
@@ -171,7 +173,7 @@ class Telemetry:
             "lynx_saturated": float(decision.saturated),
             "lynx_predicted_step_seconds": decision.predicted_ms / 1e3,
             "lynx_max_quality_loss_nats": control.settings.max_quality_loss or 0.0,
-            "lynx_guard_demand": decision.guard_demand,
+            "lynx_guard_share": decision.guard_share,
             "lynx_guard_binds": float(decision.reason is Reason.GUARD),
         }
         for name, value in values.items():

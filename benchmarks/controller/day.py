@@ -20,7 +20,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-from policies import FLOOR, BatchTable, BrownoutServe, Lynx, Policy
+from policies import MIN_MASS, BatchTable, BrownoutServe, Lynx, Policy
 
 from lynx_controller import Controller, ControllerConfig, Slo
 from lynx_controller.day import run
@@ -36,19 +36,19 @@ def arrivals_per_s(second: int) -> float:
 
 
 def make_lynx(slo_ms: float, layers: int, experts: int, top_k: int) -> Lynx:
-    config = ControllerConfig(min_demand=FLOOR)
+    config = ControllerConfig(min_demand=MIN_MASS)
     return Lynx(Controller(Slo(itl_ms=slo_ms), layers, experts, top_k, config))
 
 
 def a_day(seed: int) -> dict[str, dict[str, float]]:
     plant = Plant(seed=seed, kv_ms=0.02)
-    slo_ms = 1.1 * (plant.step_ms(28, plant.num_layers * plant.active(28, 0.6)) + 0.1)
+    slo_ms = 1.1 * (plant.step_ms(28, plant.active_at(28, 0.6)) + 0.1)
     made: dict[str, Callable[[], Policy | Lynx]] = {
         "lynx": lambda: make_lynx(slo_ms, 8, 64, 4),
-        "batch_table": lambda: BatchTable(slo_ms, plant=Plant(seed=seed, kv_ms=0.02)),
-        "brownoutserve": lambda: BrownoutServe(slo_ms),
-        "static 0.6": lambda: Policy(slo_ms, 0.6),
-        "full": lambda: Policy(slo_ms),
+        "batch_table": lambda: BatchTable(slo_ms, plant.caps, plant=Plant(seed=seed, kv_ms=0.02)),
+        "brownoutserve": lambda: BrownoutServe(slo_ms, plant.caps),
+        "static 0.6": lambda: Policy(slo_ms, plant.caps, 0.6),
+        "full": lambda: Policy(slo_ms, plant.caps),
     }
     found = {}
     for name, make in made.items():

@@ -1,4 +1,4 @@
-"""The figures by which a run is judged, from facts every controller shares: gaps, demand, mass.
+"""The figures by which a run is judged, from facts every controller shares: gaps, share, mass.
 
 Gaps are ratios to the SLO in force, so that an SLO that changes needs no special case. Tokens are
 gaps times rows. A request of a scripted load is 64 steps of one stream.
@@ -33,12 +33,12 @@ ABOUT = {
     "on_time": "gate mass delivered within the SLO: quality x (1 - violations), of TTFT too",
     "lead": "on_time less lynx's, same seed",
     "settling": "steps from the event until every later window of 64 has its p95 in the SLO",
-    "back": "steps from the load's fall until demand is 1 for good",
+    "back": "steps from the load's fall until the share is 1 for good",
     "overshoot": "worst windowed p95 over the SLO, less one, %",
-    "reversals": "changes of direction of demand per 1,000 steps at constant load",
-    "headroom": "SLO left unused while demand was below 1, mean, %",
-    "regret": "gate mass below the best static demand of each plateau, in hindsight, %",
-    "leave": "steps from the load's fall until demand leaves the floor",
+    "reversals": "changes of direction of the share per 1,000 steps at constant load",
+    "headroom": "SLO left unused while the share was below 1, mean, %",
+    "regret": "gate mass below the best static share of each plateau, in hindsight, %",
+    "leave": "steps from the load's fall until the share leaves the floor",
     "attribution": "gate mass given up to a slow_down that no cut wins back, %",
 }
 
@@ -86,17 +86,17 @@ def late_requests(run: Run) -> float:
 
 
 def unused(run: Run) -> float:
-    """Mean of 1 - windowed p95 / SLO over the windows in which demand was below 1 throughout."""
-    is_cut = np.array([each.demand < 1.0 for each in run.samples])
+    """Mean of 1 - windowed p95 / SLO over the windows in which the share was below 1 throughout."""
+    is_cut = np.array([each.share < 1.0 for each in run.samples])
     p95 = np.array(windowed_ms(run.ratios, 95.0, 64))
     cut = np.convolve(is_cut, np.ones(64), "valid") >= 64
     return float(np.maximum(0.0, 1.0 - p95[cut]).mean()) if cut.any() else NAN
 
 
 def judge(scenario: Scenario, run: Run, oracle: list[float]) -> dict[str, float]:
-    """`oracle`: the gate mass of the best static demand, per plateau."""
+    """`oracle`: the gate mass of the best static share, per plateau."""
     busy = run.busy(scenario.busy)
-    demands = [each.demand for each in run.samples]
+    shares = [each.share for each in run.samples]
     start, end = scenario.busy
     constant = scenario.name not in (
         "ramp",
@@ -119,7 +119,7 @@ def judge(scenario: Scenario, run: Run, oracle: list[float]) -> dict[str, float]
         "settling": NAN,
         "back": NAN,
         "overshoot": 100.0 * overshoot(busy.ratios, 1.0),
-        "reversals": reversals_per_1000(demands[start + 50 : end]) if constant else NAN,
+        "reversals": reversals_per_1000(shares[start + 50 : end]) if constant else NAN,
         "headroom": 100.0 * unused(busy),
         "regret": NAN,
         "leave": NAN,
@@ -129,13 +129,13 @@ def judge(scenario: Scenario, run: Run, oracle: list[float]) -> dict[str, float]
         figures["settling"] = float(settling_steps(run.ratios[scenario.event : end], 1.0))
     if scenario.name == "slo_changed":  # loose at the end: the tight stretch is what settles
         figures["settling"] = float(settling_steps(run.ratios[scenario.event : 600], 1.0))
-        parts = [demands[a + 25 : b] for a, b in ((100, 300), (300, 600), (600, 900))]
+        parts = [shares[a + 25 : b] for a, b in ((100, 300), (300, 600), (600, 900))]
         figures["reversals"] = float(np.mean([reversals_per_1000(each) for each in parts]))
     if scenario.falls is not None:
-        after = demands[scenario.falls :]
+        after = shares[scenario.falls :]
         figures["back"] = float(recovery_steps(after))
         if scenario.name == "infeasible":
-            below = [i for i, each in enumerate(after) if each <= FLOOR]
+            below = [i for i, each in enumerate(after) if each <= FLOOR + 0.01]
             figures["leave"] = float(below[-1] + 1 if below else 0)
     if oracle:
         lost = [

@@ -2,7 +2,7 @@
 
     python benchmarks/controller/guard.py
 
-Rows 16, an SLO that no demand meets, so that all cuts are the guard's; floor 0.2, limit 0.01 nats,
+Rows 16, an SLO that no cut meets, so that all cuts are the guard's; floor 0.2, limit 0.01 nats,
 one cut step in 20 shadowed. KL is gain * lost mass^bend, carried by a share of the tokens.
 Prints a table, judged after the first 3,000 of 6,000 steps, and writes results/cpu/guard.json.
 """
@@ -20,7 +20,7 @@ from lynx_controller import Controller, ControllerConfig, Observation, Slo
 from lynx_controller.simulator import Load, Plant, Setting, simulate
 
 LIMIT = 0.01
-SEEDS = range(4)
+SEEDS = range(16)
 OUT = Path("benchmarks/results/cpu/guard.json")
 
 
@@ -46,8 +46,10 @@ def main() -> None:
         (0.1, 2.0, 0.01),
         (1.0, 2.0, 0.01),
         (1.0, 4.0, 0.01),
+        (1.0, 6.0, 0.01),
         (10.0, 2.0, 0.01),
         (0.1, 2.0, 0.001),
+        (0.3, 2.0, 0.001),
         (1.0, 2.0, 0.001),
     ):
         found = [mean_kl(seed, gain, bend, rare) for seed in SEEDS]

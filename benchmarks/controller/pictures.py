@@ -1,4 +1,4 @@
-"""One picture per scenario: rows, gaps over the SLO, demand; seed 0."""
+"""One picture per scenario: rows, gaps over the SLO, share; seed 0."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def draw(scenario: Scenario, runs: dict[str, Run]) -> None:
             top.plot(at, [each.load.rows for each in run.samples], color="black", linewidth=0.9)
         p95 = windowed_ms(run.ratios, 95.0, 64)
         middle.plot(at[63:], [min(each, 2.5) for each in p95], **style)
-        bottom.plot(at, [each.demand for each in run.samples], **style)
+        bottom.plot(at, [each.share for each in run.samples], **style)
     middle.axhline(1.0, color="black", linewidth=0.6, linestyle=":")
     top.set(ylabel="rows", title=f"{scenario.name} (seed 0)")
     middle.set(ylabel="p95 gap of 64 / SLO")
-    bottom.set(ylabel="demand", xlabel=axis, ylim=(0.45, 1.03))
+    bottom.set(ylabel="share", xlabel=axis, ylim=(0.45, 1.03))
     bottom.legend(loc="lower left", ncols=4, fontsize=7)
     FOLDER.mkdir(parents=True, exist_ok=True)
     figure.savefig(FOLDER / f"{scenario.name}.png", dpi=70)

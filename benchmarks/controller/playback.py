@@ -19,18 +19,18 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-from policies import FLOOR, BrownoutServe, Lynx, Pi, Policy
+from policies import FLOOR, MIN_MASS, BrownoutServe, Lynx, Pi, Policy
 from report import rounded
 
-from lynx_controller import Controller, ControllerConfig, Observation, Slo
+from lynx_controller import Controller, ControllerConfig, Slo
 from lynx_controller.playback import Playback
-from lynx_controller.simulator import Sample, Setting, simulate
+from lynx_controller.simulator import Sample, simulate
 
 LAG_STEPS = 1  # a decision rules the next step on the CPU server
 
 
 def figures(samples: list[Sample], slo_ms: float) -> dict[str, float]:
-    """Of tokens: late in %, mass kept, mass on time; demand and gaps of steps."""
+    """Of tokens: late in %, mass kept, mass on time; share and gaps of steps."""
     rows = np.array([each.load.rows for each in samples], dtype=float)
     is_late = np.array([each.gap_ms > slo_ms for each in samples])
     mass = np.array([each.mass for each in samples])
@@ -39,7 +39,7 @@ def figures(samples: list[Sample], slo_ms: float) -> dict[str, float]:
         "late": 100.0 * float((rows * is_late).sum() / rows.sum()),
         "mass": float((rows * mass).sum() / rows.sum()),
         "on_time": float((rows * mass * ~is_late).sum() / rows.sum()),
-        "demand": float(np.mean([each.demand for each in samples])),
+        "share": float(np.mean([each.share for each in samples])),
         "p50_ms": float(np.percentile(gaps_ms, 50)),
         "p95_ms": float(np.percentile(gaps_ms, 95)),
     }
@@ -48,33 +48,27 @@ def figures(samples: list[Sample], slo_ms: float) -> dict[str, float]:
 def as_served(played: Playback) -> list[Sample]:
     """What the server did, under what it ran."""
     return [
-        played.run(load, (float(seen.demand or 0.0), seen.active_experts))[1]
+        played.run(load, (1.0, played.caps_of(seen)))[1]
         for load, seen in zip(played.loads, played.recorded, strict=True)
     ]
 
 
 def policies(played: Playback, slo_ms: float) -> dict[str, Callable[[], Policy | Lynx]]:
     sizes = played.num_layers, played.num_experts, played.top_k
-    config = ControllerConfig(min_demand=FLOOR)
-    fixed = {f"static {each:g}": each for each in (0.5, 0.7, 0.9)} | {"full": 1.0}
+    config = ControllerConfig(min_demand=MIN_MASS)
+    fixed = {f"static {each:g}": each for each in (FLOOR, 0.7, 0.9)} | {"full": 1.0}
     return {
         "lynx": lambda: Lynx(Controller(Slo(itl_ms=slo_ms), *sizes, config)),
-        "pi": lambda: Pi(slo_ms),
-        "brownoutserve": lambda: BrownoutServe(slo_ms),
-    } | {name: lambda each=each: Policy(slo_ms, each) for name, each in fixed.items()}
+        "pi": lambda: Pi(slo_ms, played.caps),
+        "brownoutserve": lambda: BrownoutServe(slo_ms, played.caps),
+    } | {name: lambda each=each: Policy(slo_ms, played.caps, each) for name, each in fixed.items()}
 
 
 def play(log: Path, passes: Path | None, slo_ms: float) -> dict[str, dict[str, float]]:
     found = {"as served": figures(as_served(Playback(log, passes)), slo_ms)}
     for name, make in policies(Playback(log, passes), slo_ms).items():
         played, policy = Playback(log, passes), make()
-        full = (played.num_experts,) * played.num_layers
-
-        def decide(seen: Observation, policy=policy, full=full) -> Setting:  # type: ignore[no-untyped-def]
-            demand, budget = policy(seen)
-            return demand, budget if isinstance(policy, Lynx) else full
-
-        found[name] = figures(simulate(played, decide, played.loads, LAG_STEPS), slo_ms)
+        found[name] = figures(simulate(played, policy, played.loads, LAG_STEPS), slo_ms)
     return found
 
 
@@ -89,13 +83,13 @@ def main() -> None:
     played = Playback(options.log, options.passes)
     found = play(options.log, options.passes, options.slo_ms)
     print(f"{len(played.loads)} steps, {played.slope_ms:.4f} ms per expert\n")
-    print("| controller | tokens late, % | mass | on time | demand | p50, ms | p95, ms |")
+    print("| controller | tokens late, % | mass | on time | share | p50, ms | p95, ms |")
     print("|---|---|---|---|---|---|---|")
     for name, row in found.items():
         print(
             f"| {name} | {row['late']:.1f} | "
             + " | ".join(
-                f"{row[each]:.3f}" for each in ("mass", "on_time", "demand", "p50_ms", "p95_ms")
+                f"{row[each]:.3f}" for each in ("mass", "on_time", "share", "p50_ms", "p95_ms")
             )
             + " |"
         )

@@ -1,12 +1,14 @@
 """The controllers that the scorecard compares. Each maps an observation to (demand, caps).
 
-All move our demand above our floor; what they were published with instead is said at each.
+All move the share of the experts that a step may use, above our floor; what they were published
+with instead is said at each. The others are told what a batch would use uncut; ours learns it.
 `plan` answers for a batch that is known before it runs, None where a law has no such notion.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,8 +16,10 @@ import numpy as np
 from lynx_controller import Controller, ControllerConfig, Decision, Observation, Slo
 from lynx_controller.simulator import Plant, Setting
 
-FULL = (64,) * 8  # the cap that cuts nothing: 8 layers of 64 experts
-FLOOR = 0.5
+MIN_MASS = 0.75  # the floor under quality
+FLOOR = round(1.0 - ((1.0 - MIN_MASS) / Plant().spill) ** 0.5, 2)  # the share that keeps it
+CapsOf = Callable[[int, float], Sequence[int]]
+"""[L] the caps that hold so many rows to a share of what they would use."""
 
 
 def gap_of(seen: Observation) -> float:
@@ -25,7 +29,8 @@ def gap_of(seen: Observation) -> float:
 @dataclass
 class Policy:
     slo_ms: float
-    demand: float = 1.0
+    caps_of: CapsOf
+    share: float = 1.0
 
     def set_slo(self, slo_ms: float) -> None:
         self.slo_ms = slo_ms
@@ -35,20 +40,20 @@ class Policy:
 
     def __call__(self, seen: Observation) -> Setting:
         self.observe(seen)
-        return self.demand, FULL
+        return 1.0, self.caps_of(seen.rows, self.share)
 
     def observe(self, seen: Observation) -> None:
-        """One demand for the whole run."""
+        """One share for the whole run."""
 
-    def move(self, demand: float) -> None:
-        self.demand = min(max(demand, FLOOR), 1.0)
+    def move(self, share: float) -> None:
+        self.share = min(max(share, FLOOR), 1.0)
 
 
 @dataclass
 class BatchTable(Policy):
     """A table by batch-size class, profiled offline on the plant as it was when the run began.
 
-    The largest demand whose 98th percentile fits the SLO at the class's largest batch.
+    The largest share whose 98th percentile fits the SLO at the class's largest batch.
     `slope_error` is what the profile's machine differs by.
     """
 
@@ -62,19 +67,19 @@ class BatchTable(Policy):
 
     def plan(self, rows: int) -> Setting:
         self.look_up(rows)
-        return self.demand, FULL
+        return 1.0, self.caps_of(rows, self.share)
 
     def look_up(self, rows: int) -> None:
         slot = 1 << (rows - 1).bit_length()
         if (slot, self.slo_ms) not in self.table:
-            grid = [FLOOR + 0.01 * i for i in range(51)]
+            grid = np.linspace(FLOOR, 1.0, 51).tolist()
             fitting = [each for each in grid if self.fits(slot, each)]
             self.table[slot, self.slo_ms] = max(fitting, default=FLOOR)
         self.move(self.table[slot, self.slo_ms])
 
-    def fits(self, rows: int, demand: float) -> bool:
+    def fits(self, rows: int, share: float) -> bool:
         plant = self.plant
-        active = plant.num_layers * plant.active(rows, demand) * self.slope_error
+        active = plant.active_at(rows, share) * self.slope_error
         return bool(self.headroom * plant.step_ms(rows, active) <= self.slo_ms)
 
 
@@ -92,9 +97,9 @@ class BrownoutServe(Policy):
         if sum(self.gaps_ms) >= 5000.0:
             p90 = float(np.percentile(self.gaps_ms, 90))
             if p90 > self.slo_ms:
-                self.move(self.demand * 0.8)
+                self.move(self.share * 0.8)
             elif p90 < 0.8 * self.slo_ms:
-                self.move(self.demand + 0.1)
+                self.move(self.share + 0.1)
             self.gaps_ms.clear()
 
 
@@ -114,7 +119,7 @@ class Brownout(Policy):
         self.gaps_ms.append(gap_of(seen))
         if sum(self.gaps_ms) < 500.0:
             return
-        t, theta = float(np.percentile(self.gaps_ms, 95)) / self.slo_ms, self.demand
+        t, theta = float(np.percentile(self.gaps_ms, 95)) / self.slo_ms, self.share
         self.gaps_ms.clear()
         a = self.p * theta
         g = 1.0 / (theta * a + 0.95)
@@ -139,7 +144,7 @@ class Pi(Policy):
         self.gaps_ms.append(gap_of(seen))
         ordered = sorted(self.gaps_ms)
         error = 1.0 - ordered[int(0.95 * (len(ordered) - 1))] / self.slo_ms
-        self.move(self.demand + self.kp * (error - self.error) + self.ki * error)
+        self.move(self.share + self.kp * (error - self.error) + self.ki * error)
         self.error = error
 
 

@@ -4,7 +4,7 @@
     PYTHONPATH=loadtests python benchmarks/controller/recording.py decisions   # 2 minutes
 
 The first derives SLO and rates, as the demo does, and writes passes.jsonl and load.json; the second
-gives the same load to Lynx and writes decisions.jsonl. With --sweep the demand is not the law's but
+gives the same load to Lynx and writes decisions.jsonl. With --sweep the cap is not the law's but
 set by the clock: what is cut then has nothing to do with how slow the machine is, so that the log
 can tell what a cut saves.
 """
@@ -28,7 +28,7 @@ from server import Server
 from shapes import Shape
 
 COMMON = f"--prefill-decode-interval={demo.PREFILL_INTERVAL}"
-DEMANDS, PERIOD_S = (0.99, 0.8, 0.65, 0.5), 1.0  # 0.99, so that selection runs at all of them
+CAPS, PERIOD_S = (63, 30, 24, 18), 1.0  # 63, so that selection runs at all of them
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/recording"))
     parser.add_argument("--high-s", type=float, default=60.0, help="length of the high load")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--sweep", action="store_true", help="demands in turn, by the clock")
+    parser.add_argument("--sweep", action="store_true", help="caps in turn, by the clock")
     options = parser.parse_args()
     options.out = options.out.absolute()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -86,12 +86,13 @@ def record_decisions(options: argparse.Namespace) -> None:
 
 @contextmanager
 def sweep(server: Server) -> Iterator[None]:
-    """Each of DEMANDS in turn, for PERIOD_S each, until the block ends."""
+    """Each of CAPS in turn, for PERIOD_S each, until the block ends."""
     is_over = threading.Event()
 
     def turn() -> None:
-        for demand in cycle(DEMANDS):
-            server.post("/set_internal_state", {"server_args": {"lynx_demand": demand}})
+        for cap in cycle(CAPS):
+            fixed = {"lynx_budget": cap, "lynx_demand": 1}  # the demand too, or the law goes on
+            server.post("/set_internal_state", {"server_args": fixed})
             if is_over.wait(PERIOD_S):
                 return
 

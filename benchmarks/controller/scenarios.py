@@ -78,8 +78,8 @@ def make(name: str, seed: int, whole: Path | None = None) -> Scenario:
     }
     plant = Plant(**settings)
 
-    def cost_ms(rows: int, demand: float) -> float:
-        return plant.step_ms(rows, plant.num_layers * plant.active(rows, demand))
+    def cost_ms(rows: int, share: float) -> float:
+        return plant.step_ms(rows, plant.active_at(rows, share))
 
     def between(share: float, rows: int = 16, slower: float = 1.0) -> float:
         low, high = slower * cost_ms(rows, FLOOR), cost_ms(rows, 1.0)

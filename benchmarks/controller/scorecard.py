@@ -26,15 +26,15 @@ import numpy as np
 import pictures
 import report
 from figures import ABOUT, Run, judge, late_share, mass_of
-from policies import FLOOR, BatchTable, Brownout, BrownoutServe, Lynx, Pi, Policy, lynx
+from policies import FLOOR, MIN_MASS, BatchTable, Brownout, BrownoutServe, Lynx, Pi, Policy, lynx
 from scenarios import NAMES, SERVED, Scenario, make
 
 from lynx_controller import ControllerConfig, Observation, Phase
 from lynx_controller.serving import serve
 from lynx_controller.simulator import Plant, Setting, simulate
 
-SHOWN_STATICS = (0.5, 0.6, 0.7, 0.8, 0.9)
-BETWEEN = (0.55, 0.65, 0.75, 0.85, 0.95, 1.0)  # tried for the best static demand too
+SHOWN_STATICS = (FLOOR, 0.6, 0.7, 0.8, 0.9)
+BETWEEN = (0.55, 0.65, 0.75, 0.85, 0.95, 1.0)  # tried for the best static share too
 POLICIES = ("lynx", "feed_forward", "batch_table", "pi", "brownout", "brownoutserve", "full")
 ABLATED = {"queue": ("itl_only",), "newcomer": ("alone",)}  # lynx without what it is about
 TUNING = range(1000, 1006)
@@ -43,7 +43,7 @@ Decider = Policy | Lynx
 
 def makers(scenario: Scenario) -> dict[str, Callable[[Plant], Decider]]:
     slo_ms = scenario.slo_at(0)
-    known = {"min_demand": FLOOR, "prior_slope_ms": scenario.prior_slope_ms}
+    known = {"min_demand": MIN_MASS, "prior_slope_ms": scenario.prior_slope_ms}
     untrimmed = ControllerConfig(**known, tail_up=0.0, tail_down=0.0)
     slope_error = (scenario.prior_slope_ms or scenario.plant["slope_ms"]) / scenario.plant[
         "slope_ms"
@@ -56,11 +56,13 @@ def makers(scenario: Scenario) -> dict[str, Callable[[Plant], Decider]]:
         "alone": lambda plant: lynx(plant, slo_ms, ControllerConfig(**known)),
         "feed_forward": lambda plant: lynx(plant, slo_ms, untrimmed, scenario.ttft_ms),
         "itl_only": lambda plant: lynx(plant, slo_ms, ControllerConfig(**known)),
-        "batch_table": lambda plant: BatchTable(slo_ms, plant=plant, slope_error=slope_error),
-        "pi": lambda plant: Pi(slo_ms),
-        "brownout": lambda plant: Brownout(slo_ms),
-        "brownoutserve": lambda plant: BrownoutServe(slo_ms),
-        "full": lambda plant: Policy(slo_ms),
+        "batch_table": lambda plant: BatchTable(
+            slo_ms, plant.caps, plant=plant, slope_error=slope_error
+        ),
+        "pi": lambda plant: Pi(slo_ms, plant.caps),
+        "brownout": lambda plant: Brownout(slo_ms, plant.caps),
+        "brownoutserve": lambda plant: BrownoutServe(slo_ms, plant.caps),
+        "full": lambda plant: Policy(slo_ms, plant.caps),
     }
 
 
@@ -101,35 +103,35 @@ def play(scenario: Scenario, make_policy: Callable[[Plant], Decider]) -> Run:
 
 
 def statics(scenario: Scenario) -> dict[float, Run]:
-    """Runs at fixed demands; twice as fine around those that are the best of a stretch."""
+    """Runs at fixed shares; twice as fine around those that are the best of a stretch."""
     slo_ms = scenario.slo_at(0)
 
-    def fixed(demand: float) -> Run:
-        return play(scenario, lambda plant: Policy(slo_ms, demand))
+    def fixed(share: float) -> Run:
+        return play(scenario, lambda plant: Policy(slo_ms, plant.caps, share))
 
     if scenario.requests:
-        return {demand: fixed(demand) for demand in (*SHOWN_STATICS, 1.0)}
-    runs = {demand: fixed(demand) for demand in (*SHOWN_STATICS, *BETWEEN)}
+        return {share: fixed(share) for share in (*SHOWN_STATICS, 1.0)}
+    runs = {share: fixed(share) for share in (*SHOWN_STATICS, *BETWEEN)}
     for best in {best_static(runs, span) for span in (scenario.busy, *scenario.plateaus)} - {1.0}:
         runs[best + 0.025] = fixed(best + 0.025)
     return runs
 
 
 def best_static(runs: dict[float, Run], span: tuple[int, int]) -> float:
-    """The highest demand that violates at most 2 %, in hindsight; the floor where none does."""
+    """The highest share that violates at most 2 %, in hindsight; the floor where none does."""
     fits = [each for each, run in runs.items() if late_share(run.busy(span)) <= 0.02]
     return max(fits, default=FLOOR)
 
 
 def run_scenario(scenario: Scenario, policies: tuple[str, ...]) -> dict[str, dict[str, float]]:
-    """Figures by policy; `best_static` is one demand for all of the judged stretch."""
+    """Figures by policy; `best_static` is one share for all of the judged stretch."""
     fixed = statics(scenario)
     best = [best_static(fixed, span) for span in scenario.plateaus]
     oracle = [
-        mass_of(fixed[demand].busy(span))
-        for demand, span in zip(best, scenario.plateaus, strict=True)
+        mass_of(fixed[share].busy(span))
+        for share, span in zip(best, scenario.plateaus, strict=True)
     ]
-    runs = {f"static {demand}": fixed[demand] for demand in SHOWN_STATICS}
+    runs = {f"static {share}": fixed[share] for share in SHOWN_STATICS}
     runs["best_static"] = fixed[best_static(fixed, scenario.busy)]
     made = makers(scenario)
     tried = (*policies, *ABLATED.get(scenario.name, ()))
@@ -177,7 +179,7 @@ def tune() -> None:
                 for seed in TUNING:
                     scenario = make(name, seed)
                     slo_ms = scenario.slo_at(0)
-                    run = play(scenario, lambda plant, s=slo_ms: Pi(s, kp=kp, ki=ki))  # type: ignore[misc]  # noqa: B023
+                    run = play(scenario, lambda plant, s=slo_ms: Pi(s, plant.caps, kp=kp, ki=ki))  # type: ignore[misc]  # noqa: B023
                     found.append(judge(scenario, run, [])["on_time"])
             print(f"kp {kp} ki {ki}: on time {statistics.fmean(found):.4f}", flush=True)
 

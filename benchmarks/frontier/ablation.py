@@ -32,6 +32,9 @@ def variants(natural: float, offsets: Sequence[float]) -> Iterator[tuple[str, Se
         yield "no floor", Setting(lynx, budget, None, 0)
         yield "floor 2", Setting(lynx, budget, None, 2)
         yield "cap and demand .8", Setting(lynx, budget, 0.8)
-        yield "cap by layer", Setting(lynx, layer_budgets(offsets, share, natural))
+        by_layer = layer_budgets(offsets, share, natural)
+        yield "cap by layer", Setting(lynx, by_layer)
+        yield "contributions", Setting(lynx, budget, is_weighing=True)
+        yield "cap by layer, contributions", Setting(lynx, by_layer, is_weighing=True)
     for demand in (0.3, 0.4, 0.5, 0.6):
         yield "demand alone", Setting(lynx, None, demand)

@@ -18,6 +18,7 @@ SWEPT_SHARES = {1: (0.35, 0.5)}
 ANSWER_SHARES = {1: (0.5,), 0: (0.3,)}
 DEMANDS = (0.4, 0.5)
 PUBLISHED = ("oea", "lynx-v3", "lynx-v1", "des-vote", "xshare", "sere", "topk", "random")
+ANSWERED = ("oea", "xshare", "lynx-v1", "lynx-v3", "des-vote")  # free-running
 BY_RANK = ("topk", "oea", "sere")
 PROTECTING = ("lynx-v1", "lynx-v3", "random")  # measured with a floor alone
 

@@ -20,6 +20,7 @@ class Setting:
     budget: int | tuple[int, ...] | None = None  # a tuple: one for each layer
     demand: float | None = None
     floor: int = 1
+    is_weighing: bool = False  # importance counts what experts contribute
 
 
 @dataclass(slots=True)
@@ -35,6 +36,7 @@ class Gate:
     steps: Tensor = field(default_factory=lambda: torch.empty(0, 1, dtype=torch.long))
     active: list[Tensor] = field(default_factory=list)  # T of each full step, by layer call
     retained: list[Tensor] = field(default_factory=list)  # retained mass of their rows
+    contribution: list[Tensor] | None = None  # where the setting weighs by it
 
     def __call__(
         self, index: int, scores: Tensor, ids: Tensor, weights: Tensor, layer: Experts
@@ -53,6 +55,9 @@ class Gate:
         }
         if self.similarity is not None:
             knobs["similarity"] = self.similarity[index]
+        if setting.is_weighing:
+            assert self.contribution is not None
+            knobs["contribution"] = self.contribution[index]
         new_ids, new_weights = ids.clone(), weights.clone()
         active, retained = [], []
         for rows in self.steps:

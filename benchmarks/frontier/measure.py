@@ -14,16 +14,29 @@ DIGITS = 4  # kept of each problem's sum, which only resampling reads
 
 
 def measure(
-    forced: Forced, rows: int, setting: Setting, similarity: Sequence[Tensor] | None = None
+    forced: Forced,
+    rows: int,
+    setting: Setting,
+    similarity: Sequence[Tensor] | None = None,
+    contribution: Sequence[Tensor] | None = None,
 ) -> dict[str, Any]:
-    """T, KL(full || setting) in nats per token, its tail, top-1 agreement and NLL in nats.
+    """A setting's `figures` in steps of this many rows."""
+    gate = Gate(
+        setting,
+        None if similarity is None else list(similarity),
+        forced.steps(rows),
+        contribution=None if contribution is None else list(contribution),
+    )
+    return figures(forced, gate)
+
+
+def figures(forced: Forced, gate: Gate) -> dict[str, Any]:
+    """T, KL(full || gate) in nats per token, its tail, top-1 agreement and NLL in nats.
 
     `kl_by_problem` and `tokens_by_problem` are sums over a problem's tokens: problems are what a
     bootstrap draws, since tokens of one answer are not independent.
     """
-    steps = forced.steps(rows)
-    counted = steps.flatten()
-    gate = Gate(setting, None if similarity is None else list(similarity), steps)
+    counted = gate.steps.flatten()
     log_probs = forced.run(gate)[counted]
     full, targets = forced.full[counted], forced.targets[counted, None]
     kl = (full.exp() * (full - log_probs)).sum(dim=1).double().clamp(min=0)
@@ -31,7 +44,7 @@ def measure(
     sums = torch.zeros(len(forced.tasks), dtype=torch.float64).scatter_add_(0, problem, kl)
     tails = torch.quantile(kl, torch.tensor([0.95, 0.99], dtype=torch.float64)).tolist()
     return {
-        "M": rows,
+        "M": gate.steps.shape[1],
         "T": gate.mean_active(),
         "tokens": len(counted),
         "kl": float(kl.mean()),

@@ -23,7 +23,15 @@ import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).parents[2]
 TARGETS = (0.3, 0.5)
-OURS = ("lynx", "lynx, layers", "lynx, demand")  # their curves' names go on with the floor
+# Their curves' names go on with the floor.
+OURS = (
+    "lynx",
+    "lynx, layers",
+    "lynx, contributions",
+    "lynx, layers, contributions",
+    "lynx, demand",
+)
+NOT_DRAWN = "lynx, contributions"  # between those beside it
 SHOWN_ROWS = (8, 16, 32)
 
 
@@ -78,12 +86,12 @@ def frontier_table(rows: list[Row], num_rows: int, target: float) -> list[str]:
     lines = [
         f"\n### M = {num_rows}, T = {target:.0%} of the natural union ({active:.1f} of "
         f"{natural:.1f})\n",
-        "| policy | KL, 1e-4 nats [95 %] | lynx over it | lynx with layer caps over it |",
-        "|---|---|---|---|",
+        "| policy | KL, 1e-4 nats [95 %] | lynx over it | layers | contributions | both |",
+        "|---|---|---|---|---|---|",
     ]
     for name, logs in sorted(reached.items(), key=lambda item: float(item[1][0])):
         cells = [span(interval(exp(logs) * 1e4))]
-        for base in OURS[:2]:
+        for base in OURS[:4]:
             ours = None if is_ours(name) else reference_of(reached, base)
             cells.append("" if ours is None else span(interval(exp(ours - logs))))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
@@ -178,7 +186,8 @@ def sweep_table(rows: list[Row]) -> list[str]:
 def draw(models: list[tuple[str, list[Row]]], file: Path) -> None:
     """KL over the share of the natural union that is left: one row a model, one column an M."""
     shape = (len(models), len(SHOWN_ROWS))
-    names = sorted({name for _, rows in models for m in SHOWN_ROWS for name in curves_of(rows, m)})
+    measured = {name for _, rows in models for m in SHOWN_ROWS for name in curves_of(rows, m)}
+    names = sorted(name for name in measured if not name.startswith(NOT_DRAWN))
     names.sort(key=is_ours, reverse=True)
     colours = {name: matplotlib.colormaps["tab20"](place) for place, name in enumerate(names)}
     figure, axes = plt.subplots(*shape, figsize=(13, 4.2 * shape[0]), squeeze=False, sharey="row")
@@ -186,6 +195,8 @@ def draw(models: list[tuple[str, list[Row]]], file: Path) -> None:
         for num_rows, axis in zip(SHOWN_ROWS, line, strict=True):
             natural = natural_of(rows, "test", num_rows)
             for name, curve in curves_of(rows, num_rows).items():
+                if name not in names:
+                    continue
                 points = sorted((row["T"] / natural, max(row["kl"], 1e-7)) for row in curve)
                 style: dict[str, Any] = {"lw": 1, "marker": ".", "ls": "--", "zorder": 2}
                 if is_ours(name):
@@ -199,7 +210,7 @@ def draw(models: list[tuple[str, list[Row]]], file: Path) -> None:
         name: line for lines, labels in drawn for line, name in zip(lines, labels, strict=True)
     }
     figure.legend([found[name] for name in names], names, fontsize=8, loc="center right")
-    figure.tight_layout(rect=(0, 0, 0.86, 1))
+    figure.tight_layout(rect=(0, 0, 0.82, 1))
     figure.savefig(file, dpi=90)
 
 

@@ -16,7 +16,8 @@ def key_of(stage: str, split: str, rows: int, setting: Setting) -> Key:
     policy, budget = setting.policy, setting.budget
     constants = (policy.confidence, policy.bin_width, policy.num_bins, policy.min_similarity)
     form = (policy.name, policy.importance.value, policy.is_refilling, policy.weights.value)
-    return (stage, split, rows, *form, *constants, budget, setting.demand, setting.floor)
+    key = (stage, split, rows, *form, *constants, budget, setting.demand, setting.floor)
+    return (*key, "weighing") if setting.is_weighing else key
 
 
 def _hashable(key: list[Any]) -> Key:

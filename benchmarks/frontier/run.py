@@ -31,6 +31,7 @@ import torch  # noqa: E402
 from ablation import variants  # noqa: E402
 from candidates import (  # noqa: E402
     ANSWER_SHARES,
+    ANSWERED,
     DEMANDS,
     PUBLISHED,
     SHARES,
@@ -45,7 +46,7 @@ from free import decode  # noqa: E402
 from gate import Gate, Setting  # noqa: E402
 from measure import measure  # noqa: E402
 from results import Results, key_of  # noqa: E402
-from sensitivity import layer_budgets, layer_offsets, similarities  # noqa: E402
+from sensitivity import contributions, layer_budgets, layer_offsets, similarities  # noqa: E402
 from tasks import is_correct  # noqa: E402
 from torch import Tensor  # noqa: E402
 from transcripts import encode, mixed, transcribe  # noqa: E402
@@ -68,6 +69,7 @@ class Bench:
     problems: int
     answers: int
     rows: tuple[int, ...]
+    answered: tuple[str, ...] = ANSWERED
 
     def __post_init__(self) -> None:
         self.model, self.tokenizer = load(self.folder)
@@ -95,8 +97,9 @@ class Bench:
         key = key_of(stage, split, rows, setting)
         if key not in self.results.rows:
             similarity = self.similarity if setting.policy.needs_similarity else None
+            contribution = self.contribution if setting.is_weighing else None
             forced, began = self.forced(split), time.perf_counter()
-            got = measure(forced, rows, setting, similarity)
+            got = measure(forced, rows, setting, similarity, contribution)
             got["seconds"] = round(time.perf_counter() - began, 2)
             self.results.add(
                 key, {"stage": stage, "split": split, **describe(setting), **about, **got}
@@ -117,6 +120,18 @@ class Bench:
                 len(self.model.moe_layers()),
             )
             self.results.add(("offsets",), {"stage": "calibrate", "offsets": found})
+        if ("contribution",) not in self.results.rows:
+            rounded = [
+                [round(value, 4) for value in layer.tolist()]
+                for layer in contributions(self.forced("train"))
+            ]
+            self.results.add(("contribution",), {"stage": "calibrate", "contribution": rounded})
+
+    @cached_property
+    def contribution(self) -> list[Tensor]:
+        self.calibrate()
+        layers = self.results.rows[("contribution",)]["contribution"]
+        return [torch.tensor(layer) for layer in layers]
 
     def offsets(self) -> list[float]:
         self.calibrate()
@@ -156,8 +171,10 @@ class Bench:
         for floor, each in shares.items():
             for share in each:
                 by_layer = layer_budgets(offsets, share, natural)
-                yield "lynx", Setting(lynx, budget_of(share, natural), None, floor)
-                yield "lynx, layers", Setting(lynx, by_layer, None, floor)
+                for name, budget in (("", budget_of(share, natural)), (", layers", by_layer)):
+                    yield f"lynx{name}", Setting(lynx, budget, None, floor)
+                    weighing = Setting(lynx, budget, None, floor, is_weighing=True)
+                    yield f"lynx{name}, contributions", weighing
 
     def curves(self) -> None:
         """Every policy against T, on test problems."""
@@ -180,8 +197,8 @@ class Bench:
         natural = self.natural("test", 16)
         settings = [("full", Setting(POLICIES["full"]))]
         settings += [*self.ours(natural, ANSWER_SHARES)]
-        for name in ("oea", "xshare", "lynx-v1", "lynx-v3", "des-vote"):
-            chosen = baselines(self.best(name), 3, natural, ANSWER_SHARES)
+        for name in self.answered:
+            chosen = baselines(self.best(name), 4, natural, ANSWER_SHARES)
             settings += [(name, each) for each in chosen]
         asked = mixed("test", self.answers, SEEDS["test"])
         prompts = encode(self.tokenizer, asked)
@@ -189,7 +206,8 @@ class Bench:
             key = key_of("answers", "test", 16, setting)
             if key in self.results.rows:
                 continue
-            began, gate = time.perf_counter(), Gate(setting)
+            contribution = self.contribution if setting.is_weighing else None
+            began, gate = time.perf_counter(), Gate(setting, contribution=contribution)
             decoded = decode(self.model, self.tokenizer, prompts, gate=gate, rows=16)
             right = [
                 is_correct(problem, self.tokenizer.decode(ids))
@@ -228,6 +246,7 @@ def describe(setting: Setting) -> dict[str, Any]:
         "budget": setting.budget,
         "demand": setting.demand,
         "floor": setting.floor,
+        "is_weighing": setting.is_weighing,
     }
 
 
@@ -237,6 +256,9 @@ def main() -> None:
     parser.add_argument("--stage", choices=STAGES, nargs="+", default=STAGES)
     parser.add_argument("--problems", type=int, default=256, help="of a split (%(default)s)")
     parser.add_argument("--answers", type=int, default=1000, help="free-running (%(default)s)")
+    parser.add_argument(
+        "--answered", nargs="+", choices=ANSWERED, default=ANSWERED, help="published policies there"
+    )
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS, help="M (%(default)s)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/cpu/frontier")
@@ -251,7 +273,14 @@ def main() -> None:
             "seeds": SEEDS,
         }
         results = Results(arguments.out / f"{folder.name}.jsonl", about)
-        bench = Bench(folder, results, arguments.problems, arguments.answers, tuple(arguments.rows))
+        bench = Bench(
+            folder,
+            results,
+            arguments.problems,
+            arguments.answers,
+            tuple(arguments.rows),
+            tuple(arguments.answered),
+        )
         for stage in arguments.stage:
             {"answers": bench.answer}.get(stage, getattr(bench, stage, None))()
 

@@ -1,4 +1,4 @@
-"""What a model's own runs on training problems tell: layers' sensitivity, experts' similarity."""
+"""What a model's own runs on training problems tell of its layers and experts."""
 
 from __future__ import annotations
 
@@ -64,6 +64,38 @@ def similarities(forced: Forced) -> list[Tensor]:
 
     The Frobenius inner product of their output matrices over the product of the norms.
     """
+    result = []
+    for layer, seen in inputs_of(forced).items():
+        x = seen[:TOKENS]
+        outputs = [output_of(layer, expert, x).flatten() for expert in range(len(layer.down))]
+        flat = F.normalize(torch.stack(outputs), dim=1)
+        result.append(flat @ flat.t())
+    return result
+
+
+@torch.inference_mode()
+def contributions(forced: Forced) -> list[Tensor]:
+    """How much an expert's output usually weighs: per layer float32 [E] in [0, 1].
+
+    The root mean square of its norm, over the tokens that use the expert and with their squared
+    weights, over the layer's greatest. An expert that none uses counts as the median one.
+    """
+    result = []
+    for layer, x in inputs_of(forced).items():
+        _, ids, weights = Experts.choose(layer, layer.router(x))
+        norms = torch.full((len(layer.down),), math.nan)
+        for expert in range(len(norms)):
+            rows, slots = (ids == expert).nonzero(as_tuple=True)
+            p2 = weights[rows, slots] ** 2
+            squares = output_of(layer, expert, x[rows]).square().sum(dim=1)
+            norms[expert] = ((p2 * squares).sum() / p2.sum()).sqrt()
+        norms = norms.nan_to_num(float(norms.nanmedian()))
+        result.append(norms / norms.max())
+    return result
+
+
+def inputs_of(forced: Forced) -> dict[Experts, Tensor]:
+    """What every decode token brings to each MoE layer, [N, H], at full quality."""
     seen: dict[Experts, Tensor] = {}
     layers = forced.model.moe_layers()
     hooks = [
@@ -73,13 +105,10 @@ def similarities(forced: Forced) -> list[Tensor]:
     forced.run(None)
     for hook in hooks:
         hook.remove()
-    result = []
-    for layer in layers:
-        x = seen[layer][:TOKENS]
-        outputs = []
-        for gate_up, down in zip(layer.gate_up, layer.down, strict=True):
-            gate, up = F.linear(x, gate_up).chunk(2, dim=1)
-            outputs.append(F.normalize(F.linear(F.silu(gate) * up, down).flatten(), dim=0))
-        flat = torch.stack(outputs)
-        result.append(flat @ flat.t())
-    return result
+    return seen
+
+
+def output_of(layer: Experts, expert: int, x: Tensor) -> Tensor:
+    """An expert's output for tokens [N, H], before any weight."""
+    gate, up = F.linear(x, layer.gate_up[expert]).chunk(2, dim=1)
+    return F.linear(F.silu(gate) * up, layer.down[expert])

@@ -1,74 +1,115 @@
-"""The budget of a decision: how many experts a demand leaves each layer, and the cap above them."""
+"""The budget of a decision: a share of the experts that a step would use, as a cap per layer."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 
-from .estimator import Estimator
 from .forecast import Forecast
 from .law import Move
+from .natural import PerLayer
 from .override import Override
 from .types import Decision, Reason
 
-
-def full(estimator: Estimator, reason: Reason, forecast: Forecast | None = None) -> Decision:
-    """Nothing is cut."""
-    active, predicted_ms = float(estimator.num_experts * estimator.num_layers), 0.0
-    if forecast is not None:
-        active, predicted_ms = forecast.active(1.0), forecast.ms(1.0)
-    return Decision(
-        budget=estimator.full_budget,
-        demand=1.0,
-        expected_active=estimator.per_layer(active),
-        reason=reason,
-        saturated=False,
-        predicted_ms=predicted_ms,
-    )
+MOST_OFFSET: Final = 0.5
 
 
-def fixed(estimator: Estimator, forecast: Forecast | None, override: Override) -> Decision:
-    """What an operator fixed."""
-    cap = estimator.num_experts if override.cap is None else override.cap
-    decision = replace(
-        full(estimator, Reason.OVERRIDE, forecast),
-        demand=1.0 if override.demand is None else override.demand,
-        budget=(cap,) * estimator.num_layers,
-    )
-    if forecast is None:
-        return decision
-    active = override.active(forecast, estimator.num_layers, estimator.num_experts)
-    return replace(
-        decision,
-        expected_active=estimator.per_layer(active),
-        predicted_ms=forecast.base_ms + forecast.slope_ms * active,
-    )
+@dataclass(slots=True)
+class Budget:
+    """Shapes a share into caps; layers that a cut hurts more get more of it."""
 
+    num_experts: int
+    top_k: int
+    offsets: PerLayer  # [L] by how much a layer's share differs from the mean, at half and below
 
-def moved(
-    estimator: Estimator,
-    forecast: Forecast,
-    move: Move,
-    cap_slack: float,
-    override: Override | None,
-) -> Decision:
-    """What the law wants: caps `cap_slack` above the expected active experts, at least top-k."""
-    active = forecast.active(move.demand)
-    expected = estimator.per_layer(active)
-    caps = estimator.full_budget
-    if move.demand < 1.0:
-        slack = np.ceil(cap_slack * np.array(expected))
-        limited = np.minimum(np.maximum(slack, estimator.top_k), estimator.num_experts)
-        caps = tuple(limited.astype(int).tolist())
-    if override is not None and override.cap is not None:
-        caps = tuple(min(each, override.cap) for each in caps)
-    return Decision(
-        budget=caps,
-        demand=move.demand,
-        expected_active=expected,
-        reason=move.reason,
-        saturated=move.saturated,
-        predicted_ms=forecast.base_ms + forecast.slope_ms * active,
-        target_ms=move.target_ms,
-    )
+    @classmethod
+    def of(
+        cls, num_layers: int, num_experts: int, top_k: int, offsets: Sequence[float] | None
+    ) -> Budget:
+        """Raises ValueError for offsets that are not one number a layer within +-MOST_OFFSET."""
+        given = np.array([0.0] * num_layers if offsets is None else offsets)
+        if given.shape != (num_layers,) or not np.all(np.abs(given) <= MOST_OFFSET):
+            raise ValueError(
+                f"layer_offsets must be {num_layers} numbers in [-{MOST_OFFSET}, {MOST_OFFSET}], "
+                f"got {offsets!r}"
+            )
+        return cls(num_experts, top_k, given)
+
+    @property
+    def full_caps(self) -> tuple[int, ...]:
+        """[L] the budget that cuts nothing."""
+        return (self.num_experts,) * len(self.offsets)
+
+    def caps(self, layers: PerLayer, exact: float, share: float) -> PerLayer:
+        """[L] whole caps of these natural numbers, at least top-k; their sum follows the share.
+
+        cap_l = N_l * (exact + (1 - exact) * (share + offset_l * min(1, 2 * (1 - share))))
+        `exact`: share of the natural number that exact rows hold. Rounded by largest remainder.
+        """
+        if share >= 1.0:
+            return np.full(len(layers), float(self.num_experts))
+        away = self.offsets - self.offsets @ layers / layers.sum()
+        shares = share + min(1.0, 2.0 * (1.0 - share)) * away
+        wanted = layers * (exact + (1.0 - exact) * shares)
+        wanted = np.minimum(np.maximum(wanted, self.top_k), self.num_experts)
+        caps: PerLayer = np.floor(wanted)
+        left = round(float((wanted - caps).sum()))
+        caps[np.argsort(caps - wanted, kind="stable")[:left]] += 1.0
+        return caps
+
+    def full(self, reason: Reason, layers: PerLayer, forecast: Forecast | None = None) -> Decision:
+        """Nothing is cut; `layers` [L]: what is used then."""
+        return Decision(
+            budget=self.full_caps,
+            demand=1.0,
+            expected_active=tuple(layers.tolist()),
+            reason=reason,
+            saturated=False,
+            predicted_ms=0.0 if forecast is None else forecast.ms(1.0),
+        )
+
+    def fixed(
+        self, order: Override, layers: PerLayer, forecast: Forecast | None, read_share: float
+    ) -> Decision:
+        """What an operator fixed; `read_share`: what steps use now, as a demand has no forecast."""
+        decision = self.full(Reason.OVERRIDE, layers, forecast)
+        if order.demand is not None:
+            decision = replace(decision, demand=order.demand)
+            layers = layers * (read_share if order.demand < 1.0 else 1.0)
+        if order.cap is not None:
+            decision = replace(decision, budget=(order.cap,) * len(layers))
+            layers = np.minimum(layers, order.cap)
+        if forecast is None:
+            return decision
+        active = float(layers.sum())
+        return replace(
+            decision,
+            expected_active=tuple(layers.tolist()),
+            predicted_ms=forecast.base_ms + forecast.slope_ms * active,
+            share=min(1.0, active / forecast.natural),
+        )
+
+    def moved(
+        self,
+        move: Move,
+        layers: PerLayer,
+        caps: PerLayer,
+        forecast: Forecast,
+        order: Override | None,
+    ) -> Decision:
+        """What the law wants, in these caps [L], below an operator's."""
+        if order is not None and order.cap is not None:
+            caps = np.minimum(caps, order.cap)
+        return Decision(
+            budget=tuple(caps.astype(int).tolist()),
+            demand=1.0,
+            expected_active=tuple(np.minimum(layers, caps).tolist()),
+            reason=move.reason,
+            saturated=move.saturated,
+            predicted_ms=forecast.ms(move.share),
+            target_ms=move.target_ms,
+            share=move.share,
+        )

@@ -1,7 +1,7 @@
 """The controller: learns from one observation and answers with one decision, the budget in it.
 
 gate        is the step worth reading?                         gate
-learn       cost, response, quality, queue, trim               estimator, quality, admission, trim
+learn       cost, natural number, quality, queue, trim         estimator, quality, admission, trim
 decide      forecast + the binding promise -> law -> budget    promises, law, hold, budget
 """
 
@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
-from . import budget
 from .admission import Admission
 from .batch import Batch
+from .budget import Budget
 from .config import ControllerConfig
 from .cost import Inherited
 from .estimator import Estimator
@@ -32,7 +32,7 @@ from .types import Decision, Key, Observation, Phase, Reason, Slo
 
 
 class Controller:
-    """Turns a latency SLO into a demand and a cap per layer, every decode step.
+    """Turns a latency SLO into a cap on each layer's active experts, every decode step.
 
     `step` never raises and always answers in range. One instance per engine; not thread-safe.
     """
@@ -44,19 +44,24 @@ class Controller:
         num_experts: int,
         top_k: int,
         config: ControllerConfig | None = None,
+        layer_offsets: Sequence[float] | None = None,
     ) -> None:
+        """`layer_offsets` [L]: by how much a layer's share of its natural number differs from the
+        mean share, at shares of a half and below (`lynx-sglang calibrate`); None: not at all.
+        """
         if num_layers < 1:
             raise ValueError(f"num_layers must be at least 1, got {num_layers!r}")
         if not 1 <= top_k <= num_experts:
             raise ValueError(f"top_k must be in [1, {num_experts}], got {top_k!r}")
         self.config = config if config is not None else ControllerConfig()
+        self._budget = Budget.of(num_layers, num_experts, top_k, layer_offsets)
         self.num_layers, self.num_experts, self.top_k = num_layers, num_experts, top_k
         self._gate = Gate(self.config.max_step_ms)
         self._estimator = self._new_estimator()
         self._trim = Trim(self.config)
         self._quality = Quality(self.config.prior_kl)
         self._admission = Admission()
-        self._history = History(self._estimator.full_budget, self.config.lag_steps)
+        self._history = History(self._budget.full_caps, self.config.lag_steps)
         self._holds: dict[Key, Hold] = {}
         self._override: Override | None = None
         self._is_handing_over = False
@@ -97,11 +102,12 @@ class Controller:
     ) -> Decision:
         """Decide for a batch that is known before it runs; learns nothing.
 
-        Saves a load step its lag. Steps run under a plan must report `demand` in their observation.
+        Saves a load step its lag. Steps run under a plan must report `budget_applied`.
         An unreadable step leaves the plan in force.
         """
         try:
-            self._decision = self._decide(Batch.of(phase, rows, slot, flexible_rows))
+            batch = Batch.of(phase, rows, slot, flexible_rows)
+            self._decision = self._decide(batch, self._forecast(batch))
         except Exception as error:  # as in step
             self._failure = repr(error)[:200]
             self._decision = self._full(Reason.FAILED)
@@ -114,10 +120,9 @@ class Controller:
 
         For a batch that was decided for: learns nothing, moves nothing.
         """
-        forecast = self._forecast(Batch.of(phase, rows, slot, None))
-        if forecast is None:
-            return None
-        return forecast.ms(self.config.min_demand), forecast.ms(1.0)
+        batch = Batch.of(phase, rows, slot, None)
+        forecast = self._forecast(batch)
+        return None if forecast is None else (forecast.ms(self._floor(batch)), forecast.ms(1.0))
 
     def set_slo(self, slo: Slo | Sequence[Slo]) -> None:
         """One promise, or one per class of requests: they share the steps, the strictest rules."""
@@ -136,7 +141,7 @@ class Controller:
     ) -> None:
         """Fix the cap, the demand or both; with neither, hand back to the law without a jump.
 
-        Under an SLO a cap alone leaves the demand to the law, which then works below the cap.
+        Under an SLO a cap alone leaves the law at work, below that cap.
         """
         if budget is None and demand is None:
             self._is_handing_over = self._override is not None
@@ -171,49 +176,32 @@ class Controller:
                 return self._full(Reason.BLIND)
             return replace(self._decision, reason=Reason.FROZEN)
         batch = Batch.seen(seen)
-        self._learn(seen, batch)
-        return self._decide(batch)
+        return self._decide(batch, self._learn(seen, batch))
 
-    def _learn(self, seen: Observation, batch: Batch) -> None:
+    def _learn(self, seen: Observation, batch: Batch) -> Forecast | None:
         """A mixed step says nothing but what its decode rows lost to the prompts beside them."""
-        estimator, applied = self._estimator, self._history.applied(seen)
-        gap_ms = seen.step_ms
-        if seen.itl_ms is not None and 0.0 < seen.itl_ms <= self.config.max_step_ms:
-            gap_ms = seen.itl_ms
-        active = estimator.readable(seen.active_experts)
-        is_mixed = seen.phase is Phase.MIXED
-        if is_mixed:
-            estimator.learn_gap(batch, applied, gap_ms)
-        elif active is not None:
-            estimator.learn(batch, applied, active, seen.step_ms, gap_ms)
-        estimator.watch_mass(seen.retained_mass)
-        if not is_mixed and applied.is_certain:
-            self._quality.learn(
-                batch.key,
-                batch.flexible,
-                applied.demand,
-                seen.retained_mass,
-                seen.shadow_kl,
-                seen.shadow_agreement,
-            )
-        if not is_mixed:
+        applied = self._history.applied(seen)
+        share = self._estimator.observe(seen, batch, applied)
+        if seen.phase is not Phase.MIXED:
             self._admission.watch(seen.queue_ms)
+            if applied.is_certain:
+                self._quality.observe(seen, batch, share)
         forecast = self._forecast(batch)
         if forecast is not None and self._promises.limits_ms:
             hold = self._holds.setdefault(batch.key, Hold())
-            floor_ms = forecast.ms(max(self.config.min_demand, self._guard(batch, hold)))
-            own_ms = forecast.ms(hold.demand)
-            self._trim.track(estimator.window, self._promises, own_ms, floor_ms)
+            floor_ms = forecast.ms(max(self._floor(batch), self._guard(batch, hold)))
+            own_ms = forecast.ms(hold.share)
+            self._trim.track(self._estimator.window, self._promises, own_ms, floor_ms)
+        return forecast
 
-    def _decide(self, batch: Batch) -> Decision:
+    def _decide(self, batch: Batch, forecast: Forecast | None) -> Decision:
         """The budget is decided here, by `law.decide`, unless an operator fixed it."""
         hold = self._holds.setdefault(batch.key, Hold())
-        forecast = self._forecast(batch)
         order = self._override
         if order is not None:
             if order.demand is not None or forecast is None or not self._promises:
-                return self._fixed(forecast, hold, order)
-            forecast = forecast.capped(float((order.cap or self.num_experts) * self.num_layers))
+                return self._fixed(batch, forecast, hold, order)
+            forecast = replace(forecast, most=float((order.cap or 1) * self.num_layers))
         if forecast is None:
             return self._full(Reason.FULL)
         slo_ms, tail, _ = self._promises.binding(self._trim.tails)
@@ -222,7 +210,7 @@ class Controller:
         if is_queueing:
             slo_ms, tail = queue_ms, 0.0
         if math.isinf(slo_ms):
-            hold.demand = 1.0
+            hold.share = 1.0
             return self._full(Reason.FULL, forecast)
         excess_ms = 0.0
         if not is_queueing:
@@ -233,11 +221,12 @@ class Controller:
             tail=tail,
             held_tail=hold.tail,
             excess_ms=excess_ms,
-            held=hold.demand,
+            held=hold.share,
+            floor=self._floor(batch),
             guard=self._guard(batch, hold),
         )
         move = decide(now, self.config)
-        if is_queueing and not move.saturated and move.demand < 1.0:
+        if is_queueing and not move.saturated and move.share < 1.0:
             move = replace(move, reason=Reason.QUEUE)
         if self._is_handing_over:
             wanted, move = move, hold.walk(move, self.config.handover)
@@ -245,29 +234,37 @@ class Controller:
         hold.take(move, tail)
         if self._trim.is_ignoring and not move.saturated:
             move = replace(move, reason=Reason.OUTSIDE)
+        layers, exact = self._estimator.layers(batch), forecast.exact / forecast.natural
+        caps = hold.still(batch, forecast, move.share)
+        if caps is None:
+            caps = hold.keep(batch, self._budget.caps(layers, exact, move.share))
         return replace(
-            budget.moved(self._estimator, forecast, move, self.config.cap_slack, order),
+            self._budget.moved(move, layers, caps, forecast, order),
             trim_ms=move.target_ms - slo_ms * (1.0 - self.config.margin),
             outside_ms=excess_ms,
-            guard_demand=now.guard,
-            predicted_kl=self._quality.kl_at(batch.key, move.demand),
+            guard_share=now.guard,
+            predicted_kl=self._quality.kl_at(batch.key, move.share),
         )
 
-    def _fixed(self, forecast: Forecast | None, hold: Hold, order: Override) -> Decision:
-        decision = budget.fixed(self._estimator, forecast, order)
-        hold.demand = decision.demand
-        if forecast is not None:  # where the law will take over
-            active = order.active(forecast, self.num_layers, self.num_experts)
-            hold.demand = min(decision.demand, forecast.demand_of(active))
+    def _fixed(
+        self, batch: Batch, forecast: Forecast | None, hold: Hold, order: Override
+    ) -> Decision:
+        layers, read_share = self._estimator.layers(batch), self._estimator.read_share
+        decision = self._budget.fixed(order, layers, forecast, read_share)
+        hold.share = decision.share  # where the law will take over
         return decision
 
+    def _floor(self, batch: Batch) -> float:
+        """The least share that keeps the mass that the operator asks for."""
+        return self._quality.share_keeping(batch.key, self.config.min_demand)
+
     def _guard(self, batch: Batch, hold: Hold) -> float:
-        """The least demand that the limit on quality allows; a new limit walks up to it."""
+        """The least share that the limit on quality allows; a new limit walks up to it."""
         limit = self.config.max_quality_loss
         if limit is None:
             return 0.0
-        wanted = self._quality.demand_for(batch.key, limit)
-        return min(wanted, hold.demand + self.config.handover, 1.0)
+        wanted = self._quality.share_for(batch.key, limit)
+        return min(wanted, hold.share + self.config.handover, 1.0)
 
     def _forecast(self, batch: Batch) -> Forecast | None:
         forecast = self._estimator.forecast(batch)
@@ -281,4 +278,5 @@ class Controller:
         return Estimator(self.config, self.num_layers, self.num_experts, self.top_k)
 
     def _full(self, reason: Reason, forecast: Forecast | None = None) -> Decision:
-        return budget.full(self._estimator, reason, forecast)
+        natural = self.num_experts * self.num_layers if forecast is None else forecast.natural
+        return self._budget.full(reason, self._estimator.natural.per_layer(natural), forecast)

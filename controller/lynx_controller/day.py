@@ -10,7 +10,7 @@ drift is shown late, never early. Late tokens are the part of the noise beyond t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -27,7 +27,7 @@ class Second:
     waiting: float  # streams without a place, at its end
     tokens: float  # decoded
     late: float  # share of them
-    demand: float
+    share: float
     mass: float
 
 
@@ -52,7 +52,7 @@ def run(
         is_full = waiting > 0.0 or streams > places
         rows = places if is_full else min(int(rng.poisson(streams)), places)
         if not rows:
-            served.append(Second(0, waiting, 0.0, 0.0, setting[0], 1.0))
+            served.append(Second(0, waiting, 0.0, 0.0, 1.0, 1.0))
             continue
         if rows != rows_before:
             setting = policy.plan(rows) or setting
@@ -62,7 +62,8 @@ def run(
         usual_ms = plant.step_ms(rows, sample.active) + plant.kv_ms * load.kv_ktokens
         late = 1.0 - NormalDist(usual_ms, plant.noise * usual_ms).cdf(slo_ms)
         steps = 1e3 / usual_ms
-        served.append(Second(rows, waiting, rows * steps, late, setting[0], sample.mass))
+        served.append(Second(rows, waiting, rows * steps, late, sample.share, sample.mass))
         waiting = max(0.0, waiting + arrived - rows * steps / output) if is_full else 0.0
-        setting = policy(observation)
+        told = replace(observation, demand=setting[0], budget_applied=tuple(setting[1]))
+        setting = policy(told)
     return served

@@ -1,43 +1,34 @@
-"""What the next step would cost at any demand: cost model and response at one batch."""
+"""What the next step would cost at any share of the experts that it would use."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
-from .response import KNOTS, interpolate
+import math
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """ms(demand) = base + slope * active(demand); monotone in demand, so it inverts."""
+    """ms(share) = base + slope * active(share). Active experts are over all layers."""
 
     base_ms: float
     slope_ms: float
-    active_at: tuple[float, ...]  # [knots] active experts over all layers
+    natural: float  # with nothing cut
+    exact: float = 0.0  # those of them that exact rows hold: the share is of the others
+    least: float = 0.0  # what floors hold, and top-k
+    most: float = math.inf  # what an operator's cap allows
 
-    def active(self, demand: float) -> float:
-        return interpolate(self.active_at, demand)
+    def active(self, share: float) -> float:
+        wanted = self.exact + share * (self.natural - self.exact)
+        return min(max(wanted, min(self.least, self.natural)), self.most)
 
-    def ms(self, demand: float) -> float:
-        return self.base_ms + self.slope_ms * self.active(demand)
+    def ms(self, share: float) -> float:
+        return self.base_ms + self.slope_ms * self.active(share)
 
-    def capped(self, active: float) -> Forecast:
-        """The same under a cap on the active experts over all layers."""
-        return replace(self, active_at=tuple(min(each, active) for each in self.active_at))
-
-    def demand_for(self, ms: float) -> float:
-        """The largest demand whose step fits ms; 0 where none does."""
+    def share_for(self, ms: float) -> float:
+        """The largest share whose step fits ms; 0 where none does."""
         active = (ms - self.base_ms) / self.slope_ms
-        return self.demand_of(active)
-
-    def demand_of(self, active: float) -> float:
-        """The largest demand that leaves at most this many experts active."""
-        at = self.active_at
-        if active >= at[-1]:
+        if active >= self.active(1.0):
             return 1.0
-        for i in range(len(KNOTS) - 1, 0, -1):
-            if at[i - 1] <= active:
-                rise = at[i] - at[i - 1]
-                place = (active - at[i - 1]) / rise if rise > 0.0 else 0.0
-                return KNOTS[i - 1] + place * (KNOTS[i] - KNOTS[i - 1])
-        return 0.0
+        if active < self.active(0.0):
+            return 0.0
+        return (active - self.exact) / (self.natural - self.exact)

@@ -9,7 +9,7 @@ from typing import Final
 from .types import Decision, Observation
 
 MEMORY: Final = 16  # decisions
-SAME: Final = 0.02  # demands this close need not be told apart
+SAME: Final = 0.02  # shares this close need not be told apart
 UNSURE: Final = 2  # steps by which the assumed lag may be wrong
 
 
@@ -38,20 +38,25 @@ class History:
         remembered = self._recall(seen.step)
         demand, budget, is_certain = remembered.demand, remembered.budget, remembered.is_certain
         if seen.demand is not None and 0.0 <= seen.demand <= 1.0:
-            demand, is_certain = float(seen.demand), True
-        if isinstance(seen.budget_applied, int):
-            budget = (seen.budget_applied,) * len(self.full)
-        elif seen.budget_applied is not None and len(seen.budget_applied) == len(self.full):
-            budget = tuple(seen.budget_applied)
+            demand = float(seen.demand)
+        told = seen.budget_applied
+        told = (told,) * len(self.full) if isinstance(told, int) else told
+        if told is not None and len(told) == len(self.full) and min(told) >= 1:
+            budget, is_certain = tuple(told), True
         return Applied(demand, budget, is_certain)
 
     def _recall(self, step: int) -> Applied:
-        demand, budget = 1.0, self.full
-        lately = []
-        for made, decision in self.decisions:
-            if made + self.lag_steps <= step:
-                demand, budget = decision.demand, decision.budget
-            if made + self.lag_steps + UNSURE > step:
-                lately.append(decision.demand)
-        is_certain = all(abs(each - demand) < SAME for each in lately)
+        found, lately = None, []
+        for made, decision in reversed(self.decisions):
+            if found is None and made + self.lag_steps <= step:
+                found = decision
+            if made + self.lag_steps + UNSURE <= step:
+                break
+            lately.append(decision)
+        demand, share, budget = 1.0, 1.0, self.full
+        if found is not None:
+            demand, share, budget = found.demand, found.share, found.budget
+        is_certain = all(
+            each.demand == demand and abs(each.share - share) < SAME for each in lately
+        )
         return Applied(demand, budget, is_certain)

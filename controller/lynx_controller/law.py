@@ -1,4 +1,4 @@
-"""The control law: a pure function from a forecast to a demand."""
+"""The control law: a pure function from a forecast to a share of the experts."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ class Situation:
     forecast: Forecast
     slo_ms: float
     tail: float  # the trim: measured percentile of (gap - own time), over own time
-    held_tail: float  # the trim when the demand last moved
+    held_tail: float  # the trim when the share last moved
     excess_ms: float  # part of the forecast's base that is a disturbance
-    held: float  # demand decided last
-    guard: float = 0.0  # least demand that the limit on quality allows
+    held: float  # share decided last
+    floor: float  # least share that the operator's quality floor allows
+    guard: float = 0.0  # least share that the limit on quality allows
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    demand: float
+    share: float
     reason: Reason
     saturated: bool
     target_ms: float
@@ -34,22 +35,22 @@ def decide(now: Situation, config: ControllerConfig) -> Move:
     """One step of the law.
 
     target = SLO * (1 - margin) / (1 + tail)      tail: the slow trim, fast up, slow down
-    ms(d)  = base + slope * active(d)             the forecast, rising in d
-    floor  = max(min_demand, guard)               the operator's, or what the quality limit allows
+    ms(u)  = base + slope * active(u)             the forecast, rising in the share u
+    floor  = max(floor, guard)                    the operator's, or what the quality limit allows
 
     SATURATED   ms(floor) > target: the floor; there is no state that could wind up
     GUARD       the same at a floor that the guard has raised
     OUTSIDE     ms(floor) > SLO, but only because the base holds a disturbance: judged without it,
                 since no cut would have brought the gap inside the SLO
-    FULL        demand 1, at once when ms(1) <= target * (1 - up_band), kept to * (1 + down_band)
+    FULL        share 1, at once when ms(1) <= target * (1 - up_band), kept to * (1 + down_band)
     error       target - ms(held)
     dead band   -down_band * target <= error <= up_band * target: HOLD
-    gain        wanted = the demand with ms(wanted) = target: the model's inverse, one step
+    gain        wanted = the share with ms(wanted) = target: the model's inverse, one step
     smooth      down: at once; up: a share `rise` of the way
     clamp       [floor, 1]
     A move is a TRIM where the tail made the difference since the last one, else FEED_FORWARD.
     """
-    forecast, held, floor = now.forecast, now.held, max(config.min_demand, now.guard)
+    forecast, held, floor = now.forecast, now.held, max(now.floor, now.guard)
     limit = now.slo_ms * (1.0 - config.margin)
     target = limit / max(1.0 + now.tail, 0.5)
     floor_ms, reason = forecast.ms(floor), None
@@ -63,15 +64,15 @@ def decide(now: Situation, config: ControllerConfig) -> Move:
     if full_ms - floor_ms < 0.005 * now.slo_ms:  # a cut would cost quality and buy no time
         return Move(1.0, Reason.SATURATED, True, target)
     if floor_ms > target:
-        limited = Reason.GUARD if floor > config.min_demand else Reason.SATURATED
+        limited = Reason.GUARD if floor > now.floor else Reason.SATURATED
         return Move(floor, limited, True, target)
     low, high = -config.down_band * target, config.up_band * target
     error = target - forecast.ms(held)
     if floor <= held < 1.0 and low <= error <= high:
         return Move(held, reason or Reason.HOLD, False, target)
-    wanted = forecast.demand_for(target)
-    share = 1.0 if wanted < held else config.rise
-    demand = min(max(held + share * (wanted - held), floor), 1.0)
+    wanted = forecast.share_for(target)
+    gain = 1.0 if wanted < held else config.rise
+    share = min(max(held + gain * (wanted - held), floor), 1.0)
     without_trim = limit / max(1.0 + now.held_tail, 0.5) - forecast.ms(held)
     trimmed = Reason.TRIM if low <= without_trim <= high else Reason.FEED_FORWARD
-    return Move(demand, reason or trimmed, False, target)
+    return Move(share, reason or trimmed, False, target)

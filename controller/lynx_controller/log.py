@@ -1,12 +1,13 @@
 """The decision log: what the controller was told and what it answered, one JSON object per line.
 
-    {"lynx_log": 1, "slo": [{...}], "num_layers": L, "num_experts": E, "top_k": K, "config": {...}}
+    {"lynx_log": 1, "slo": [{...}], "num_layers": L, "num_experts": E, "top_k": K,
+     "layer_offsets": [...], "config": {...}}
     {"n": 1, "call": "step", "with": {observation}, "decision": {...}}
     {"n": 2, "call": "plan", "with": {"rows": 16, ...}, "decision": {...}}
     {"n": 3, "call": "set_slo", "with": {...}}          also set_min_demand, override,
                                                         set_max_quality_loss, inherit
 
-Version 1; a reader refuses what it does not
+Version 2; a reader refuses what it does not
 know. Lines are written by a thread of their own: a slow disk costs lines, never a step.
 """
 
@@ -24,7 +25,7 @@ from .config import ControllerConfig
 from .controller import Controller
 from .types import Decision, Observation, Phase, Slo
 
-VERSION: Final = 1
+VERSION: Final = 2
 WAITING: Final = 4096  # lines that may wait for the disk; more are dropped and counted
 
 
@@ -95,15 +96,15 @@ class LoggedController(Controller):
         num_experts: int,
         top_k: int,
         config: ControllerConfig | None = None,
+        layer_offsets: Sequence[float] | None = None,
     ) -> None:
         self._log = log
         self._number: int | None = None  # None: before the first line
-        super().__init__(slo, num_layers, num_experts, top_k, config)
+        super().__init__(slo, num_layers, num_experts, top_k, config, layer_offsets)
         self._number = 0
         sizes = {"num_layers": num_layers, "num_experts": num_experts, "top_k": top_k}
-        log.write(
-            {"lynx_log": VERSION, "slo": plain_slos(self), **sizes, "config": asdict(self.config)}
-        )
+        about = {"layer_offsets": layer_offsets, "config": asdict(self.config)}
+        log.write({"lynx_log": VERSION, "slo": plain_slos(self), **sizes, **about})
 
     def step(self, observation: Observation) -> Decision:
         decision = super().step(observation)
@@ -164,7 +165,9 @@ def controller_of(header: str) -> Controller:
         raise ValueError("not a decision log: its first line has no lynx_log") from None
     if version != VERSION:
         raise ValueError(f"the log has version {version!r}; this reads version {VERSION}")
-    sizes = {name: record[name] for name in ("num_layers", "num_experts", "top_k")}
+    given = ("num_layers", "num_experts", "top_k", "layer_offsets")
     return Controller(
-        slo=read_slos(record["slo"]), config=ControllerConfig(**record["config"]), **sizes
+        slo=read_slos(record["slo"]),
+        config=ControllerConfig(**record["config"]),
+        **{name: record[name] for name in given},
     )

@@ -35,18 +35,18 @@ def overshoot(
     return max(windowed_ms(gaps_ms, percentile, window_steps)) / slo_ms - 1.0
 
 
-def reversals_per_1000(demands: Sequence[float], tolerance: float = 0.005) -> float:
+def reversals_per_1000(shares: Sequence[float], tolerance: float = 0.005) -> float:
     """Changes of direction; moves below the tolerance add up until they count."""
-    reversals, direction, anchor = 0, 0, demands[0]
-    for demand in demands:
-        if abs(demand - anchor) > tolerance:
-            heading = 1 if demand > anchor else -1
+    reversals, direction, anchor = 0, 0, shares[0]
+    for share in shares:
+        if abs(share - anchor) > tolerance:
+            heading = 1 if share > anchor else -1
             reversals += direction == -heading
-            direction, anchor = heading, demand
-    return 1000.0 * reversals / len(demands)
+            direction, anchor = heading, share
+    return 1000.0 * reversals / len(shares)
 
 
-def recovery_steps(demands: Sequence[float]) -> int:
-    """Steps until demand is back at 1 for good; len(demands) if it never is."""
-    below = [i for i, demand in enumerate(demands) if demand < 1.0]
+def recovery_steps(shares: Sequence[float]) -> int:
+    """Steps until the share is back at 1 for good; len(shares) if it never is."""
+    below = [i for i, share in enumerate(shares) if share < 1.0]
     return below[-1] + 1 if below else 0

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from .forecast import Forecast
-
 
 @dataclass(frozen=True, slots=True)
 class Override:
@@ -26,9 +24,3 @@ class Override:
             raise ValueError(f"demand must be in [0, 1] or None, got {demand!r}")
         cap = None if budget is None else min(budget, num_experts)
         return cls(cap, None if demand is None else float(demand))
-
-    def active(self, forecast: Forecast, num_layers: int, num_experts: int) -> float:
-        """Active experts over all layers, as forecast under it."""
-        cap = num_experts if self.cap is None else self.cap
-        demand = 1.0 if self.demand is None else self.demand
-        return min(forecast.active(demand), float(cap * num_layers))

@@ -3,12 +3,14 @@
 Taken from a decision log (`--lynx-decision-log`): rows, gaps, KV growth, noise and interference are
 as they were, step by step; only what experts cost is changed:
 
-    T'_l = T_l * curve(d') / curve(d), at most the cap        ms' = ms + slope * sum(T' - T)
-    loss' = loss * ((1 - d') / (1 - d))^2, or spill * (1 - d')^2 where nothing was cut
+    N_l  = T_l below its cap, else at least T_l and what the model of the natural number says
+    T'_l = min(N_l, cap'_l)        ms' = ms + slope * sum(T' - T)
+    lost = spill * mean over layers of (1 - T'_l / N_l)^2; under its own caps, what was recorded
 
-Slope, curve and spill are fitted on the log by the controller's own models, so a playback tells
-laws apart on real loads; it cannot tell whether these models hold. What a log never ran under, it
-only knows by these models' priors: record with demands from full to the floor.
+Slope, natural number and spill are fitted on the log by the controller's own models, so a playback
+tells laws apart on real loads; it cannot tell whether these models hold. What a log never ran
+under, it only knows by these models' priors: record with caps from full to the floor. Demands
+below 1 are not played.
 
 The load may also be that of a server without Lynx, by SGLang's record of its forward passes
 (`passes`): rows, KV tokens and times are then the record's; T, which it lacks, is what the models
@@ -19,15 +21,17 @@ machine.
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from . import passes
 from .batch import Batch
 from .estimator import Estimator
 from .history import Applied
 from .log import controller_of
+from .natural import PerLayer
 from .quality import Quality
 from .simulator import Load, Sample, Setting
 from .types import Observation, Phase
@@ -44,14 +48,14 @@ class Playback:
 
         Raises:
             ValueError: a file is of another kind, or holds no whole decode step. A whole one of a
-                decision log says its active experts, and the demand that it ran under.
+                decision log says its active experts, and the caps that it ran under.
         """
         with path.open() as lines:
             header = next(lines, "")
             if passes.is_passes(header):
                 raise ValueError(
                     f"{path} is SGLang's record of forward passes, which says neither the active "
-                    "experts nor the demand of a step: give it as `recorded`, and as `path` a "
+                    "experts nor the caps of a step: give it as `recorded`, and as `path` a "
                     "decision log of the same model on the same machine"
                 )
             logged = controller_of(header)
@@ -59,7 +63,7 @@ class Playback:
             self.top_k = logged.top_k
             self.recorded = [seen for seen in map(self._read, lines) if seen is not None]
         if not self.recorded:
-            raise ValueError(f"{path} holds no decode step with its active experts and demand")
+            raise ValueError(f"{path} holds no decode step with its active experts and caps")
         sizes = self.num_layers, self.num_experts, self.top_k
         self._estimator = Estimator(logged.config, *sizes)
         self._quality = Quality(logged.config.prior_kl)
@@ -78,31 +82,44 @@ class Playback:
         """What an expert costs in a layer, as fitted on the decision log."""
         return self._estimator.cost.slope_ms
 
+    def caps(self, rows: int, share: float) -> tuple[int, ...]:
+        """[L] the caps that hold a batch to a share of what it would use, as the log taught."""
+        if share >= 1.0:
+            return (self.num_experts,) * self.num_layers
+        layers = self._estimator.layers(Batch.of(Phase.DECODE, rows, 0, None))
+        return tuple(np.rint(np.maximum(share * layers, self.top_k)).astype(int).tolist())
+
+    def caps_of(self, seen: Observation) -> tuple[int, ...]:
+        """[L] those that a recorded step ran under."""
+        return tuple(int(cap) for cap in self._caps(seen))
+
     def run(self, load: Load, setting: Setting) -> tuple[Observation, Sample]:
         """The next recorded step under another setting; `load` is its own."""
         seen = self.recorded[self._next]
         self._next += 1
-        demand, budget = setting
-        active = self._active(seen, demand, [float(each) for each in budget])
-        before, after = float(sum(seen.active_experts)), sum(active)
-        step_ms = seen.step_ms + self._estimator.cost.slope_ms * (after - before)
+        caps = np.array(setting[1], dtype=float)
+        natural, before = self._natural(seen), np.array(seen.active_experts, dtype=float)
+        active = np.maximum(np.minimum(natural, caps), np.minimum(natural, self.top_k))
+        active = np.where(caps == self._caps(seen), before, active)  # floors may hold more
+        step_ms = seen.step_ms + self._estimator.cost.slope_ms * float((active - before).sum())
         step_ms = max(step_ms, 0.05 * seen.step_ms)
         gap_ms = step_ms + load.outside_ms
-        mass = 1.0 - math.sqrt(min(1.0, self._loss(seen, demand)))
+        mass = self._mass(seen, natural, active)
         played = replace(
             seen,
             step=self._next,
             step_ms=step_ms,
             itl_ms=gap_ms,
-            active_experts=active,
+            active_experts=active.tolist(),
             retained_mass=[mass] * self.num_layers,
-            demand=demand,
-            budget_applied=tuple(budget),
+            demand=1.0,
+            budget_applied=tuple(setting[1]),
             shadow_kl=None,
             shadow_agreement=None,
         )
-        natural = sum(self._active(seen, 1.0, [float(self.num_experts)] * self.num_layers))
-        return played, Sample(load, demand, gap_ms, after, natural, mass)
+        total = float(natural.sum())
+        share = float(np.minimum(natural, caps).sum()) / total
+        return played, Sample(load, share, gap_ms, float(active.sum()), total, mass)
 
     def _read(self, line: str) -> Observation | None:
         try:
@@ -112,7 +129,7 @@ class Playback:
             seen = Observation.from_dict(record["with"])
             is_whole = len(seen.active_experts) == self.num_layers and sum(seen.active_experts) > 0
             is_usable = seen.phase is Phase.DECODE and seen.rows > 0 and 0.0 < seen.step_ms < 1e6
-            is_usable = is_usable and seen.demand is not None and 0.0 <= seen.demand <= 1.0
+            is_usable = is_usable and seen.demand == 1.0 and seen.budget_applied is not None
         except (TypeError, ValueError, KeyError):  # a torn line, an observation of anything
             return None
         return seen if is_whole and is_usable else None
@@ -132,38 +149,35 @@ class Playback:
                 active_experts=(),
                 kv_tokens=each.kv_tokens,
                 demand=1.0,
+                budget_applied=self.num_experts,
             )
-            forecast = self._estimator.forecast(Batch.seen(seen))
-            if forecast is None:
-                raise ValueError("the decision log is too short to tell how many experts are read")
-            active = self._estimator.per_layer(forecast.active(1.0))
+            active = self._estimator.layers(Batch.seen(seen)).tolist()
             steps.append(replace(seen, active_experts=active))
         if not steps:
             raise ValueError(f"{recorded} holds no pass that only decodes")
         return steps
 
     def _learn(self, seen: Observation) -> None:
-        demand = float(seen.demand or 0.0)
-        full = (self.num_experts,) * self.num_layers
-        active = [float(each) for each in seen.active_experts]
-        applied = Applied(demand, full, is_certain=True)
-        batch = Batch.seen(seen)
+        caps = self.caps_of(seen)
+        active, batch = [float(each) for each in seen.active_experts], Batch.seen(seen)
+        applied = Applied(1.0, caps, is_certain=True)
         self._estimator.learn(batch, applied, active, seen.step_ms, seen.step_ms)
-        self._quality.learn(batch.key, batch.flexible, demand, seen.retained_mass, None, None)
+        share = self._estimator.read_share if batch.flexible == batch.rows else None
+        self._quality.learn(batch.key, batch.flexible, share, seen.retained_mass, None, None)
 
-    def _active(self, seen: Observation, demand: float, cap: list[float]) -> list[float]:
-        forecast = self._estimator.forecast(Batch.seen(seen))
-        ratio = 1.0
-        if forecast is not None:
-            ratio = forecast.active(demand) / max(forecast.active(float(seen.demand or 0.0)), 1e-9)
-        return [
-            min(max(each * ratio, min(each, self.top_k)), most, self.num_experts)
-            for each, most in zip(seen.active_experts, cap, strict=True)
-        ]
+    def _caps(self, seen: Observation) -> PerLayer:
+        return np.broadcast_to(np.array(seen.budget_applied, dtype=float), (self.num_layers,))
 
-    def _loss(self, seen: Observation, demand: float) -> float:
-        lost = 1.0 - float(seen.demand or 0.0)
-        if lost > 0.0 and len(seen.retained_mass):
-            loss = sum((1.0 - each) ** 2 for each in seen.retained_mass) / len(seen.retained_mass)
-            return loss * ((1.0 - demand) / lost) ** 2
-        return self._quality.loss_at(Batch.seen(seen).key, demand)
+    def _natural(self, seen: Observation) -> PerLayer:
+        """[L] what a recorded step would have used uncut."""
+        active, caps = np.array(seen.active_experts, dtype=float), self._caps(seen)
+        is_bound = (active >= caps) & (caps < self.num_experts)
+        usual = np.maximum(active, self._estimator.layers(Batch.seen(seen)))
+        return np.where(is_bound, usual, active)
+
+    def _mass(self, seen: Observation, natural: PerLayer, active: PerLayer) -> float:
+        if np.array_equal(active, seen.active_experts) and len(seen.retained_mass):
+            return sum(seen.retained_mass) / len(seen.retained_mass)
+        taken = 1.0 - active / natural
+        spill = self._quality.lost_at(Batch.seen(seen).key, 0.0)
+        return max(0.0, 1.0 - spill * float((taken**2).mean()))

@@ -18,9 +18,9 @@ from .types import Decision, Observation, Phase, Reason
 
 BECAUSE: Final = {
     Reason.FULL: "full quality fits",
-    Reason.FEED_FORWARD: "the cost model moved the demand",
-    Reason.TRIM: "the measured tail moved the target, and the demand with it",
-    Reason.HOLD: "the held demand is within the dead band: nothing moves",
+    Reason.FEED_FORWARD: "the cost model moved the share",
+    Reason.TRIM: "the measured tail moved the target, and the share with it",
+    Reason.HOLD: "the held share is within the dead band: nothing moves",
     Reason.QUEUE: "requests wait for a place: faster steps free one sooner",
     Reason.SATURATED: "the SLO cannot be met at the floor, or no cut would buy time",
     Reason.OUTSIDE: "time lost outside the experts, which no cut wins back, was ignored",
@@ -90,14 +90,14 @@ def _again(controller: Controller, record: dict[str, Any]) -> Replayed:
     decided, about = None, ", ".join(f"{name} {value}" for name, value in given.items())
     rows = given.get("rows")
     if call == "step":
-        before = controller.state()["demand"]
+        before = controller.state()["share"]
         decided = controller.step(_observation(given))
         about = f"step {given.get('step')} {given.get('phase')}, {rows} rows: "
         about += f"took {given.get('step_ms')} ms, gap {given.get('itl_ms')} ms; "
-        about += f"demand {before:.3f} -> {decided.demand:.3f}"
+        about += f"share {before:.3f} -> {decided.share:.3f}"
     elif call == "plan":
         decided = controller.plan(**{**given, "phase": Phase(given["phase"])})
-        about = f"plan for {rows} rows: demand {decided.demand:.3f}"
+        about = f"plan for {rows} rows: share {decided.share:.3f}"
     elif call == "set_slo":
         controller.set_slo(read_slos(given["slo"]))
     elif call == "set_min_demand":
@@ -147,7 +147,7 @@ def _explain(controller: Controller, decided: Decision, about: str) -> str:
         why += f"(trim {decided.trim_ms:+.2f}), predicted {decided.predicted_ms:.2f} ms"
     if decided.outside_ms:
         why += f", {decided.outside_ms:.2f} ms of it not the experts'"
-    if decided.guard_demand:
-        why += f". Quality limit {controller.config.max_quality_loss:g} nats -> demand at least "
-        why += f"{decided.guard_demand:.3f}, predicted {decided.predicted_kl:.2g} nats"
+    if decided.guard_share:
+        why += f". Quality limit {controller.config.max_quality_loss:g} nats -> share at least "
+        why += f"{decided.guard_share:.3f}, predicted {decided.predicted_kl:.2g} nats"
     return why

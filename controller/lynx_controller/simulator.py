@@ -1,7 +1,8 @@
 """A small decode plant in closed loop, for tests and benchmarks: no clock, one seed, no prior.
 
-Its response (floor and bend of T in demand, unlike layers, bursty routing) is not the form that
-the controller assumes.
+Unlike layers, bursty routing. A cap keeps the most important experts, so the mass that it costs
+grows with the square of what it takes, as measured on three models (docs/quality.md); a demand is
+answered by a floor and a bend of T.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
+from .natural import PerLayer
 from .types import Observation, Phase
 
 Setting: TypeAlias = tuple[float, Sequence[int]]
@@ -37,7 +39,7 @@ class Sample:
     """One decode step as it truly went."""
 
     load: Load
-    demand: float
+    share: float  # of the natural number, what the caps allowed
     gap_ms: float
     active: float  # over all layers
     natural: float  # what full quality would have read
@@ -57,6 +59,8 @@ class Plant:
     slope_ms: float = 0.03  # per expert and layer
     concentration: float = 0.8  # natural active experts over uniform routing's, at many rows
     bend: float = 2.0  # exponent of active experts in demand
+    spill: float = 1.06  # mass lost under a cap, over the square of the share that it takes
+    spill_noise: float = 0.1  # its relative standard deviation from step to step
     noise: float = 0.05  # relative standard deviation of a step's time
     jitter: float = 0.06  # relative standard deviation of a layer's active experts
     warmup: float = 1.0  # factor on the first step of each slot
@@ -88,14 +92,32 @@ class Plant:
         least = 1.0 / self.top_k + 0.04 * np.log2(rows)
         return float(self.natural(rows) * (least + (1.0 - least) * demand**self.bend))
 
-    def mass(self, demand: float, kept: float) -> float:
-        """Share of top-k gate mass that a row keeps; `kept`: active experts over natural ones.
+    def layers(self, rows: int) -> PerLayer:
+        """[L] expected active experts at full quality."""
+        return np.minimum(self.natural(rows) * self.layer_factor, self.num_experts)
+
+    def caps(self, rows: int, share: float) -> tuple[int, ...]:
+        """[L] the caps that hold a batch to a share of what it would use."""
+        if share >= 1.0:
+            return (self.num_experts,) * self.num_layers
+        wanted = np.rint(np.maximum(share * self.layers(rows), self.top_k))
+        return tuple(wanted.astype(int).tolist())
+
+    def active_at(self, rows: int, share: float) -> float:
+        """Expected active experts over all layers under those caps."""
+        return float(np.minimum(self.layers(rows), self.caps(rows, share)).sum())
+
+    def mass(self, demand: float, kept: PerLayer) -> float:
+        """Share of top-k gate mass that a row keeps; `kept` [L]: active over natural experts.
 
         Demand is met by whole experts, so it is overshot; what was not demanded is often there
-        because another row demanded it.
+        because another row demanded it. At full demand a cap alone decides.
         """
-        own = 1.0 - 0.8 * (1.0 - demand)
-        return own + (1.0 - own) * min(max(kept, 0.0), 1.0)
+        taken = 1.0 - np.minimum(kept, 1.0)
+        if demand < 1.0:
+            return 1.0 - float(0.8 * (1.0 - demand) * taken.mean())
+        noise = 1.0 + self.spill_noise * self.rng.standard_normal()
+        return max(0.0, 1.0 - float(max(noise, 0.0) * self.spill * (taken**2).mean()))
 
     def step_ms(self, rows: int, active: float) -> float:
         return self.base_ms + self.row_ms * rows + self.slope_ms * active
@@ -114,16 +136,16 @@ class Plant:
         rows = load.rows + load.prefill_tokens
         asked = 1.0 if load.prefill_tokens else demand  # prefilled rows are exact
         spread = 1.0 + self.jitter * self.rng.standard_normal(self.num_layers)
-        mean = self.active(rows, asked) * self.layer_factor * spread
         least = min(self.top_k, self.active(rows, 0.0))
+        natural = self.natural(rows) * self.layer_factor * spread
+        natural = np.rint(np.clip(natural, least, self.num_experts))
+        mean = np.rint(natural * (self.active(rows, asked) / self.natural(rows)))
         cap = np.minimum(np.array(budget), self.num_experts)
         if load.prefill_tokens:
             cap = np.full(self.num_layers, self.num_experts)
-        active = np.rint(np.clip(np.minimum(mean, cap), least, self.num_experts))
+        active = np.maximum(np.minimum(mean, cap), np.rint(least))
         total = float(active.sum())
-        natural = self.natural(rows) * self.num_layers
-        wanted = max(float(mean.sum()), 1e-9)
-        mass = self.mass(asked * min(1.0, (total + self.num_layers) / wanted), total / natural)
+        mass = self.mass(asked, active / natural)
         step_ms = self.step_ms(load.rows, load.expert_factor * total)
         step_ms += self.kv_ms * load.kv_ktokens + self.token_ms * load.prefill_tokens
         step_ms = (step_ms + load.inside_ms) * load.slowdown
@@ -147,7 +169,10 @@ class Plant:
             itl_ms=gap_ms,
             shadow_kl=self.shadow(kl, load.rows),
         )
-        return observation, Sample(load, demand, gap_ms, total, natural, mass, kl)
+        layers = self.layers(rows)
+        share = float(np.minimum(layers, cap).sum() / layers.sum())
+        sample = Sample(load, share, gap_ms, total, float(layers.sum()), mass, kl)
+        return observation, sample
 
 
 class Machine(Protocol):

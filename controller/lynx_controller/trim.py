@@ -24,7 +24,7 @@ class Trim:
     def track(self, window: Window, promises: Promises, own_ms: float, floor_ms: float) -> None:
         """Move each promise's tail towards what was measured: fast up, slow down.
 
-        own_ms, floor_ms: forecast of the step at the held demand and at the floor. What a gap lost
+        own_ms, floor_ms: forecast of the step at the held share and at the floor. What a gap lost
         outside its step counts as far as the floor could win it back.
         """
         ignored = {}

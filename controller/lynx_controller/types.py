@@ -22,9 +22,9 @@ class Reason(Enum):
     """Why a decision is what it is."""
 
     FULL = "full"  # full quality fits, or there is no SLO
-    FEED_FORWARD = "feed_forward"  # the model says that another demand fits the SLO better
+    FEED_FORWARD = "feed_forward"  # the model says that another share fits the SLO better
     TRIM = "trim"  # the measured tail moved the target, not the model
-    HOLD = "hold"  # the held demand is inside the dead band
+    HOLD = "hold"  # the held share is inside the dead band
     QUEUE = "queue"  # requests wait for a place, and their TTFT takes faster steps than the gaps do
     SATURATED = "saturated"  # the SLO cannot be met at the floor, or nothing can be cut
     OUTSIDE = "outside"  # time lost outside the experts, which no cut could win back, was ignored
@@ -101,16 +101,17 @@ class Decision:
     """What the next steps are to run under, and the terms that made it."""
 
     budget: tuple[int, ...]  # [L] cap on active experts
-    demand: float  # share of each flexible row's top-k mass that is insisted on
+    demand: float  # share of each flexible row's top-k mass that is insisted on; 1 unless fixed
     expected_active: tuple[float, ...]  # [L]
     reason: Reason
     saturated: bool
     predicted_ms: float  # expected step time; 0 before anything was learned
+    share: float = 1.0  # of the experts that the step would use uncut, those that it may use
     target_ms: float = 0.0  # step time that was aimed for; 0 without an SLO
     trim_ms: float = 0.0  # part of the target given to the measured tail (<= 0 as a rule)
     outside_ms: float = 0.0  # disturbance that was ignored
-    guard_demand: float = 0.0  # least demand that the limit on quality allows; 0 without one
-    predicted_kl: float = 0.0  # nats per token lost to the full model, with 90 % confidence
+    guard_share: float = 0.0  # least share that the limit on quality allows; 0 without one
+    predicted_kl: float = 0.0  # nats per token lost to the full model, with 95 % confidence
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "reason": self.reason.value}

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Final
+
+STEADY: Final = 4  # gaps in a row that lost time outside, until it counts as lasting
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +45,17 @@ class Window:
 
         None: their mean.
 
-        Gaps that lost more than payable_ms outside the experts count with their step alone: they
-        would miss the SLO at the floor too, so no cut is asked for on their account.
+        What the last STEADY gaps all lost outside the experts is counted in every gap: a lasting
+        loss is known after a few steps, not once it has filled the window.
+
+        Gaps that lost more than payable_ms outside count with their step alone: they would miss
+        the SLO at the floor too, so no cut is asked for on their account.
         """
         ignored = 0
         gaps = []
-        for noise, outside in zip(self.noise, self.outside_ms, strict=True):
+        steady_ms = min(self.outside_ms[-STEADY:])
+        for noise, lost_ms in zip(self.noise, self.outside_ms, strict=True):
+            outside = max(lost_ms, steady_ms)
             if outside > payable_ms:
                 ignored += 1
                 gaps.append(noise * own_ms)

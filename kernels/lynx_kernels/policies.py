@@ -41,7 +41,8 @@ class Demand(Enum):
 class Importance(Enum):
     """The order in which the budget keeps experts: a sum over rows, ties by lower expert id."""
 
-    SHARE_4 = "share_4"  # (own weight / row total) ** 4, over the rows that demand the expert
+    # (own weight / row total) ** 4, over the rows that demand the expert, times its contribution.
+    SHARE_4 = "share_4"
     SHARE = "share"  # own weight / row total, over the rows that demand the expert
     VOTES = "votes"  # number of rows that demand the expert, then SHARE
     SCORES = "scores"  # router score, over all rows that are not pads
@@ -82,6 +83,10 @@ class Policy:
     @property
     def needs_similarity(self) -> bool:
         return self.weights is Weights.MOVED
+
+    @property
+    def takes_contribution(self) -> bool:
+        return self.importance is Importance.SHARE_4
 
     @property
     def bin_edges(self) -> tuple[float, ...]:

@@ -32,6 +32,7 @@ def select(
     policy: str | Policy = "lynx",
     correction_bias: Tensor | None = None,
     similarity: Tensor | None = None,
+    contribution: Tensor | None = None,
     scheduled: range | None = None,
 ) -> Selection:
     """Let flexible rows share experts, so that at most `budget` of them are active.
@@ -52,6 +53,8 @@ def select(
         policy: a name from `POLICIES`, or rules of one's own.
         correction_bias: float32 [E]; refills are ranked by scores + bias, weighed by scores.
         similarity: float32 [E, E], how like an expert's output (row) another's is; for `sere`.
+        contribution: float32 [E] in [0, 1], how much an expert's output usually weighs beside the
+            others'; multiplies its importance, for `lynx`. Values out of range count as 1.
         scheduled: ids of the experts in w13, over which a `schedule` is made: from E up there are
             fused shared ones, and an expert-parallel rank has some of the routed ones. None: the E
             routed ones. Selection itself is the same on all ranks, over all experts.
@@ -71,9 +74,8 @@ def select(
     if scores.device.type == "cpu":
         run = cpu_path()
     elif scores.device.type == "cuda":
-        run = cuda_path(
-            scores, topk_ids, topk_weights, row_class, correction_bias, chosen, scheduled
-        )
+        given = (scores, topk_ids, topk_weights, row_class, correction_bias, contribution)
+        run = cuda_path(given, scores.shape[1], topk_ids.shape[1], chosen, scheduled)
     else:
         run = select_torch
     if chosen.needs_similarity:
@@ -82,6 +84,11 @@ def select(
         num_experts = scores.shape[1]
         _check("similarity", similarity, torch.float32, (num_experts, num_experts), scores.device)
         run = partial(run, similarity=similarity)
+    if contribution is not None:
+        if not chosen.takes_contribution:
+            raise ValueError(f"contribution: expected None for policy {chosen.name}, got a tensor")
+        _check("contribution", contribution, torch.float32, scores.shape[1:], scores.device)
+        run = partial(run, contribution=contribution)
     return run(
         scores,
         topk_ids,
@@ -107,11 +114,9 @@ def cpu_path() -> Callable[..., Selection]:
 
 
 def cuda_path(
-    scores: Tensor,
-    topk_ids: Tensor,
-    topk_weights: Tensor,
-    row_class: Tensor,
-    correction_bias: Tensor | None,
+    given: tuple[Tensor | None, ...],
+    num_experts: int,
+    top_k: int,
     policy: Policy,
     scheduled: range | None,
 ) -> Callable[..., Selection]:
@@ -120,8 +125,6 @@ def cuda_path(
     if reason is None and not policy.has_triton_form:
         reason = f"policy {policy.name} has no Triton form"
     if reason is None:
-        num_experts, top_k = scores.shape[1], topk_ids.shape[1]
-        given = (scores, topk_ids, topk_weights, row_class, correction_bias)
         if num_experts > MAX_EXPERTS or top_k > MAX_TOP_K:
             reason = (
                 f"{num_experts} experts and {top_k} slots, of at most {MAX_EXPERTS} and {MAX_TOP_K}"
@@ -133,7 +136,7 @@ def cuda_path(
         return select_torch
     from lynx_kernels.select_triton import select_triton
 
-    return partial(select_triton, scheduled=scheduled or range(scores.shape[1]))
+    return partial(select_triton, scheduled=scheduled or range(num_experts))
 
 
 @cache

@@ -25,7 +25,7 @@ NONE = 0  # the address of what is not given
 SIGNATURE = (
     "void(voidptr, voidptr, voidptr, voidptr, voidptr, int64, int64, int64, int64,"
     " voidptr, voidptr, float64, int64, int64, boolean, int64, float64, voidptr, int64, int64,"
-    " voidptr, int64, float64, voidptr, voidptr, voidptr, voidptr, voidptr)"
+    " voidptr, int64, float64, voidptr, int64, voidptr, voidptr, voidptr, voidptr, voidptr)"
 )
 
 
@@ -57,6 +57,8 @@ def entry(id_type: type[np.signedinteger[Any]]) -> Any:
         similarity_at: Any,  # float32 [num_similar, num_similar]
         num_similar: int,  # E or 0
         min_similarity: float,
+        contribution_at: Any,  # float32 [num_contributions]
+        num_contributions: int,  # E or 0
         out_ids_at: Any,  # [M, K] out
         out_weights_at: Any,  # float32 [M, K] out
         retained_at: Any,  # float32 [M] out
@@ -82,6 +84,7 @@ def entry(id_type: type[np.signedinteger[Any]]) -> Any:
             max_vote_base,
             carray(similarity_at, (num_similar, num_similar), np.float32),
             min_similarity,
+            carray(contribution_at, num_contributions, np.float32),
             carray(out_ids_at, (num_rows, top_k), id_type),
             carray(out_weights_at, (num_rows, top_k), np.float32),
             carray(retained_at, num_rows, np.float32),
@@ -106,6 +109,7 @@ def select_cpu(
     policy: Policy,
     correction_bias: Tensor | None,
     similarity: Tensor | None = None,
+    contribution: Tensor | None = None,
 ) -> Selection:
     share = 1.0 if demand is None else float(demand)
     share = max(share, 0.0) if share < 1.0 else 1.0  # NaN: 1
@@ -113,6 +117,7 @@ def select_cpu(
     topk_weights, row_class = topk_weights.contiguous(), row_class.contiguous()
     bias = None if correction_bias is None else correction_bias.contiguous()
     similarity = None if similarity is None else similarity.contiguous()
+    contribution = None if contribution is None else contribution.contiguous()
     has_bins = policy.importance is Importance.BINS
     bin_edges = np.array(policy.bin_edges, np.float64) if has_bins else NO_BINS
     (num_rows, num_experts), top_k = scores.shape, topk_ids.shape[1]
@@ -144,6 +149,8 @@ def select_cpu(
         NONE if similarity is None else similarity.data_ptr(),
         0 if similarity is None else num_experts,
         policy.min_similarity,
+        NONE if contribution is None else contribution.data_ptr(),
+        0 if contribution is None else num_experts,
         out_ids.data_ptr(),
         out_weights.data_ptr(),
         retained.data_ptr(),

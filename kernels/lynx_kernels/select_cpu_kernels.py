@@ -36,6 +36,7 @@ def demand_row(
     demand_rule: int,
     importance_rule: int,
     confidence: float,
+    contribution: Array,  # [E] or [0]
     fixed: Array,  # [K] out: fixed-point mass
     protected: Array,  # [E] in, out
     wanted: Array,  # [E] in, out
@@ -78,7 +79,10 @@ def demand_row(
         wanted[expert] = True
         part = fixed[k] / total if total > 0 else 0.0
         if importance_rule == SHARE_4:
-            importance[expert] += np.int64(np.rint((part * part) * (part * part) * ONE))
+            gain = np.float64(contribution[expert]) if contribution.shape[0] else 1.0
+            if not 0.0 <= gain <= 1.0:
+                gain = 1.0
+            importance[expert] += np.int64(np.rint((part * part) * (part * part) * gain * ONE))
         elif importance_rule == VOTES:
             importance[expert] += VOTE + np.int64(np.rint(part * TIE_ONE))
         else:
@@ -200,6 +204,7 @@ def select_rows(
     max_vote_base: int,
     similarity: Array,  # [E, E] or [0, 0]
     min_similarity: float,
+    contribution: Array,  # [E] or [0]
     out_ids: Array,  # [M, K] out
     out_weights: Array,  # [M, K] out
     retained: Array,  # [M] out
@@ -216,7 +221,7 @@ def select_rows(
         if classes[r] == FLEXIBLE:
             demand_row(
                 ids[r], weights[r], share, floor_k, demand_rule, importance_rule, confidence,
-                fixed[r], protected, wanted, importance,
+                contribution, fixed[r], protected, wanted, importance,
             )  # fmt: skip
         elif classes[r] != PAD:
             for k in range(top_k):

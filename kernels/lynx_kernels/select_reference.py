@@ -38,6 +38,7 @@ def select_reference(
     policy: str | Policy = "lynx",
     correction_bias: Tensor | None = None,
     similarity: Tensor | None = None,
+    contribution: Tensor | None = None,
 ) -> Selection:
     """Same contract as `select`; unhurried."""
     rules = policy if isinstance(policy, Policy) else POLICIES[policy]
@@ -49,6 +50,8 @@ def select_reference(
     clean = torch.tensor(gates, dtype=torch.float32).reshape(scores.shape)
     ranking = (clean if correction_bias is None else clean + correction_bias).tolist()
 
+    gains = [1.0] * num_experts if contribution is None else contribution.tolist()
+
     protected: set[int] = set()
     importance: dict[int, int] = {}
     for row_ids, row_weights, kind in zip(ids, weights, classes, strict=True):
@@ -58,7 +61,7 @@ def select_reference(
         elif kind == RowClass.FLEXIBLE:
             if next(iter(own.values()), 0) >= rules.confidence * sum(own.values()):
                 protected.update(list(own)[: max(int(floor), 0)])
-            for expert, vote in votes(own, share, int(floor), rules).items():
+            for expert, vote in votes(own, share, int(floor), rules, gains).items():
                 importance[expert] = importance.get(expert, 0) + vote
     live = [row for row, kind in zip(gates, classes, strict=True) if kind != RowClass.PAD]
     demanded = range(num_experts) if rules.demand is Demand.NONE else list(importance)
@@ -76,7 +79,7 @@ def select_reference(
         for row_ids, row_weights, kind in zip(ids, weights, classes, strict=True):
             if kind == RowClass.FLEXIBLE:
                 own = strongest_first(row_ids, row_weights, num_experts)
-                for expert, vote in votes(own, 1.0, 0, rules).items():
+                for expert, vote in votes(own, 1.0, 0, rules, gains).items():
                     own_experts[expert] = own_experts.get(expert, 0) + vote
         likeness = similarity.tolist()
         moves = most_similar(likeness, allowed)
@@ -126,7 +129,9 @@ def strongest_first(ids: list[int], weights: list[float], num_experts: int) -> d
     return {e: round(own[e] / peak * ONE) for e in ranked}
 
 
-def votes(own: dict[int, int], share: float, floor: int, rules: Policy) -> dict[int, int]:
+def votes(
+    own: dict[int, int], share: float, floor: int, rules: Policy, gains: list[float]
+) -> dict[int, int]:
     """What a flexible row adds to the importance of each expert that it demands."""
     total = sum(own.values())
     before = 0
@@ -143,7 +148,8 @@ def votes(own: dict[int, int], share: float, floor: int, rules: Policy) -> dict[
         if not is_demanded:
             continue
         if rules.importance is Importance.SHARE_4:
-            result[expert] = round((part * part) * (part * part) * ONE)
+            gain = gains[expert] if 0 <= gains[expert] <= 1 else 1.0
+            result[expert] = round((part * part) * (part * part) * gain * ONE)
         elif rules.importance is Importance.VOTES:
             result[expert] = VOTE + round(part * TIE_ONE)
         else:

@@ -46,6 +46,7 @@ def select_torch(
     policy: Policy,
     correction_bias: Tensor | None,
     similarity: Tensor | None = None,
+    contribution: Tensor | None = None,
 ) -> Selection:
     num_experts = scores.shape[1]
     is_pad, is_flexible = (row_class == PAD)[:, None], (row_class == FLEXIBLE)[:, None]
@@ -78,7 +79,7 @@ def select_torch(
     if policy.importance in COMMON:
         importance = torch.nn.functional.pad(_common_importance(gates, is_pad, policy), (0, 1))
     else:
-        importance = _importance(demanded, strongest, num_experts, policy)
+        importance = _importance(demanded, strongest, num_experts, policy, contribution)
     allowed = _cut(protected, wanted, importance, budget)
     targets = torch.empty(0, dtype=torch.long, device=ids.device)
     if policy.weights is Weights.MOVED:
@@ -125,20 +126,32 @@ def _is_wanted(
     return rank < (share * num_own - RANK_SLACK).ceil()
 
 
-def _votes(fixed: Tensor, policy: Policy) -> Tensor:
+def _votes(fixed: Tensor, policy: Policy, gain: Tensor | None) -> Tensor:
     part = fixed.double() / fixed.sum(dim=1, keepdim=True).clamp(min=1)
     if policy.importance is Importance.SHARE_4:
         part = part * part
-        return (part * part * ONE).round().long()
+        part = part * part
+        return ((part if gain is None else part * gain) * ONE).round().long()
     if policy.importance is Importance.VOTES:
         return (part * TIE_ONE).round().long() + VOTE
     return (part * ONE).round().long()
 
 
-def _importance(demanded: Tensor, fixed: Tensor, num_experts: int, policy: Policy) -> Tensor:
+def _importance(
+    demanded: Tensor,
+    fixed: Tensor,
+    num_experts: int,
+    policy: Policy,
+    contribution: Tensor | None = None,
+) -> Tensor:
     """Votes of the demanded slots, summed by expert: int64 [E + 1]."""
+    gain = None
+    if contribution is not None:
+        is_valid = (contribution >= 0) & (contribution <= 1)
+        gain = torch.where(is_valid, contribution, 1.0).double()
+        gain = torch.nn.functional.pad(gain, (0, 1))[demanded]
     sums = torch.zeros(num_experts + 1, dtype=torch.int64, device=fixed.device)
-    return sums.scatter_add_(0, demanded.flatten(), _votes(fixed, policy).flatten())
+    return sums.scatter_add_(0, demanded.flatten(), _votes(fixed, policy, gain).flatten())
 
 
 def _common_importance(gates: Tensor, is_pad: Tensor, policy: Policy) -> Tensor:

@@ -40,6 +40,7 @@ class SelectInputs:
     floor: Tensor
     demand: Tensor | None
     correction_bias: Tensor | None
+    contribution: Tensor | None
 
 
 def select_triton(
@@ -53,6 +54,7 @@ def select_triton(
     demand: Tensor | None,
     policy: Policy,
     correction_bias: Tensor | None,
+    contribution: Tensor | None = None,
     scheduled: range | None = None,
     out: SelectBuffers | None = None,
 ) -> Selection:
@@ -78,7 +80,15 @@ def select_triton(
             device=scores.device,
         )
     given = SelectInputs(
-        scores, topk_ids, topk_weights, row_class, budget, floor, demand, correction_bias
+        scores,
+        topk_ids,
+        topk_weights,
+        row_class,
+        budget,
+        floor,
+        demand,
+        correction_bias,
+        contribution,
     )
     check_inputs(given, out)
 
@@ -98,6 +108,7 @@ def launch_fused(
         ids_ptr=given.topk_ids,
         weights_ptr=given.topk_weights,
         row_class_ptr=given.row_class,
+        contribution_ptr=given.contribution,
         budget_ptr=given.budget,
         floor_ptr=given.floor,
         demand_ptr=given.demand,
@@ -134,6 +145,7 @@ def launch_in_three(
         ids_ptr=given.topk_ids,
         weights_ptr=given.topk_weights,
         row_class_ptr=given.row_class,
+        contribution_ptr=given.contribution,
         budget_ptr=given.budget,
         floor_ptr=given.floor,
         demand_ptr=given.demand,
@@ -205,7 +217,8 @@ def check_inputs(given: SelectInputs, out: SelectBuffers) -> None:
     """Raise ValueError for the first tensor that the kernels could not read or that does not fit
     the buffers; what `select` checks is not checked again.
     """
-    for name in ("scores", "topk_ids", "topk_weights", "row_class", "correction_bias"):
+    names = ("scores", "topk_ids", "topk_weights", "row_class", "correction_bias", "contribution")
+    for name in names:
         tensor = getattr(given, name)
         if tensor is not None and not tensor.is_contiguous():
             raise ValueError(f"{name}: expected a contiguous tensor, got strides {tensor.stride()}")

@@ -139,8 +139,9 @@ def place_in_row(mass, fixed, is_own, BLOCK_K):
 
 @triton.jit
 def add_demand(
-    kind, ids, weights, share, floor, is_capped, counters_ptr, E, POLICY, BLOCK_K, BLOCK_E
-):
+    kind, ids, weights, contribution_ptr, share, floor, is_capped, counters_ptr,
+    E, POLICY, BLOCK_K, BLOCK_E,
+):  # fmt: skip
     """Scatter what these rows protect, what they want, and how much."""
     DEMAND: tl.constexpr = POLICY[0]
     IMPORTANCE: tl.constexpr = POLICY[1]
@@ -165,7 +166,11 @@ def add_demand(
             part = fixed.to(tl.float64) / tl.maximum(total, 1).to(tl.float64)
             if IMPORTANCE == "share_4":
                 part = part * part
-                vote = rounded(part * part * ONE)
+                part = part * part
+                if contribution_ptr is not None:
+                    gain = gather_by(contribution_ptr, ids, is_wanted).to(tl.float64)
+                    part = part * tl.where((gain >= 0.0) & (gain <= 1.0), gain, 1.0)
+                vote = rounded(part * ONE)
             elif IMPORTANCE == "share":
                 vote = rounded(part * ONE)
             else:

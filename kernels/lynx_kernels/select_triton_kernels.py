@@ -43,8 +43,8 @@ def num_ids(num_experts, first_expert, num_scheduled):
 
 @triton.jit
 def add_all_demand(
-    scores_ptr, ids_ptr, weights_ptr, row_class_ptr, share, floor, is_capped, counters_ptr,
-    first_row, end_row, E, K, POLICY, BLOCK_M, BLOCK_R, BLOCK_K, BLOCK_E,
+    scores_ptr, ids_ptr, weights_ptr, row_class_ptr, contribution_ptr, share, floor, is_capped,
+    counters_ptr, first_row, end_row, E, K, POLICY, BLOCK_M, BLOCK_R, BLOCK_K, BLOCK_E,
 ):  # fmt: skip
     """Counters of the rows from `first_row` to `end_row`."""
     for start in tl.range(first_row, end_row, BLOCK_R):
@@ -53,8 +53,9 @@ def add_all_demand(
             ids_ptr, weights_ptr, row_class_ptr, offs_r, end_row, K, BLOCK_K
         )
         add_demand(
-            kind, ids, weights, share, floor, is_capped, counters_ptr, E, POLICY, BLOCK_K, BLOCK_E
-        )
+            kind, ids, weights, contribution_ptr, share, floor, is_capped, counters_ptr,
+            E, POLICY, BLOCK_K, BLOCK_E,
+        )  # fmt: skip
     if POLICY[1] == "scores":
         for start in tl.range(first_row, end_row, BLOCK_M):
             offs_m = start + tl.arange(0, BLOCK_M)
@@ -69,6 +70,7 @@ def select_kernel(
     ids_ptr,  # int32 or int64 [M, K]
     weights_ptr,  # float32 [M, K]
     row_class_ptr,  # uint8 [M]
+    contribution_ptr,  # float32 [E] or None
     budget_ptr,  # int32 []
     floor_ptr,  # int32 []
     demand_ptr,  # float32 [] or None
@@ -121,15 +123,16 @@ def select_kernel(
             scores = read_scores(scores_ptr, offs_m, num_rows, E, BLOCK_E)
             if NUM_PROGRAMS == 1:
                 add_demand(
-                    kind, ids, weights, share, floor, budget < E, counters_ptr,
+                    kind, ids, weights, contribution_ptr, share, floor, budget < E, counters_ptr,
                     E, POLICY, BLOCK_K, BLOCK_E,
                 )  # fmt: skip
                 if POLICY[1] == "scores":
                     add_scores(scores, row_class_ptr, offs_m, num_rows, counters_ptr, E, BLOCK_E)
             else:
                 add_all_demand(
-                    scores_ptr, ids_ptr, weights_ptr, row_class_ptr, share, floor, budget < E,
-                    counters_ptr, 0, num_rows, E, K, POLICY, BLOCK_M, BLOCK_R, BLOCK_K, BLOCK_E,
+                    scores_ptr, ids_ptr, weights_ptr, row_class_ptr, contribution_ptr, share, floor,
+                    budget < E, counters_ptr, 0, num_rows, E, K, POLICY, BLOCK_M, BLOCK_R, BLOCK_K,
+                    BLOCK_E,
                 )  # fmt: skip
             tl.debug_barrier()
             new_ids, is_lost, gates = decide(
@@ -173,6 +176,7 @@ def demand_kernel(
     ids_ptr,  # int32 or int64 [M, K]
     weights_ptr,  # float32 [M, K]
     row_class_ptr,  # uint8 [M]
+    contribution_ptr,  # float32 [E] or None
     budget_ptr,  # int32 []
     floor_ptr,  # int32 []
     demand_ptr,  # float32 [] or None
@@ -194,7 +198,7 @@ def demand_kernel(
     end_row = tl.minimum(first_row + BLOCK_M, num_rows)
     budget, floor, share = tl.load(budget_ptr), tl.load(floor_ptr), read_share(demand_ptr)
     add_all_demand(
-        scores_ptr, ids_ptr, weights_ptr, row_class_ptr, share, floor, budget < E,
+        scores_ptr, ids_ptr, weights_ptr, row_class_ptr, contribution_ptr, share, floor, budget < E,
         scratch_ptr + HEADER, first_row, end_row, E, K, POLICY, BLOCK_M, BLOCK_R, BLOCK_K, BLOCK_E,
     )  # fmt: skip
 

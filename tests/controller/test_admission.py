@@ -15,10 +15,9 @@ TTFT_MS = 1_000.0
 PLACES = 16
 
 
-def requests_per_s(plant: Plant, demand: float) -> float:
+def requests_per_s(plant: Plant, share: float) -> float:
     """What all places serve, at 60 tokens a request."""
-    active = plant.num_layers * plant.active(PLACES, demand)
-    return 1e3 * PLACES / (60.0 * plant.step_ms(PLACES, active))
+    return 1e3 * PLACES / (60.0 * plant.step_ms(PLACES, plant.active_at(PLACES, share)))
 
 
 class Loop:
@@ -62,14 +61,14 @@ def test_a_queue_that_full_quality_cannot_serve_is_held() -> None:
 def test_no_quality_is_given_up_where_full_quality_serves_all() -> None:
     served, loop = run(Slo(ttft_ms=TTFT_MS), 0.8 * load(0.0))
     assert np.mean(np.array(served.ttfts_ms) > TTFT_MS) == 0.0
-    assert np.mean([each.demand for each in loop.decisions]) > 0.99
+    assert np.mean([each.share for each in loop.decisions]) > 0.99
 
 
 def test_beyond_what_the_floor_serves_it_saturates_and_comes_back() -> None:
     _, loop = run(Slo(ttft_ms=TTFT_MS), load(2.0), 10_000.0)
     reasons = [each.reason for each in loop.decisions]
     assert reasons.count(Reason.SATURATED) > 0.4 * len(reasons)
-    assert loop.decisions[-1].demand == 1.0
+    assert loop.decisions[-1].share == 1.0
 
 
 def test_the_gaps_rule_where_they_ask_for_more() -> None:
@@ -96,9 +95,9 @@ def test_an_impossible_wait_is_not_believed(wait: float | None) -> None:
     for step in range(20):
         seen = Observation(step, Phase.DECODE, 16, 16, 14.0, [35] * 8, queue_ms=wait)
         decision = controller.step(seen)
-    assert (decision.demand, decision.reason) == (1.0, Reason.FULL)
+    assert (decision.share, decision.reason) == (1.0, Reason.FULL)
     late = controller.step(replace(seen, step=20, queue_ms=2_000.0))
-    assert late.demand < 1.0
+    assert late.share < 1.0
 
 
 def test_a_wait_seen_in_a_mixed_step_is_prefills_not_the_places() -> None:
@@ -106,7 +105,7 @@ def test_a_wait_seen_in_a_mixed_step_is_prefills_not_the_places() -> None:
     for step in range(20):
         controller.step(Observation(step, Phase.DECODE, 16, 16, 14.0, [35] * 8))
     mixed = Observation(20, Phase.MIXED, 16, 16, 40.0, [60] * 8, queue_ms=5_000.0)
-    assert controller.step(mixed).demand == 1.0
+    assert controller.step(mixed).share == 1.0
 
 
 @pytest.mark.parametrize("wrong", [0.0, -1.0, math.nan])

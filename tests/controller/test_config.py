@@ -40,3 +40,6 @@ def test_controller_rejects_impossible_shapes() -> None:
         Controller(Slo(), 0, 64, 4)
     with pytest.raises(ValueError, match="top_k"):
         Controller(Slo(), 8, 4, 5)
+    for wrong in ([0.1], [0.6] * 8, [float("nan")] * 8):
+        with pytest.raises(ValueError, match="layer_offsets must be 8 numbers"):
+            Controller(Slo(), 8, 64, 4, layer_offsets=wrong)

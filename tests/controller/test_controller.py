@@ -1,19 +1,20 @@
+import itertools
 import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from lynx_controller import Controller, ControllerConfig, Decision, Observation, Phase, Reason, Slo
+from lynx_controller import Controller, Decision, Observation, Phase, Reason, Slo
 from lynx_controller.cost import CostModel
 from lynx_controller.simulator import Load, Plant, simulate
 
 LAYERS, EXPERTS, TOP_K = 8, 64, 4
 
 
-def make(slo_ms: float | None = 12.0, **settings: float) -> Controller:
-    config = ControllerConfig(**settings)  # type: ignore[arg-type]
-    return Controller(Slo(itl_ms=slo_ms), LAYERS, EXPERTS, TOP_K, config)
+def make(slo_ms: float | None = 12.0, layer_offsets: list[float] | None = None) -> Controller:
+    return Controller(Slo(itl_ms=slo_ms), LAYERS, EXPERTS, TOP_K, layer_offsets=layer_offsets)
 
 
 def decode(step: int, ms: float = 14.4, active: float = 35, rows: int = 16) -> Observation:
@@ -38,14 +39,14 @@ def drive(controller: Controller, steps: int, rows: int = 16, **plant: float) ->
 def test_full_quality_before_anything_is_known() -> None:
     decision = make().step(decode(0))
     assert decision.budget == (EXPERTS,) * LAYERS
-    assert (decision.demand, decision.reason) == (1.0, Reason.FULL)
+    assert (decision.share, decision.demand, decision.reason) == (1.0, 1.0, Reason.FULL)
 
 
 def test_no_slo_is_full_quality_and_still_learns() -> None:
     controller = make(slo_ms=None)
     decisions = drive(controller, 50)
     assert {decision.reason for decision in decisions} == {Reason.FULL}
-    assert {decision.demand for decision in decisions} == {1.0}
+    assert {decision.share for decision in decisions} == {1.0}
     assert decisions[-1].predicted_ms > 5.0
 
 
@@ -55,15 +56,38 @@ def test_an_slo_set_at_run_time_fits_at_the_next_decision() -> None:
     controller.set_slo(Slo(itl_ms=0.95 * full_ms))
     decision = controller.step(decode(1000, ms=full_ms, active=35))
     assert decision.reason is Reason.FEED_FORWARD
-    assert decision.demand < 1.0
+    assert decision.share < 1.0
     assert decision.predicted_ms <= 0.95 * full_ms
 
 
-def test_the_cap_stands_above_what_is_expected() -> None:
-    decision = drive(make(slo_ms=14.0), 100)[-1]
-    assert decision.demand < 1.0
-    for cap, expected in zip(decision.budget, decision.expected_active, strict=True):
-        assert max(expected, TOP_K) <= cap <= EXPERTS
+def test_the_caps_are_the_share_of_what_each_layer_would_use() -> None:
+    decisions = drive(make(slo_ms=12.0), 100)
+    natural, decision = float(Plant().layers(16).sum()), decisions[-1]
+    assert 0.5 < decision.share < 1.0
+    assert decision.expected_active == decision.budget
+    assert sum(decision.budget) == pytest.approx(decision.share * natural, rel=0.02)
+    assert len(set(decision.budget)) > 2  # the plant's layers differ
+
+
+def test_caps_stand_still_while_only_estimates_wander() -> None:
+    decisions = drive(make(slo_ms=17.0), 700, noise=0.05, jitter=0.06)[200:]
+    assert 0.7 < decisions[-1].share < 1.0
+    moves = sum(a.budget != b.budget for a, b in itertools.pairwise(decisions))
+    assert moves <= 10
+    natural = sum(decisions[-1].budget) / decisions[-1].share
+    assert natural == pytest.approx(268.0, rel=0.04)  # the plant's, at 16 rows
+
+
+def test_layers_that_a_cut_hurts_more_get_more_and_the_sum_stays() -> None:
+    offsets = [0.2, -0.2] * 4
+    same, shaped = make(slo_ms=13.5), make(slo_ms=13.5, layer_offsets=offsets)
+    plain, decision = (drive(each, 100)[-1] for each in (same, shaped))
+    assert sum(decision.budget) == pytest.approx(sum(plain.budget), abs=3.0)
+    shares = np.array(decision.budget) / np.array(plain.budget)
+    assert all(shares[0::2] > 1.1)
+    assert all(shares[1::2] < 0.9)
+    shaped.set_slo(Slo())
+    assert shaped.step(decode(1000)).budget == (EXPERTS,) * LAYERS
 
 
 @pytest.mark.parametrize(
@@ -136,7 +160,7 @@ def test_an_exception_ends_at_full_quality_and_is_counted(monkeypatch: pytest.Mo
     monkeypatch.setattr(CostModel, "base_ms", explode)
     decision = controller.step(decode(100))
     monkeypatch.undo()
-    assert (decision.reason, decision.demand) == (Reason.FAILED, 1.0)
+    assert (decision.reason, decision.share) == (Reason.FAILED, 1.0)
     assert decision.budget == (EXPERTS,) * LAYERS
     assert controller.state()["counts"]["failed"] == 1
     assert "boom" in controller.state()["failure"]
@@ -144,20 +168,21 @@ def test_an_exception_ends_at_full_quality_and_is_counted(monkeypatch: pytest.Mo
 
 def test_override_fixes_and_hands_back_without_a_jump() -> None:
     controller = make(slo_ms=14.0)
-    auto = drive(controller, 100)[-1].demand
+    auto = drive(controller, 100)[-1].share
     controller.override(demand=0.55)
-    fixed = controller.step(decode(101))
+    fixed = controller.step(replace(decode(101, active=18), demand=0.55, budget_applied=EXPERTS))
     assert (fixed.demand, fixed.reason) == (0.55, Reason.OVERRIDE)
     assert fixed.budget == (EXPERTS,) * LAYERS
+    assert fixed.share == pytest.approx(0.54, abs=0.02)  # read last, of 34
     controller.override()
-    before = 0.55
+    before = fixed.share
     for decision in drive(controller, 60):
-        assert abs(decision.demand - before) <= controller.config.handover + 1e-9
-        before = decision.demand
+        assert abs(decision.share - before) <= controller.config.handover + 1e-9
+        before = decision.share
     assert before == pytest.approx(auto, abs=0.05)
 
 
-def test_under_an_slo_a_cap_leaves_the_demand_to_the_law() -> None:
+def test_under_an_slo_a_cap_leaves_the_law_at_work_below_it() -> None:
     capped = make(slo_ms=14.0)
     capped.override(budget=24)
     decision = drive(capped, 100)[-1]
@@ -165,7 +190,7 @@ def test_under_an_slo_a_cap_leaves_the_demand_to_the_law() -> None:
     assert decision.reason is not Reason.OVERRIDE
     tight = make(slo_ms=9.0)
     tight.override(budget=24)
-    assert drive(tight, 100)[-1].demand < decision.demand
+    assert drive(tight, 100)[-1].share < decision.share
 
 
 def test_override_of_the_budget() -> None:
@@ -195,9 +220,9 @@ def test_override_rejects_demands(demand: float) -> None:
 
 def test_min_demand_can_be_raised_at_run_time() -> None:
     controller = make(slo_ms=6.0)
-    assert drive(controller, 50)[-1].demand == 0.5
-    controller.set_min_demand(0.8)
-    assert controller.step(decode(1000)).demand == 0.8
+    assert drive(controller, 50)[-1].share == pytest.approx(0.5, abs=0.02)
+    controller.set_min_demand(0.9)
+    assert controller.step(decode(1000)).share == pytest.approx(0.7, abs=0.02)
     with pytest.raises(ValueError, match="min_demand"):
         controller.set_min_demand(0.0)
 
@@ -207,16 +232,16 @@ def test_rows_that_may_not_be_cut_are_not_promised_to_be() -> None:
     drive(controller, 60)
     some = controller.plan(rows=16, flexible_rows=4)
     every = controller.plan(rows=16, flexible_rows=16)
-    assert some.demand <= every.demand
+    assert some.share <= every.share
     none = controller.plan(rows=16, flexible_rows=0)
-    assert (none.demand, none.saturated) == (1.0, True)
+    assert (none.share, none.saturated) == (1.0, True)
 
 
 def test_plan_knows_the_batch_before_it_runs() -> None:
     controller = make(slo_ms=13.0)
     drive(controller, 60, rows=4)
-    assert controller.plan(rows=4).demand == 1.0
-    assert controller.plan(rows=16).demand < 1.0
+    assert controller.plan(rows=4).share == 1.0
+    assert controller.plan(rows=16).share < 1.0
 
 
 def test_phases_keep_their_own_state() -> None:
@@ -259,4 +284,4 @@ def test_every_number_is_finite_with_absurd_but_legal_inputs() -> None:
         seen = decode(step, ms=ms, active=float(step % 64) + 0.5, rows=1 + 997 * (step % 5))
         decision = controller.step(replace(seen, slot=0))
         assert math.isfinite(decision.predicted_ms)
-        assert 0.5 <= decision.demand <= 1.0
+        assert 0.25 <= decision.share <= 1.0

@@ -6,8 +6,8 @@ from lynx_controller.history import History
 FULL = (64, 64)
 
 
-def decision(demand: float, cap: int) -> Decision:
-    return Decision((cap, cap), demand, (1.0, 1.0), Reason.HOLD, False, 10.0)
+def decision(share: float, cap: int) -> Decision:
+    return Decision((cap, cap), 1.0, (1.0, 1.0), Reason.HOLD, False, 10.0, share)
 
 
 def seen(step: int, **applied: object) -> Observation:
@@ -28,9 +28,9 @@ def test_nothing_decided_is_full_quality() -> None:
     assert (applied.demand, applied.budget, applied.is_certain) == (1.0, FULL, True)
 
 
-@pytest.mark.parametrize(("step", "demand"), [(10, 0.8), (11, 0.8), (12, 0.5), (15, 0.5)])
-def test_a_decision_applies_after_its_lag(history: History, step: int, demand: float) -> None:
-    assert history.applied(seen(step)).demand == demand
+@pytest.mark.parametrize(("step", "cap"), [(10, 20), (11, 20), (12, 9), (15, 9)])
+def test_a_decision_applies_after_its_lag(history: History, step: int, cap: int) -> None:
+    assert history.applied(seen(step)).budget == (cap, cap)
 
 
 @pytest.mark.parametrize(("step", "is_certain"), [(10, False), (12, False), (16, True)])
@@ -44,7 +44,8 @@ def test_what_the_step_reports_is_believed(history: History) -> None:
     applied = history.applied(seen(11, demand=0.6, budget_applied=7))
     assert (applied.demand, applied.budget, applied.is_certain) == (0.6, (7, 7), True)
     assert history.applied(seen(11, budget_applied=[5, 6])).budget == (5, 6)
-    assert history.applied(seen(11, demand=float("nan"))).demand == 0.8
+    assert history.applied(seen(11, demand=float("nan"))).demand == 1.0
+    assert history.applied(seen(11, budget_applied=[0, -3])).budget == (20, 20)
 
 
 def test_a_restarted_count_forgets(history: History) -> None:

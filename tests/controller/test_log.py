@@ -15,7 +15,9 @@ from lynx_controller.simulator import Load, Plant, simulate
 def record(path: Path, loads: list[Load], slo_ms: float = 14.0, max_lines: int = 200_000) -> int:
     """A run with everything in it that can be logged; calls made."""
     log = Log(path, max_lines)
-    controller = LoggedController(log, Slo(slo_ms), 8, 64, 4, ControllerConfig(min_demand=0.4))
+    controller = LoggedController(
+        log, Slo(slo_ms), 8, 64, 4, ControllerConfig(min_demand=0.7), [0.1, -0.1] * 4
+    )
     calls = 0
 
     def decide(seen: Observation) -> tuple[float, tuple[int, ...]]:
@@ -23,7 +25,7 @@ def record(path: Path, loads: list[Load], slo_ms: float = 14.0, max_lines: int =
         calls += 1
         if seen.step == 40:
             controller.set_slo(Slo(slo_ms * 0.95, 99.0))
-            controller.set_min_demand(0.45)
+            controller.set_min_demand(0.72)
             calls += 2
         if seen.step == 90:
             controller.set_max_quality_loss(0.001)
@@ -54,12 +56,12 @@ def test_replaying_gives_the_same_decisions_with_reasons(tmp_path: Path) -> None
     reasons = {each.decided.reason for each in again if each.decided is not None}
     assert reasons > {Reason.FEED_FORWARD, Reason.HOLD, Reason.OVERRIDE, Reason.FROZEN}
     assert any(each.given.get("shadow_kl") for each in again)
-    guarded = next(each for each in again if each.decided and each.decided.guard_demand)
-    assert "Quality limit 0.001 nats -> demand at least" in guarded.why
+    guarded = next(each for each in again if each.decided and each.decided.guard_share)
+    assert "Quality limit 0.001 nats -> share at least" in guarded.why
     for each in again:
         if each.decided is not None:
             assert BECAUSE[each.decided.reason] in each.why
-    moved = next(each for each in again if each.decided and each.decided.demand < 1.0)
+    moved = next(each for each in again if each.decided and each.decided.share < 1.0)
     assert moved.floor_ms is not None
     assert moved.full_ms is not None
     assert moved.floor_ms <= moved.decided.predicted_ms <= moved.full_ms  # type: ignore[union-attr]
@@ -84,7 +86,7 @@ def test_a_changed_decision_is_seen(tmp_path: Path) -> None:
     record(path, [Load(16)] * 10)
     lines = path.read_text().splitlines()
     last = json.loads(lines[-1])
-    last["decision"]["demand"] = 0.123
+    last["decision"]["share"] = 0.123
     path.write_text("\n".join([*lines[:-1], json.dumps(last)]) + "\n")
     *before, changed = replay(path)
     assert all(each.is_same for each in before)
@@ -100,7 +102,7 @@ def test_a_torn_last_line_and_a_full_log_end_the_replay(tmp_path: Path) -> None:
     assert len(list(replay(path))) == 6
 
 
-@pytest.mark.parametrize("header", ["", "[]", "{}", "nonsense", '{"lynx_log": 2}'])
+@pytest.mark.parametrize("header", ["", "[]", "{}", "nonsense", '{"lynx_log": 1}'])
 def test_what_is_no_log_of_this_version_is_refused(tmp_path: Path, header: str) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text(header + "\n")

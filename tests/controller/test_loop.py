@@ -23,8 +23,8 @@ SEEDS = range(8)
 P98 = 1.1
 
 
-def cost_ms(plant: Plant, rows: int, demand: float) -> float:
-    return plant.step_ms(rows, plant.num_layers * plant.active(rows, demand))
+def cost_ms(plant: Plant, rows: int, share: float) -> float:
+    return plant.step_ms(rows, plant.active_at(rows, share))
 
 
 def between(plant: Plant, share: float, rows: int = 16) -> float:
@@ -60,7 +60,7 @@ def test_load_step_up_and_down_with_the_slope_unknown() -> None:
     settled, recovered, over, violated = [], [], [], []
     for seed in SEEDS:
         rng = np.random.default_rng(seed)
-        plant = Plant(seed=seed, warmup=8.0, bend=rng.uniform(1.3, 3.5))
+        plant = Plant(seed=seed, warmup=8.0, spill=rng.uniform(0.93, 1.25))
         slo_ms = between(plant, 0.5)
         prior = plant.slope_ms * math.exp(rng.uniform(math.log(0.33), math.log(3.0)))
         loads = [Load(4)] * 100 + [Load(16)] * 300 + [Load(4)] * 60
@@ -68,7 +68,7 @@ def test_load_step_up_and_down_with_the_slope_unknown() -> None:
         settled.append(settling_steps(gaps(samples[100:400]), slo_ms))
         over.append(overshoot(gaps(samples[100:400]), slo_ms))
         violated.append(violation_rate(gaps(samples[110:400]), slo_ms))
-        recovered.append(recovery_steps([sample.demand for sample in samples[400:]]))
+        recovered.append(recovery_steps([sample.share for sample in samples[400:]]))
     assert statistics.median(settled) <= 10
     assert max(over) < 0.15
     assert statistics.median(violated) <= 0.02
@@ -79,14 +79,14 @@ def test_load_step_up_and_down_with_the_slope_unknown() -> None:
 def test_constant_load_does_not_hunt(seed: int) -> None:
     plant = Plant(seed=seed)
     samples, _ = close(plant, between(plant, 0.5), [Load(16)] * 600)
-    assert reversals_per_1000([sample.demand for sample in samples[100:]]) <= 2.0
+    assert reversals_per_1000([sample.share for sample in samples[100:]]) <= 2.0
 
 
 @pytest.mark.parametrize("share", [0.98, 1.0, 1.02, 1.05])
 def test_the_edge_of_full_quality_does_not_flap(share: float) -> None:
     plant = Plant(seed=1)
     samples, _ = close(plant, between(plant, share), [Load(16)] * 600)
-    assert reversals_per_1000([sample.demand for sample in samples[100:]]) <= 4.0
+    assert reversals_per_1000([sample.share for sample in samples[100:]]) <= 4.0
 
 
 @pytest.mark.parametrize("lag_steps", [1, 2, 3, 4])
@@ -98,7 +98,7 @@ def test_stable_for_every_lag_and_gain_error(lag_steps: int, ratio: float) -> No
         plant, slo_ms, [Load(16)] * 400, lag_steps, prior_slope_ms=ratio * plant.slope_ms
     )
     assert settling_steps(gaps(samples), slo_ms) <= 25
-    assert np.std([sample.demand for sample in samples[200:]]) < 0.03
+    assert np.std([sample.share for sample in samples[200:]]) < 0.03
 
 
 def test_infeasible_saturates_at_the_floor_and_leaves_it_at_once() -> None:
@@ -108,9 +108,10 @@ def test_infeasible_saturates_at_the_floor_and_leaves_it_at_once() -> None:
     samples, decisions = close(plant, slo_ms, loads)
     stuck = decisions[120:580]
     assert all(decision.saturated for decision in stuck)
-    assert {decision.demand for decision in stuck} == {0.5}
+    assert {round(decision.share, 1) for decision in stuck} == {0.5}
+    assert np.mean([sample.mass for sample in samples[130:580]]) == pytest.approx(0.75, abs=0.01)
     assert {decision.reason for decision in stuck} == {Reason.SATURATED}
-    assert recovery_steps([sample.demand for sample in samples[580:]]) <= 5
+    assert recovery_steps([sample.share for sample in samples[580:]]) <= 5
 
 
 @pytest.mark.parametrize("where", ["outside_ms", "inside_ms"])
@@ -120,10 +121,10 @@ def test_time_that_no_cut_wins_back_does_not_cut(where: str) -> None:
     slowed = Load(16, **{where: 50.0})
     loads = [Load(16)] * 200 + [slowed] * 200 + [Load(16)] * 100
     samples, decisions = close(plant, slo_ms, loads)
-    before = samples[199].demand
-    assert min(sample.demand for sample in samples[230:400]) >= before - 0.1
+    before = samples[199].share
+    assert min(sample.share for sample in samples[230:400]) >= before - 0.1
     assert {decision.reason for decision in decisions[230:399]} == {Reason.OUTSIDE}
-    assert samples[-1].demand == pytest.approx(before, abs=0.1)
+    assert samples[-1].share == pytest.approx(before, abs=0.1)
 
 
 def test_a_few_prefills_between_steps_do_not_cut() -> None:
@@ -131,7 +132,7 @@ def test_a_few_prefills_between_steps_do_not_cut() -> None:
     loads = [Load(16, outside_ms=40.0 * (i % 8 == 0)) for i in range(400)]
     quiet, _ = close(replace(plant), between(plant, 0.6), [Load(16)] * 400)
     noisy, _ = close(plant, between(plant, 0.6), loads)
-    assert noisy[-1].demand >= quiet[-1].demand - 0.06
+    assert noisy[-1].share >= quiet[-1].share - 0.06
 
 
 def test_time_that_a_cut_can_win_back_is_paid() -> None:
@@ -140,7 +141,7 @@ def test_time_that_a_cut_can_win_back_is_paid() -> None:
     extra = 0.3 * (cost_ms(plant, 16, 1.0) - cost_ms(plant, 16, 0.5))
     loads = [Load(16)] * 200 + [Load(16, outside_ms=extra)] * 300
     samples, _ = close(plant, slo_ms, loads)
-    assert samples[-1].demand < samples[199].demand - 0.05
+    assert samples[-1].share < samples[199].share - 0.05
     assert violation_rate(gaps(samples[260:]), slo_ms) <= 0.03
 
 
@@ -157,35 +158,35 @@ def test_dearer_experts_are_learned_and_paid() -> None:
 
     samples = simulate(plant, decide, [Load(16)] * 500)
     assert settling_steps(gaps(samples[200:]), slo_ms) <= 25
-    assert samples[-1].demand > 0.5
+    assert samples[-1].share > 0.5
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.floats(0.1, 10.0), st.integers(1, 3), st.floats(0.1, 0.9), st.floats(1.2, 4.0))
+@given(st.floats(0.1, 10.0), st.integers(1, 3), st.floats(0.1, 0.9), st.floats(0.6, 1.8))
 def test_converges_for_any_gain_error_and_lag(
-    ratio: float, lag_steps: int, share: float, bend: float
+    ratio: float, lag_steps: int, share: float, spill: float
 ) -> None:
-    plant = Plant(noise=0.0, jitter=0.0, bend=bend)
+    plant = Plant(noise=0.0, jitter=0.0, spill=spill)
     slo_ms = between(plant, share)
     samples, _ = close(
         plant, slo_ms, [Load(16)] * 200, lag_steps, prior_slope_ms=ratio * plant.slope_ms
     )
-    # Without noise the trim shrinks for long: demand still climbs, and may step back once.
-    late = [sample.demand for sample in samples[-60:]]
+    # Without noise the trim shrinks for long: the share still climbs, and may step back once.
+    late = [sample.share for sample in samples[-60:]]
     assert reversals_per_1000(late) <= 1000 / 60
     assert max(gaps(samples[-60:])) <= 1.03 * slo_ms
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.floats(0.1, 1.0), st.floats(1.02, 1.5), st.floats(1.3, 3.5))
-def test_a_looser_slo_never_settles_at_a_lower_demand(
-    share: float, looser: float, bend: float
+@given(st.floats(0.1, 1.0), st.floats(1.02, 1.5), st.floats(0.6, 1.8))
+def test_a_looser_slo_never_settles_at_a_lower_share(
+    share: float, looser: float, spill: float
 ) -> None:
     settled = []
     for factor in (1.0, looser):
-        plant = Plant(noise=0.0, jitter=0.0, bend=bend)
+        plant = Plant(noise=0.0, jitter=0.0, spill=spill)
         samples, _ = close(plant, factor * between(plant, share), [Load(16)] * 150)
-        settled.append(samples[-1].demand)
+        settled.append(samples[-1].share)
     # Two runs may stop at different places of the dead band.
     assert settled[1] >= settled[0] - 0.03
 
@@ -218,14 +219,15 @@ def test_anything_may_be_observed(seen: list[Observation], slo_ms: float | None)
     controller = Controller(Slo(itl_ms=slo_ms), 8, 64, 4)
     for each in seen:
         decision = controller.step(each)
-        assert 0.5 <= decision.demand <= 1.0
+        assert 0.25 <= decision.share <= 1.0
+        assert decision.demand == 1.0
         assert len(decision.budget) == len(decision.expected_active) == 8
         assert all(isinstance(cap, int) and 4 <= cap <= 64 for cap in decision.budget)
         assert all(0.0 <= active <= 64.0 + 1e-6 for active in decision.expected_active)
         assert math.isfinite(decision.predicted_ms)
         assert math.isfinite(decision.target_ms)
         if decision.reason is Reason.FAILED:
-            assert decision.demand == 1.0
+            assert decision.share == 1.0
             assert decision.budget == (64,) * 8
     # Whatever was seen, the controller works afterwards.
     for step in range(10**31, 10**31 + 30):

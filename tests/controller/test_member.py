@@ -61,13 +61,13 @@ def wait_for_law(member: Member, controller: Controller) -> None:
 
 def test_a_newcomer_decides_well_before_its_first_step(fleet: SqliteStore) -> None:
     plant = Plant(**PLANT)  # type: ignore[arg-type]
-    full_ms = plant.step_ms(16, LAYERS * plant.active(16, 1.0))
+    full_ms = plant.step_ms(16, plant.active_at(16, 1.0))
     alone = Controller(Slo(itl_ms=0.95 * full_ms), LAYERS, EXPERTS, TOP_K)
-    assert alone.plan(16).demand == 1.0
+    assert alone.plan(16).share == 1.0
     member, controller = join(fleet, "new"), Controller(alone.slo, LAYERS, EXPERTS, TOP_K)
     wait_for_law(member, controller)
     decision = controller.plan(16)
-    assert decision.demand < 1.0
+    assert decision.share < 1.0
     assert decision.predicted_ms == pytest.approx(0.95 * full_ms, rel=0.1)
     slope, row = (controller.state()[name] for name in ("slope_ms", "row_ms"))
     assert slope == pytest.approx(PLANT["slope_ms"], rel=0.25)

@@ -43,12 +43,12 @@ def cut() -> tuple[Controller, Observation]:
         return decision.demand, decision.budget
 
     samples = simulate(plant, decide, [Load(16)] * 100)
-    assert samples[-1].demand < 0.95
+    assert samples[-1].share < 0.95
     return controller, last[0]
 
 
 def assert_full(decision: Decision) -> None:
-    assert decision.demand == 1.0
+    assert (decision.share, decision.demand) == (1.0, 1.0)
     assert decision.budget == FULL
 
 
@@ -62,7 +62,7 @@ def test_a_run_of_unusable_steps_ends_at_full_quality(change: dict[str, object])
     assert_full(decision)
     back = controller.step(replace(last, step=10_000))
     assert back.reason not in (Reason.BLIND, Reason.FAILED, Reason.FROZEN)
-    assert back.demand < 1.0
+    assert back.share < 1.0
 
 
 @settings(max_examples=100, deadline=None)
@@ -74,7 +74,7 @@ def test_any_mixture_of_unusable_steps_ends_at_full_quality(
     for i, change in enumerate(changes):
         seen = replace(last, **{"step": last.step + 1 + i, **change})  # type: ignore[arg-type]
         decision = controller.step(seen)
-        assert 0.5 <= decision.demand <= 1.0
+        assert 0.25 <= decision.share <= 1.0
     assert_full(decision)
 
 
@@ -90,7 +90,7 @@ def test_idling_is_not_blindness() -> None:
     held = controller.step(replace(last, step=last.step + 1))
     for i in range(100):
         idle = replace(last, step=last.step + 2 + i, phase=Phase.IDLE, rows=0, step_ms=0.0)
-        assert controller.step(idle).demand == held.demand
+        assert controller.step(idle).share == held.share
 
 
 def test_an_operators_demand_survives_blindness() -> None:

@@ -18,8 +18,8 @@ def run(*slos: Slo, steps: int = 500, **plant: float) -> list[Sample]:
     return simulate(Plant(seed=3, **plant), decide, [Load(16)] * steps)  # type: ignore[arg-type]
 
 
-def demand_of(samples: list[Sample]) -> float:
-    return float(np.mean([each.demand for each in samples[200:]]))
+def share_of(samples: list[Sample]) -> float:
+    return float(np.mean([each.share for each in samples[200:]]))
 
 
 def test_tpot_is_the_mean_gap_and_lets_single_gaps_be_late() -> None:
@@ -28,20 +28,20 @@ def test_tpot_is_the_mean_gap_and_lets_single_gaps_be_late() -> None:
     means = gaps[: len(gaps) // 64 * 64].reshape(-1, 64).mean(axis=1)  # requests of 64 tokens
     assert means.max() <= 14.0
     assert np.percentile(gaps, 95) > 14.0
-    assert demand_of(samples) > demand_of(run(Slo(itl_ms=14.0))) + 0.05
+    assert share_of(samples) > share_of(run(Slo(itl_ms=14.0))) + 0.05
 
 
 def test_a_higher_percentile_of_the_same_limit_cuts_more() -> None:
-    demands = [demand_of(run(Slo(itl_ms=13.5, percentile=each))) for each in (50.0, 95.0, 99.0)]
-    assert demands == sorted(demands, reverse=True)
-    assert demands[0] > demands[2] + 0.05
+    shares = [share_of(run(Slo(itl_ms=13.5, percentile=each))) for each in (50.0, 95.0, 99.0)]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] > shares[2] + 0.05
 
 
 def test_of_more_classes_the_strictest_rules() -> None:
     loose, strict = Slo(itl_ms=15.0, percentile=99.0), Slo(tpot_ms=12.6)
-    alone = [demand_of(run(each)) for each in (loose, strict)]
-    assert demand_of(run(loose, strict)) == pytest.approx(min(alone), abs=0.03)
-    assert demand_of(run(strict, loose)) == pytest.approx(min(alone), abs=0.03)
+    alone = [share_of(run(each)) for each in (loose, strict)]
+    assert share_of(run(loose, strict)) == pytest.approx(min(alone), abs=0.03)
+    assert share_of(run(strict, loose)) == pytest.approx(min(alone), abs=0.03)
 
 
 def test_the_lower_limit_of_one_statistic_holds() -> None:

@@ -40,3 +40,17 @@ def test_gaps_that_no_cut_can_win_back_count_with_their_step_alone() -> None:
     for _ in range(16):
         window = window.push(0.1, 50.0, 61.0)
     assert window.tail_ms(95.0, own_ms=10.0, payable_ms=5.0) == (pytest.approx(1.0), 16)
+
+
+def test_a_lasting_loss_counts_after_four_gaps_and_a_rare_one_as_often_as_it_was_seen() -> None:
+    lasting = Window.prior(64, 0.05)
+    before, _ = lasting.tail_ms(95.0, own_ms=10.0, payable_ms=5.0)
+    for _ in range(3):
+        lasting = lasting.push(0.0, 3.0, 13.0)
+    assert lasting.tail_ms(95.0, own_ms=10.0, payable_ms=5.0)[0] < before + 0.5
+    lasting = lasting.push(0.0, 3.0, 13.0)
+    assert lasting.tail_ms(95.0, own_ms=10.0, payable_ms=5.0)[0] == pytest.approx(3.0 + before, 0.1)
+    rare = Window.prior(64, 0.05)
+    for lost_ms in (3.0, 0.0, 0.0, 0.0) * 8:
+        rare = rare.push(0.0, lost_ms, 10.0 + lost_ms)
+    assert rare.tail_ms(50.0, own_ms=10.0, payable_ms=5.0)[0] == pytest.approx(0.0, abs=0.1)

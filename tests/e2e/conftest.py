@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +24,16 @@ DEFAULTS = {
     "slo_ttft_ms": 0,
     "budget": 0,
     "demand": -1,
-    "min_demand": 0.5,
+    "min_demand": 0.75,
     "floor": 1,
     "max_quality_loss": 0,
     "shadow_share": -1,
 }
+
+
+def pytest_configure() -> None:
+    """Told to end, pytest tears down as at an interrupt: no server outlives its tests."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from server import LAUNCH_SERVER, Server, command
 from tasks import stream
+from vocabulary import TURN_END, chat_prompt
 
 pytestmark = pytest.mark.e2e
 
@@ -78,15 +79,13 @@ def test_a_calibration_sets_the_floor_and_refuses_another_model(
     model: Path, tmp_path: Path
 ) -> None:
     pools = [islice(stream(task, "validation", 5), 16) for task in ("math", "code")]
-    text = tmp_path / "text"
-    text.write_text(
-        "\n".join(
-            f"<|im_start|>user\n{problem.prompt}<|im_end|>\n"
-            f"<|im_start|>assistant\n{problem.solution}<|im_end|>"
-            for pair in zip(*pools, strict=True)
-            for problem in pair
-        )
-    )
+    text = tmp_path / "text.jsonl"
+    rows = [
+        {"prompt": chat_prompt(problem.prompt), "answer": problem.solution + TURN_END}
+        for pair in zip(*pools, strict=True)
+        for problem in pair
+    ]
+    text.write_text("".join(json.dumps(row) + "\n" for row in rows))
     file = tmp_path / "calibration.json"
     run = [LYNX, "calibrate", "--model-path", str(model), "--device", "cpu"]
     run += ["--text", str(text), "--tokens", "1024", "--out", str(file)]
@@ -94,9 +93,10 @@ def test_a_calibration_sets_the_floor_and_refuses_another_model(
     assert ran.returncode == 0, ran.stderr[-2000:]
     made = json.loads(file.read_text())
     assert len(made["layer_kl"]) == 8
-    kl = {row["demand"]: row["kl"] for row in made["demands"]}
-    assert 0 < kl[0.9] < kl[0.3]
-    assert max(made["layer_kl"]) < kl[0.3]
+    kl = {row["share"]: row["kl"] for row in made["shares"]}
+    assert 0 < kl[0.9] < kl[0.35]
+    assert max(made["layer_kl"]) < kl[0.35]
+    assert sum(made["layer_offsets"]) == pytest.approx(0.0, abs=1e-3)
 
     with Server(
         model, tmp_path / "log", ["--moe-backend=lynx", f"--lynx-calibration={file}"]

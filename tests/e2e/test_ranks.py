@@ -115,11 +115,11 @@ def test_ranks_agree_while_the_controller_moves_and_steps_are_shadowed(
     first = len(replica.steps())
     replica.change(slo_itl_ms=0.01, min_demand=0.4, shadow_share=0.3)
     generate(replica.server, prompts[:12], ignore_eos=True, max_new_tokens=30)
-    assert replica.state()["decision"]["demand"] == pytest.approx(0.4)
+    assert replica.state()["decision"]["share"] < 0.6
     replica.change(slo_itl_ms=60_000)
     generate(replica.server, prompts[:4], ignore_eos=True, max_new_tokens=30)
     after = replica.state()
-    assert after["decision"]["demand"] == 1.0
+    assert after["decision"]["share"] == 1.0
     assert after["ranks"]["orders"] > before["orders"] + 2
     assert after["ranks"]["checks"] > before["checks"]
     steps = replica.steps()[first:]

@@ -107,11 +107,12 @@ def test_a_tight_quality_limit_binds_the_controller_and_a_loose_one_does_not(
         generate(lynx, prompts[:12], ignore_eos=True, max_new_tokens=60)
         part = lynx.lynx()
         assert part is not None
-        reached.append((part["decision"]["reason"], part["decision"]["demand"]))
+        reached.append((part["decision"]["reason"], part["decision"]["share"]))
     without, loose, tight = reached
-    assert without == loose == ("saturated", 0.3)
+    assert without[0] == loose[0] == "saturated"
+    assert without[1] == pytest.approx(loose[1], abs=0.05)
     assert tight[0] == "guard"
-    assert tight[1] > 0.5
+    assert tight[1] > loose[1] + 0.2
     lines = lynx.get("/metrics").splitlines()
     (binds,) = [line for line in lines if line.startswith("sglang:lynx_guard_binds{")]
     assert float(binds.split()[-1]) == 1.0

@@ -9,10 +9,12 @@ from decoding import complete
 from forced import Forced
 from free import decode
 from gate import Gate, Setting
-from measure import measure
+from importance import Ruled
+from measure import figures, measure
 from model import Batch, Model
 from results import Results, key_of
-from sensitivity import layer_budgets, similarities
+from rules import greedy, power, put_out
+from sensitivity import contributions, layer_budgets, similarities
 from shape import Shape
 from tasks import TASKS, problems
 from transcripts import Transcript, encode, mixed
@@ -153,3 +155,35 @@ def test_results_resume_and_refuse_foreign_rows(tmp_path):
     assert Results(tmp_path / "m.jsonl", about).rows == {key: {"kl": 1.0}}
     with pytest.raises(ValueError, match="expected rows made with problems 5, got 4"):
         Results(tmp_path / "m.jsonl", about | {"problems": 5})
+
+
+def test_contributions_are_what_experts_add_and_reach_selection(forced):
+    found = contributions(forced)
+    for layer in found:
+        assert layer.shape == (12,)
+        assert layer.max() == 1
+        assert layer.min() > 0
+    # One expert that gives nothing: it contributes nothing, and the budget goes to the others.
+    silent = forced.model.moe_layers()[1]
+    before = silent.down[3].clone()
+    with torch.no_grad():
+        silent.down[3] = 0
+        assert contributions(forced)[1][3] == 0
+        silent.down[3] = before
+    setting = Setting(POLICIES["lynx"], budget=5, floor=0, is_weighing=True)
+    even = measure(forced, 4, setting, contribution=[torch.ones(12)] * 3)
+    assert even["kl"] == measure(forced, 4, Setting(POLICIES["lynx"], budget=5, floor=0))["kl"]
+    only = [(torch.arange(12) < 6).float()] * 3  # the others are chosen last
+    assert measure(forced, 4, setting, contribution=only)["kl"] != even["kl"]
+
+
+def test_rules_share_the_frame_of_the_policy(forced):
+    """With the policy's own importance a rule is the policy; others keep its budget and floors."""
+    lynx = measure(forced, 4, Setting(POLICIES["lynx"], budget=5))
+    same = figures(forced, Ruled(forced, 5, power(4), rows=4))
+    assert same["T"] == lynx["T"]
+    assert same["kl_by_problem"] == pytest.approx(lynx["kl_by_problem"], rel=1e-2)
+    for rule in (greedy, put_out):
+        other = figures(forced, Ruled(forced, 5, rule, rows=4))
+        assert other["T"] == pytest.approx(lynx["T"], abs=0.1)
+        assert other["kl_by_problem"] != same["kl_by_problem"]

@@ -72,6 +72,7 @@ class Case:
     floor: Tensor
     demand: Tensor | None
     correction_bias: Tensor | None = None
+    contribution: Tensor | None = None
 
     @property
     def num_experts(self) -> int:
@@ -270,6 +271,19 @@ def test_refills_follow_the_correction_bias(policy):
     case = make_case(12, 24, 4, CONTROLS["cap binds"])
     bias = torch.randn(24, generator=torch.Generator().manual_seed(0))
     check(replace(case, correction_bias=bias, scores=case.scores.sqrt()), policy)
+
+
+@pytest.mark.parametrize("num_rows", [12, 70, 258])
+def test_contributions_weigh_importance(num_rows):
+    case = make_case(num_rows, 24, 4, (0.4, 0, 1.0))
+    # No floors and no exact rows: importance decides alone.
+    case = replace(case, row_class=torch.full((num_rows,), RowClass.FLEXIBLE, dtype=torch.uint8))
+    before = run(case, "lynx").active.cpu().clone()
+    random = torch.Generator().manual_seed(num_rows)
+    contribution = torch.where(before, 1e-3 * torch.rand(24, generator=random), 1.0)
+    contribution[~before] = torch.tensor(NAN)  # counts as 1
+    got = check(replace(case, contribution=contribution), "lynx")
+    assert not torch.equal(got.active.cpu(), before)
 
 
 @pytest.mark.parametrize("num_rows", [12, 70, 258])

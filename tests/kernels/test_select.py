@@ -58,6 +58,22 @@ def test_lynx_demand_lets_the_active_set_emerge():
     assert run(batch(SHARED, 2), demand=scalar(0.7, torch.float32)).num_active.item() == 2
 
 
+def test_lynx_weighs_shares_by_what_experts_contribute():
+    # Expert 2's share is the smaller one, but the other expert's output hardly counts.
+    weights = torch.tensor([1.0, 0.2, 1.0, 1.0])
+    got = run(batch(SHARED, 2), budget=scalar(2), contribution=weights)
+    assert got.topk_ids.tolist() == [[0, 2], [0, 2]]
+    # (0.3 / 0.8)^4 * 0.4 beats (0.25 / 0.85)^4 * 1 by a hair: 0.0079 to 0.0075.
+    weights[1] = 0.4
+    kept = run(batch(SHARED, 2), budget=scalar(2), contribution=weights)
+    assert kept.topk_ids.tolist() == [[0, 1], [0, 1]]
+
+
+def test_only_lynx_takes_contributions():
+    with pytest.raises(ValueError, match="contribution: expected None for policy oea, got a ten"):
+        run(batch(SHARED, 2), policy="oea", contribution=torch.ones(4))
+
+
 def test_topk_drops_and_renormalises():
     got = run(batch(SHARED, 2), policy="topk", demand=scalar(0.5, torch.float32))
     assert got.topk_ids.tolist() == [[0, -1], [0, -1]]
@@ -235,6 +251,8 @@ def test_a_captured_graph_follows_the_budget(policy):
         ("floor", torch.tensor(1.0)),
         ("demand", torch.tensor(1)),
         ("correction_bias", torch.zeros(3)),
+        ("contribution", torch.ones(3)),
+        ("contribution", torch.ones(4, dtype=torch.float64)),
     ],
 )
 def test_bad_arguments_are_named(name, value):

@@ -69,6 +69,24 @@ def test_both_paths_equal_the_reference(case_of, policy, seed):
     assert_same(select_torch(**arguments, policy=policy), expected)
 
 
+@settings(examples, max_examples=700)
+@given(seed=SEEDS)
+def test_contributions_weigh_alike_on_every_path(case_of, seed):
+    case = case_of(seed)
+    random = torch.Generator().manual_seed(seed)
+    contribution = 1.2 * torch.rand(case.num_experts, generator=random)  # above 1 counts as 1
+    contribution[:: 1 + seed % 5] = float("nan") if seed % 2 else -1.0
+    arguments = case.arguments() | {"contribution": contribution}
+    expected = select_reference(**arguments)
+    assert_same(select(**arguments), expected)
+    assert_same(
+        select_torch(**arguments, policy=POLICIES["lynx"]),
+        expected,
+    )
+    whole = case.arguments() | {"contribution": torch.ones(case.num_experts)}
+    assert_same(select_reference(**whole), select_reference(**case.arguments()))
+
+
 @every_policy
 @examples
 @given(seed=SEEDS)

@@ -13,9 +13,9 @@ from demo import HIGH_SHARE, LOW_SHARE, shape_of, slo
 from monitor import Sample, course, means, recovery_s
 from stream import Chunk, Exchange
 
-FULL = Sample(10.0, 1.0, 64.0, 64, "full", 100, 3000.0, 100.0)
-CUT = Sample(11.0, 0.6, 30.0, 64, "feed_forward", 150, 4000.0, 145.0)
-AGAIN = replace(CUT, at=14.5, demand=1.0, budget=64.0, reason="full")
+FULL = Sample(10.0, 1.0, 1.0, 64.0, 64, "full", 100, 3000.0, 100.0)
+CUT = Sample(11.0, 0.6, 1.0, 30.0, 64, "feed_forward", 150, 4000.0, 145.0)
+AGAIN = replace(CUT, at=14.5, share=1.0, budget=64.0, reason="full")
 
 PLAIN: dict[str, Any] = {
     "name": "sglang", "itl_p50_ms": 30.0, "itl_p95_ms": 50.0, "slo_violation_rate": 0.6,

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from lynx_sglang import calibration
-from lynx_sglang.calibrating import Cut, least_demand
+from lynx_sglang import calibration, calibration_text
+from lynx_sglang.calibrating import layer_offsets, least_share
 from lynx_sglang.calibration import FORMAT, Calibration
 from lynx_sglang.errors import SettingError
+from lynx_sglang.evaluation.server import EvaluationError
+from lynx_sglang.prefill_cut import PROMPT, Cut
 from lynx_sglang.settings import resolve
 
 
@@ -29,8 +33,8 @@ MODEL = Config(num_experts=64, transformers_version="5.0", _name_or_path="/a")
 MADE = Calibration(
     format=FORMAT, lynx=calibration.version(), model="m",
     model_sha256=calibration.fingerprint(MODEL), policy="lynx", rows=16, tokens=512,
-    quality_loss=0.01, min_demand=0.6, quality_slope=0.1, demands=[], layer_demand=0.5,
-    layer_kl=[0.1],
+    quality_loss=0.01, min_demand=0.6, quality_slope=0.1, shares=[], layer_share=0.4,
+    layer_kl=[0.1], layer_offsets=[0.0],
 )  # fmt: skip
 
 
@@ -41,7 +45,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_its_demand_is_the_floor_unless_one_is_set(file: Path) -> None:
+def test_its_mass_is_the_floor_unless_one_is_set(file: Path) -> None:
     assert resolve({"calibration": str(file)}, {}).min_demand == 0.6
     assert resolve({"calibration": str(file), "min_demand": 0.3}, {}).min_demand == 0.3
     assert resolve({"calibration": str(file)}, {"LYNX_MIN_DEMAND": "0.4"}).min_demand == 0.4
@@ -96,15 +100,25 @@ def test_a_damaged_file_is_refused(file: Path) -> None:
         resolve({"calibration": str(file)}, {})
 
 
-def row(demand: float, high: float) -> dict[str, Any]:
-    return {"demand": demand, "kl_interval_95": [0.0, high]}
+def row(share: float, high: float) -> dict[str, Any]:
+    return {"share": share, "kl_interval_95": [0.0, high]}
 
 
-def test_the_least_demand_stops_at_the_first_that_may_lose_too_much() -> None:
+def test_layers_that_a_cut_hurts_more_get_a_larger_share() -> None:
+    curve = [{"share": share, "kl": math.exp(-10 * share)} for share in (0.6, 0.4)]
+    assert layer_offsets(curve, [0.01 * math.e, 0.01, 0.01 / math.e]) == [0.1, 0.0, -0.1]
+    spread = layer_offsets(curve, [1.0, 1e-9, 1e-3])
+    assert sum(spread) == pytest.approx(0.0, abs=1e-3)
+    assert max(map(abs, spread)) < 0.3
+    flat = [{"share": 0.6, "kl": 0.1}, {"share": 0.4, "kl": 0.1}]
+    assert layer_offsets(flat, [0.1, 0.2]) == [0.0, 0.0]
+
+
+def test_the_least_share_stops_at_the_first_that_may_lose_too_much() -> None:
     rows = [row(0.5, 0.009), row(0.9, 0.001), row(0.7, 0.02)]
-    assert least_demand(rows, 0.01) == rows[1]
-    assert least_demand(rows, 0.05) == rows[0]
-    assert least_demand(rows, 0.0001) is None
+    assert least_share(rows, 0.01) == rows[1]
+    assert least_share(rows, 0.05) == rows[0]
+    assert least_share(rows, 0.0001) is None
 
 
 class Router:
@@ -121,9 +135,59 @@ def call(layer: int, rows: int = 33) -> dict[str, Any]:
             "topk_ids": ids.to(torch.int32), "topk_weights": weights}  # fmt: skip
 
 
+def batch(*requests: tuple[int, int, int | None]) -> Any:
+    """A prefill of requests: tokens already there, tokens of this pass, tokens of the prompt."""
+    params = [{} if prompt is None else {PROMPT: prompt} for _, _, prompt in requests]
+    return SimpleNamespace(
+        forward_mode=SimpleNamespace(is_extend=lambda: True),
+        reqs=[SimpleNamespace(sampling_params=SimpleNamespace(custom_params=p)) for p in params],
+        prefix_lens=[start for start, _, _ in requests],
+        extend_lens=[length for _, length, _ in requests],
+    )
+
+
+def test_prompts_keep_their_experts_in_chunks_too() -> None:
+    cut = Cut()
+    cut.before_batch(None, batch((0, 4, 2), (0, 3, None), (4, 3, 5), (8, 2, 5), (0, 2, 5)))
+    #                             0 1 2 3    4 5 6         7 8 9      10 11      12 13
+    assert cut.flexible.tolist() == [2, 3, 8, 9, 10, 11]
+    cut.set(share=0.3, layer=-1, rows=4, policy="lynx")
+    given = call(0, 14)
+    out = cut.around_topk(lambda **named: named, **given)["topk_ids"]
+    changed = (out != given["topk_ids"]).any(dim=1).nonzero().flatten().tolist()
+    assert changed
+    assert set(changed) <= {2, 3, 8, 9, 10, 11}
+
+
+def words(text: str, add_special_tokens: bool = True) -> list[int]:
+    return [0] * add_special_tokens + [len(each) for each in text.split()]
+
+
+def test_a_sample_of_prompts_and_answers(tmp_path: Path) -> None:
+    file = tmp_path / "traffic.jsonl"
+    rows = [{"prompt": "a bb", "answer": "c " * 400}, {"prompt": "a", "answer": "dd"}] * 2
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = calibration_text.read(file, words, 10_000)
+    assert [(each.prompt, len(each.tokens)) for each in found] == [(3, 403)] * 2
+    assert len(calibration_text.read(file, words, 810)) == 2
+    with pytest.raises(EvaluationError, match="within --tokens 500; got 403"):
+        calibration_text.read(file, words, 500)
+    file.write_text(json.dumps(rows[0]) + '\n{"prompt": "a"}\n')
+    with pytest.raises(EvaluationError, match="line 2: expected"):
+        calibration_text.read(file, words, 10_000)
+
+
+def test_of_plain_text_half_of_each_piece_stands_for_a_prompt(tmp_path: Path) -> None:
+    file = tmp_path / "text"
+    file.write_text("a " * 1_100)
+    found = calibration_text.read(file, words, 1_000)
+    assert [(each.prompt, len(each.tokens)) for each in found] == [(128, 256)] * 3
+
+
 def test_a_cut_shares_within_groups_and_in_its_layer_alone() -> None:
     cut = Cut()
-    cut.set(demand=0.4, layer=1, rows=8, policy="lynx")
+    cut.set(share=0.5, layer=1, rows=8, policy="lynx")
+    cut.before_batch(None, batch((0, 33, 0)))
     given = call(0)
     assert cut.around_topk(lambda **named: named, **given)["topk_ids"] is given["topk_ids"]
     given = call(1)
@@ -134,7 +198,9 @@ def test_a_cut_shares_within_groups_and_in_its_layer_alone() -> None:
     for first in range(5):  # 33 rows in five groups of at most 8, five positions apart
         group = torch.arange(first, 33, 5)
         used = {expert for expert in out[group].flatten().tolist() if expert >= 0}
-        assert used < set(kept[group].flatten().tolist())
+        wanted = set(kept[group].flatten().tolist())
+        assert used < wanted
+        assert len(used) <= max(round(0.5 * len(wanted)), len(group))  # the floors' union at most
     assert cut.count == 33
     assert 0.4 <= cut.mass / cut.count < 1.0
 

@@ -14,7 +14,8 @@ from lynx_sglang.settings import OPTIONS, flag_of
 PART = {
     "settings": {"policy": "lynx", "slo_itl_ms": 20.0, "slo_percentile": 95.0, "slo_ttft_ms": None},
     "decision": {
-        "demand": 0.625,
+        "demand": 1.0,
+        "share": 0.625,
         "budget": [12, 14],
         "reason": "hold",
         "saturated": True,
@@ -26,6 +27,7 @@ PART = {
     "active_experts_sum": 121.0,
     "retained_mass_sum": 9.5,
     "decisions": {"hold": 10},
+    "shadow": {"rows": 0},
 }
 
 
@@ -43,8 +45,22 @@ def test_settings_lists_them_all(capsys: pytest.CaptureFixture[str]) -> None:
 def test_status_describes_the_loop() -> None:
     text = command.describe(PART)
     assert "SLO p95 ITL 20 ms\n" in text
-    assert "demand 0.625, cap 13.0 of 64 experts, hold, saturated" in text
+    assert "cap 13.0 of 64 experts, share 0.625, demand 1.000, hold, saturated" in text
     assert "12.1 active experts, 0.9500 retained mass" in text
+    assert "shadow" not in text
+
+
+def test_status_tells_what_shadow_passes_saw() -> None:
+    seen = {"rows": 32, "steps": 2, "kl_mean": 0.00123, "kl_p99": 0.025, "agreement": 0.96875}
+    text = command.describe({**PART, "shadow": seen})
+    assert (
+        "shadow passes: 2 steps, KL 1.23e-03 nats a token (p99 0.025), top-1 agreement 0.9688"
+        in text
+    )
+
+
+def test_status_before_the_first_step() -> None:
+    assert command.describe({**PART, "decision": None}).endswith("no step has run yet")
 
 
 def test_status_says_when_there_is_no_server(capsys: pytest.CaptureFixture[str]) -> None:

@@ -139,9 +139,9 @@ class Replica:
             rank.run(requests, mode)
 
     def serve(self, rows: list[int], **params: Any) -> list[float]:
-        """A prefill, then decode steps of so many rows; the demand that each ran under."""
+        """A prefill, then decode steps of so many rows; the share that each ran under."""
         running: list[Any] = []
-        demands = []
+        shares = []
         for count in rows:
             for one in running[count:]:
                 one.finished = lambda: True
@@ -157,15 +157,15 @@ class Replica:
                 assert torch.equal(ours, theirs)
             decision = first.runtime.decision
             assert decision is not None
-            demands.append(decision.demand)
-        return demands
+            shares.append(decision.share)
+        return shares
 
 
 def test_ranks_run_the_same_experts_while_the_budget_moves() -> None:
     replica = Replica(CONTROLLED)
-    demands = replica.serve([4] * 20 + [24] * 60 + [2] * 20)
-    assert len(set(demands)) > 3
-    assert min(demands) < 0.8
+    shares = replica.serve([4] * 20 + [24] * 60 + [2] * 20)
+    assert len(set(shares)) > 3
+    assert min(shares) < 0.8
     state = telemetry.server_info(replica.ranks[0].runtime)["ranks"]
     assert (state["size"], state["unforeseen"]) == (2, 0)
     assert state["orders"] == len(replica.sent) > 5

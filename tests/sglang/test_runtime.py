@@ -115,7 +115,8 @@ def test_an_impossible_slo_goes_to_the_floor_and_says_so() -> None:
     decision = scheduler.runtime.decision
     assert decision is not None
     assert decision.saturated
-    assert decision.demand in (0.6, 1.0)  # 1.0 where no cut would buy time
+    assert decision.demand == 1.0
+    assert decision.share < 0.6 or decision.share == 1.0  # where no cut would buy time
 
 
 def test_who_waits_for_a_place_buys_faster_steps() -> None:
