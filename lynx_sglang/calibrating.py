@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from lynx_controller.budget import offsets_at_least_kl
 from lynx_sglang import calibration, calibration_text
 from lynx_sglang.calibration import FORMAT, Calibration
 from lynx_sglang.calibration_text import Sequence
@@ -32,7 +33,6 @@ SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.35)
 LAYER_SHARE = 0.4
 SLOPE_SHARES = (0.6, 0.4)  # between which KL's growth is read
 LEAST_KL = 1e-7  # nats; below it a KL is rounding
-SPREAD = 0.2  # a layer's share differs from the mean by at most this
 
 
 class Passes:
@@ -110,17 +110,12 @@ def measure(passes: Passes, journal: Journal) -> tuple[list[dict[str, Any]], lis
 def layer_offsets(shares: list[dict[str, Any]], layer_kl: list[float]) -> list[float]:
     """[L] by how much each layer's share should differ from the mean share.
 
-    Cut alone to share s, a layer's KL is near exp(a_l - b * s); at a given mean share the sum over
-    layers is least where s_l = mean + (a_l - mean a) / b. b is read off cuts of all layers.
+    The growth of KL with a cut is read off cuts of all layers, its level off cuts of each alone.
     """
     kl = {row["share"]: max(row["kl"], LEAST_KL) for row in shares}
     wide, narrow = SLOPE_SHARES
     slope = math.log(kl[narrow] / kl[wide]) / (wide - narrow)
-    if slope <= 0.0:  # no cut was seen to cost more than a lighter one
-        return [0.0] * len(layer_kl)
-    levels = np.log(np.maximum(layer_kl, LEAST_KL))
-    offsets = np.clip((levels - levels.mean()) / slope, -SPREAD, SPREAD)
-    return [round(float(each), 4) for each in offsets - offsets.mean()]
+    return offsets_at_least_kl([math.log(max(each, LEAST_KL)) for each in layer_kl], slope)
 
 
 def least_share(shares: list[dict[str, Any]], quality_loss: float) -> dict[str, Any] | None:

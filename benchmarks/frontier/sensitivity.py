@@ -11,9 +11,10 @@ from forced import Forced
 from torch import Tensor
 from torch.nn import functional as F
 
+from lynx_controller.budget import offsets_at_least_kl
+
 SHARES = (0.3, 0.45)  # of the natural union, at which one layer alone is cut
 LEAST_KL = 1e-7  # nats; below it a layer's KL is rounding
-SPREAD = 0.2  # a layer's share of the natural union differs from the mean by at most this
 NO_CAP = 2**30
 TOKENS = 2000  # that every expert computes
 
@@ -23,8 +24,7 @@ def layer_offsets(
 ) -> list[float]:
     """By how much each layer's share of the natural union should differ from the mean share.
 
-    With one layer cut at share s its KL is near exp(a_l - b * s), one slope b for all layers. The
-    sum over layers is least, at a given mean share, where s_l = mean + (a_l - mean a) / b.
+    As `lynx_controller.budget` does it, with one slope for all layers, read off cuts of one alone.
 
     Args:
         kl_of: mean KL of these caps by layer, in nats.
@@ -43,9 +43,7 @@ def layer_offsets(
     shares = torch.tensor(SHARES, dtype=torch.float64)
     centred = shares - shares.mean()
     slope = -float((logs.mean(dim=0) * centred).sum() / (centred**2).sum())
-    level = logs.mean(dim=1)
-    offsets = ((level - level.mean()) / slope).clamp(-SPREAD, SPREAD)
-    return [round(float(each), 4) for each in offsets - offsets.mean()]
+    return offsets_at_least_kl(logs.mean(dim=1).tolist(), slope)
 
 
 def one_cut(layer: int, budget: float, num_layers: int) -> tuple[int, ...]:

@@ -15,6 +15,21 @@ from .override import Override
 from .types import Decision, Reason
 
 MOST_OFFSET: Final = 0.5
+SPREAD: Final = 0.2  # a measured offset is at most this
+
+
+def offsets_at_least_kl(levels: Sequence[float], slope: float) -> list[float]:
+    """[L] offsets at which layers together lose least at a given mean share; their mean is 0.
+
+    Cut alone to share s, layer l costs near exp(levels_l - slope * s) nats. With one price for all,
+    the sum is least where s_l = mean + (levels_l - their mean) / slope. A slope that is not above 0
+    says that no cut was seen to cost more than a lighter one: no offsets.
+    """
+    if slope <= 0.0:
+        return [0.0] * len(levels)
+    away = np.array(levels) - np.mean(levels)
+    offsets = np.clip(away / slope, -SPREAD, SPREAD)
+    return [round(float(each), 4) for each in offsets - offsets.mean()]
 
 
 @dataclass(slots=True)

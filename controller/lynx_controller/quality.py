@@ -143,10 +143,10 @@ class Quality:
         if not isinstance(kl, Real) or not 0.0 <= kl <= MOST_KL:
             self._scale(1.0 - UNSEEN)
             return
-        share = min(1.0, loss * self.rows / self.loss) if self.loss else 1.0
+        weight = min(1.0, loss * self.rows / self.loss) if self.loss else 1.0
         surplus = max(0.0, self.rows + rows - MEMORY_ROWS)
         if surplus:  # forget what the sample replaces
-            self._scale(1.0 - share * surplus / self.rows)
+            self._scale(1.0 - weight * surplus / self.rows)
         kl_sum = min(rows * float(kl), (self.rows + PRIOR_ROWS) * self.upper * loss)
         self.rows += rows
         self.loss += rows * loss

@@ -9,13 +9,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 
 import pytest
 from server import LAUNCH_SERVER, Server, command
-from tasks import stream
-from vocabulary import TURN_END, chat_prompt
+from traffic import traffic
 
 pytestmark = pytest.mark.e2e
 
@@ -78,13 +76,7 @@ def test_eval_is_interrupted_and_goes_on(lynx: Server, settings: Settings, tmp_p
 def test_a_calibration_sets_the_floor_and_refuses_another_model(
     model: Path, tmp_path: Path
 ) -> None:
-    pools = [islice(stream(task, "validation", 5), 16) for task in ("math", "code")]
-    text = tmp_path / "text.jsonl"
-    rows = [
-        {"prompt": chat_prompt(problem.prompt), "answer": problem.solution + TURN_END}
-        for pair in zip(*pools, strict=True)
-        for problem in pair
-    ]
+    text, rows = tmp_path / "text.jsonl", traffic("validation", 16, seed=5)
     text.write_text("".join(json.dumps(row) + "\n" for row in rows))
     file = tmp_path / "calibration.json"
     run = [LYNX, "calibrate", "--model-path", str(model), "--device", "cpu"]

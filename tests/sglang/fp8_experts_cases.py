@@ -7,7 +7,6 @@ cast to fp8 is a CUDA kernel; torch's stands in for it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,22 +19,16 @@ from sglang.srt.layers.quantization.compressed_tensors import compressed_tensors
 from sglang.srt.layers.quantization.compressed_tensors.schemes import (
     compressed_tensors_w8a8_fp8_moe as scheme,
 )
-from sglang.srt.runtime_context import get_flags, get_parallel, publish
-from sglang.srt.server_args import ServerArgs
+from sglang.srt.runtime_context import get_flags
 
 from lynx_kernels import fused_moe_reference
 from lynx_kernels.schedule import build_schedule_reference
 from lynx_sglang import fused_runner
 from lynx_sglang.device_path import DevicePath, Sizes
 from lynx_sglang.expert_layers import ExpertLayers, around_init
-from lynx_sglang.flags import BACKEND
 
+pytestmark = pytest.mark.usefixtures("one_rank")
 E, K, H, INNER, M = 4, 2, 256, 128, 5
-ONE_RANK = {
-    **dict.fromkeys(("moe_ep_rank", "moe_tp_rank", "tp_rank"), 0),
-    **dict.fromkeys(("moe_ep_size", "moe_tp_size", "tp_size", "attn_tp_size"), 1),
-    "tp_group": None,
-}
 
 
 def compressed(weights: str, activations: str, *, is_dynamic: bool = True, **more: Any) -> Any:
@@ -68,14 +61,6 @@ FORMATS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_rank() -> Iterator[None]:
-    args = ServerArgs(model_path="none", device="cpu", moe_runner_backend=BACKEND)
-    publish(args, role="scheduler")
-    with get_parallel().override(**ONE_RANK):
-        yield
-
-
 @pytest.fixture(autouse=True)
 def _a_cpu_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter multiplies float32 alone, and a CPU has no compute capability."""
@@ -90,8 +75,8 @@ def cast(wide: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.T
     return (wide / scale).clamp(-448, 448).to(torch.float8_e4m3fn), scale
 
 
-def layer_of(layers: ExpertLayers, quant_config: Any) -> Any:
-    """A layer as the server builds it, ``layers`` told of it, its checkpoint loaded."""
+def built(layers: ExpertLayers, quant_config: Any, dtype: torch.dtype) -> Any:
+    """A layer as the server builds it, ``layers`` told of it; nothing loaded."""
     layer = object.__new__(FusedMoE)
     around_init(layers.add)(
         FusedMoE.__init__,
@@ -101,10 +86,16 @@ def layer_of(layers: ExpertLayers, quant_config: Any) -> Any:
         intermediate_size=INNER,
         layer_id=0,
         top_k=K,
-        params_dtype=torch.float32,
+        params_dtype=dtype,
         quant_config=quant_config,
         prefix="model.layers.0.mlp.experts",
     )
+    return layer
+
+
+def layer_of(layers: ExpertLayers, quant_config: Any) -> Any:
+    """The same with its checkpoint loaded."""
+    layer = built(layers, quant_config, torch.float32)
     rng = torch.Generator().manual_seed(0)
     for name, parameter in layer.named_parameters():
         if name.endswith("weight"):
@@ -158,19 +149,7 @@ def test_other_weights_stay_with_sglangs_triton_and_the_log_says_why(
 ) -> None:
     caplog.set_level(logging.INFO, "lynx_sglang")
     layers = ExpertLayers()
-    layer = object.__new__(FusedMoE)
-    around_init(layers.add)(
-        FusedMoE.__init__,
-        layer,
-        num_experts=E,
-        hidden_size=H,
-        intermediate_size=INNER,
-        layer_id=0,
-        top_k=K,
-        params_dtype=torch.bfloat16,
-        quant_config=w8a8_int8.W8A8Int8Config(),
-        prefix="model.layers.0.mlp.experts",
-    )
+    layer = built(layers, w8a8_int8.W8A8Int8Config(), torch.bfloat16)
     assert not isinstance(layer.quant_method.runner.fused_func, fused_runner.FusedRunner)
     layers.allocate(DevicePath(Sizes([0], E, 0, K), floor=1, policy="lynx", device="cpu"))
     assert "1 layers with triton: weights of W8A8Int8MoEMethod" in caplog.text

@@ -8,7 +8,6 @@ buffer's memory. Streams, pinned memory and real graphs are left to a GPU.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,33 +18,19 @@ from sglang.srt.layers.moe.fused_moe_native import moe_forward_native
 from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 from sglang.srt.layers.moe.utils import MoeRunnerBackend
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
-from sglang.srt.runtime_context import get_flags, get_parallel, publish
-from sglang.srt.server_args import ServerArgs
+from sglang.srt.runtime_context import get_flags
 
 from lynx_sglang import expert_layers, fused_runner, routing
 from lynx_sglang.errors import DivergedError, UnsupportedError
-from lynx_sglang.flags import BACKEND
 from lynx_sglang.gpu_runtime import GpuRuntime
 from lynx_sglang.ranks import Ranks, receive
 from lynx_sglang.settings import Settings
 from lynx_sglang.telemetry import server_info
 from lynx_sglang.tier import account_of
 
+pytestmark = pytest.mark.usefixtures("one_rank")
 LAYERS, E, K, H, INNER = 2, 16, 4, 32, 16
 GRAPHS = [4, 8]
-ONE_RANK = {
-    **dict.fromkeys(("moe_ep_rank", "moe_tp_rank", "tp_rank"), 0),
-    **dict.fromkeys(("moe_ep_size", "moe_tp_size", "tp_size", "attn_tp_size"), 1),
-    "tp_group": None,
-}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_rank() -> Iterator[None]:
-    args = ServerArgs(model_path="none", device="cpu", moe_runner_backend=BACKEND)
-    publish(args, role="scheduler")
-    with get_parallel().override(**ONE_RANK):
-        yield
 
 
 class Model:
