@@ -4,6 +4,8 @@ The text runs through SGLang's engine as prefill, once with every expert and onc
 in a server, prompts keep every expert; a cut lets the tokens behind them share experts in groups,
 as the rows of a decode step do (``prefill_cut``). KL is between their next-token probabilities in
 the two passes over the same text (teacher forcing), with all earlier answer tokens cut alike.
+The pass with every expert also tells how much each expert's output weighs, for the policies that
+rank experts by it.
 """
 
 from __future__ import annotations
@@ -41,6 +43,13 @@ class Passes:
     def __init__(self, engine: Any, sequences: list[Sequence], rows: int, policy: str) -> None:
         self.engine, self.sequences, self.rows, self.policy = engine, sequences, rows, policy
         self.full = self.run(1.0)
+        state = self.state()
+        self.contributions: list[list[float]] | None = state["contributions"]
+        layers, measured = len(state["layers"]), self.contributions
+        if measured is not None and len(measured) != layers:
+            raise EvaluationError(
+                f"the outputs of experts could be measured in {len(measured)} of {layers} layers"
+            )
 
     def run(self, share: float, layer: int = -1) -> list[list[Top]]:
         """The most probable next tokens at each position behind each sequence's prompt."""
@@ -190,7 +199,8 @@ def calibrate(args: argparse.Namespace) -> Calibration:
         }
         sample = {"text_sha256": hashlib.sha256(text).hexdigest()[:16]}
         journal = Journal(args.out.with_name(args.out.name + ".rows"), {**about, **sample})
-        shares, layer_kl = measure(Passes(engine, sequences, args.rows, args.policy), journal)
+        passes = Passes(engine, sequences, args.rows, args.policy)
+        shares, layer_kl = measure(passes, journal)
     finally:
         engine.shutdown()
     cheapest = least_share(shares, args.quality_loss)
@@ -205,6 +215,7 @@ def calibrate(args: argparse.Namespace) -> Calibration:
         layer_share=LAYER_SHARE,
         layer_kl=layer_kl,
         layer_offsets=layer_offsets(shares, layer_kl),
+        contributions=passes.contributions,
     )
     made.save(args.out)
     journal.path.unlink()

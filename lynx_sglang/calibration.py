@@ -14,9 +14,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lynx_sglang.errors import SettingError
 
-FORMAT = 2
+FORMAT = 3
 # Of a Hugging Face configuration: they change with the library or the folder, not with the model.
 INCIDENTAL = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 
@@ -41,12 +43,32 @@ class Calibration:
     layer_share: float
     layer_kl: list[float]  # of cutting that layer alone, to layer_share
     layer_offsets: list[float]  # by how much a layer's share should differ from the mean
+    # [L][E] in [0, 1], how much an expert's output usually weighs; None where the policy counts no
+    # such thing.
+    contributions: list[list[float]] | None
 
     def save(self, path: Path) -> None:
         """Write all or nothing."""
         partial = path.with_name(path.name + ".new")
         partial.write_text(json.dumps(asdict(self), indent=2) + "\n")
         os.replace(partial, path)
+
+    def contributions_of(self, layer_ids: list[int], num_experts: int) -> dict[int, torch.Tensor]:
+        """By layer id: float32 [E] on the CPU; nothing where the policy takes none.
+
+        Raises:
+            SettingError: the file has other layers or experts.
+        """
+        if self.contributions is None:
+            return {}
+        found = [len(layer) for layer in self.contributions]
+        if found != [num_experts] * len(layer_ids):
+            raise SettingError(
+                f"--lynx-calibration: contributions: expected {len(layer_ids)} layers of "
+                f"{num_experts} experts, got {len(found)} of {sorted(set(found))}"
+            )
+        rows = torch.tensor(self.contributions, dtype=torch.float32)
+        return dict(zip(layer_ids, rows, strict=True))
 
     def refusal(self, model_config: Any) -> str | None:
         """Why a model with this Hugging Face text configuration cannot use it; None if it can."""

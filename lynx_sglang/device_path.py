@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -62,12 +63,18 @@ class DevicePath:
         policy: str,
         device: torch.device | str,
         max_rows: int = MAX_ROWS,
+        contributions: Mapping[int, Tensor] = MappingProxyType({}),
     ) -> None:
+        """
+        Args:
+            contributions: by layer id, float32 [E]: see ``lynx_kernels.select``.
+        """
         self.sizes, self.max_rows = sizes, max_rows
         self.buffer = Buffer(
             sizes.layer_ids, sizes.num_experts, floor, max_rows=max_rows, device=device
         )
         self._policy = find_policy(policy)
+        self._contributions = {layer: row.to(device) for layer, row in contributions.items()}
         outputs = SelectBuffers.allocate(
             max_rows=max_rows,
             top_k=sizes.num_slots,
@@ -107,6 +114,7 @@ class DevicePath:
             demand=buffer.demand,
             policy=self._policy,
             correction_bias=None if correction_bias is None else correction_bias.float(),
+            contribution=self._contributions.get(layer_id),
             out=self._outputs[layer_id],
         )
 

@@ -230,6 +230,11 @@ POST_PROCESS_TOPK = Door(
     ),
     "selection: after top-k, before pad masks, EPLB remap and capture",
 )
+RUN_EXPERTS = Door(
+    "sglang.srt.layers.moe.fused_moe_triton.layer:FusedMoE.run_moe_core",
+    ("self", "dispatch_output"),
+    "calibration: what each expert puts out",
+)
 RECEIVE = Door(
     "sglang.srt.managers.scheduler_components.request_receiver:"
     "SchedulerRequestReceiver.recv_requests",

@@ -54,6 +54,7 @@ class GpuRuntime(Runtime):
             floor=self.settings.floor,
             policy=self.settings.policy,
             device=self.layers.device,
+            contributions=self.contributions,
         )
         self.layers.allocate(self.path)
         return self.path.buffer

@@ -1,7 +1,8 @@
 """What ``calibrate`` does in SGLang's scheduler process: prefill rows share experts, as asked.
 
 The rows of a prompt keep every expert, as in a server; those behind it share in groups of ``rows``,
-as the rows of a decode step do. A group's positions are far apart.
+as the rows of a decode step do. A group's positions are far apart. A pass that keeps all experts
+also measures what each puts out, and later cuts weigh by it, as a calibrated server's do.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from lynx_kernels import RowClass, select
+from lynx_kernels import POLICIES, RowClass, select
 from lynx_sglang import doors, routing
+from lynx_sglang.expert_outputs import DIGITS, ExpertOutputs, by_slot
 from lynx_sglang.plugin import hook_path
 
 STATE = "lynx_cut"
@@ -26,6 +28,8 @@ class Cut:
     def __init__(self) -> None:
         self.layers: set[int] = set()
         self.flexible = torch.empty(0, dtype=torch.long)  # rows of the batch that runs
+        self.outputs = ExpertOutputs()  # of the last pass that kept all experts
+        self.contributions: dict[int, torch.Tensor] = {}  # by layer, for policies that take them
         self.set(share=1.0, layer=-1, rows=1, policy="lynx")
 
     def set(self, *, share: float, layer: int, rows: int, policy: str) -> None:
@@ -33,6 +37,10 @@ class Cut:
 
         Forgets what was counted.
         """
+        if share >= 1.0:
+            self.outputs = ExpertOutputs()
+        self.contributions = self.outputs.contributions()
+        self.is_weighing = POLICIES[policy].takes_contribution
         self.kept, self.layer, self.rows, self.policy = share, layer, rows, policy
         self.groups, self.active, self.mass, self.count = 0, 0.0, 0.0, 0
 
@@ -48,11 +56,22 @@ class Cut:
             call["topk_ids"], call["topk_weights"] = self.share(call)
         return original(**call)
 
+    def around_experts(self, original: Callable[..., Any], layer: Any, dispatch_output: Any) -> Any:
+        """The hook around ``FusedMoE.run_moe_core``."""
+        if self.kept >= 1.0 and self.is_weighing and len(self.flexible):
+            config = layer.moe_runner_config
+            num_experts = config.num_experts - (config.num_fused_shared_experts or 0)
+            rows = self.flexible.to(dispatch_output.hidden_states.device)
+            for slot in by_slot(original, layer, dispatch_output):
+                self.outputs.note(layer.layer_id, num_experts, *(each[rows] for each in slot))
+        return original(layer, dispatch_output)
+
     def share(self, call: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         scores = routing.scores_of(call["router_logits"], call["topk_config"])
         ids, weights = call["topk_ids"].clone(), call["topk_weights"].clone()
         device, flexible = ids.device, self.flexible.to(ids.device)
         floor = torch.tensor(1, dtype=torch.int32, device=device)
+        contribution = self.contributions.get(call["layer_id"]) if self.is_weighing else None
         apart = -(-len(flexible) // self.rows)
         for first in range(apart):
             group = flexible[first::apart]
@@ -63,6 +82,7 @@ class Cut:
                 budget=torch.tensor(cap, dtype=torch.int32, device=device), floor=floor,
                 policy=self.policy,
                 correction_bias=call["topk_config"].correction_bias,
+                contribution=None if contribution is None else contribution.to(device),
             )  # fmt: skip
             ids[group], weights[group] = chosen.topk_ids, chosen.topk_weights
             self.groups += 1
@@ -77,7 +97,13 @@ class Cut:
             "layers": sorted(self.layers),
             "active_experts": self.active / self.groups if self.groups else None,
             "retained_mass": self.mass / self.count if self.count else None,
+            "contributions": self.listed() if self.is_weighing else None,
         }
+
+    def listed(self) -> list[list[float]]:
+        """Contributions [L][E], measured by now."""
+        measured = self.outputs.contributions().values()
+        return [[round(each, DIGITS) for each in layer.tolist()] for layer in measured]
 
 
 def flexible_rows(batch: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -104,6 +130,7 @@ def scheduler_process(*args: Any, **kwargs: Any) -> None:
     for door, hook, kind in (
         (doors.RUN_BATCH, cut.before_batch, HookType.BEFORE),
         (doors.POST_PROCESS_TOPK, cut.around_topk, HookType.AROUND),
+        (doors.RUN_EXPERTS, cut.around_experts, HookType.AROUND),
         (doors.GET_STATE, cut.add_state, HookType.AFTER),
     ):
         HookRegistry.register(hook_path(door), hook, kind)

@@ -18,7 +18,7 @@ import torch
 
 from lynx_controller import Decision, Phase, Reason
 from lynx_kernels import select, warm_up
-from lynx_sglang import doors, runner, shadow, telemetry
+from lynx_sglang import calibration, doors, runner, shadow, telemetry
 from lynx_sglang.buffer import Buffer
 from lynx_sglang.control import Control
 from lynx_sglang.errors import LynxError
@@ -42,6 +42,7 @@ class Runtime:
         self.layer_ids: list[int] = []  # set while the model is built
         self.num_experts = 0
         self.top_k = 0
+        self.contributions: dict[int, torch.Tensor] = {}  # by layer id; set by ``start``
         self.buffer: Buffer | None = None  # set, with a decision, before the first step or capture
         self.decision: Decision | None = None  # in force
         self.ranks: Ranks | None = None  # set by the first step
@@ -73,6 +74,9 @@ class Runtime:
         if not self.layer_ids:
             raise LynxError("--moe-backend lynx: the model was built without a MoE layer of Lynx's")
         self.layer_ids.sort()
+        if self.settings.calibration is not None:
+            measured = calibration.load(self.settings.calibration, self.settings.policy)
+            self.contributions = measured.contributions_of(self.layer_ids, self.num_experts)
         self.buffer = self.make_buffer()
         self._put_in_force(self._all_experts(), self.settings.floor)
 
@@ -135,6 +139,7 @@ class Runtime:
             demand=buffer.demand,
             policy=self.settings.policy,
             correction_bias=correction_bias,
+            contribution=self.contributions.get(layer_id),
         )
         step.note_layer(layer_id, int(selection.num_active), selection.retained_mass.numpy())
         return selection.topk_ids, selection.topk_weights

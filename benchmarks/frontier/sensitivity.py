@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lynx_controller.budget import offsets_at_least_kl
+from lynx_sglang.expert_outputs import ExpertOutputs
 
 SHARES = (0.3, 0.45)  # of the natural union, at which one layer alone is cut
 LEAST_KL = 1e-7  # nats; below it a layer's KL is rounding
@@ -73,23 +74,15 @@ def similarities(forced: Forced) -> list[Tensor]:
 
 @torch.inference_mode()
 def contributions(forced: Forced) -> list[Tensor]:
-    """How much an expert's output usually weighs: per layer float32 [E] in [0, 1].
-
-    The root mean square of its norm, over the tokens that use the expert and with their squared
-    weights, over the layer's greatest. An expert that none uses counts as the median one.
-    """
-    result = []
-    for layer, x in inputs_of(forced).items():
+    """How much an expert's output usually weighs, as `calibrate` has it: per layer float32 [E]."""
+    outputs = ExpertOutputs()
+    for index, (layer, x) in enumerate(inputs_of(forced).items()):
         _, ids, weights = Experts.choose(layer, layer.router(x))
-        norms = torch.full((len(layer.down),), math.nan)
-        for expert in range(len(norms)):
+        for expert in range(len(layer.down)):
             rows, slots = (ids == expert).nonzero(as_tuple=True)
-            p2 = weights[rows, slots] ** 2
             squares = output_of(layer, expert, x[rows]).square().sum(dim=1)
-            norms[expert] = ((p2 * squares).sum() / p2.sum()).sqrt()
-        norms = norms.nan_to_num(float(norms.nanmedian()))
-        result.append(norms / norms.max())
-    return result
+            outputs.note(index, len(layer.down), ids[rows, slots], weights[rows, slots], squares)
+    return list(outputs.contributions().values())
 
 
 def inputs_of(forced: Forced) -> dict[Experts, Tensor]:

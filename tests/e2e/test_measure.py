@@ -89,6 +89,9 @@ def test_a_calibration_sets_the_floor_and_refuses_another_model(
     assert 0 < kl[0.9] < kl[0.35]
     assert max(made["layer_kl"]) < kl[0.35]
     assert sum(made["layer_offsets"]) == pytest.approx(0.0, abs=1e-3)
+    assert [len(layer) for layer in made["contributions"]] == [64] * 8
+    for layer in made["contributions"]:
+        assert 0.0 < min(layer) < 0.9 < max(layer) == 1.0
 
     with Server(
         model, tmp_path / "log", ["--moe-backend=lynx", f"--lynx-calibration={file}"]

@@ -1,10 +1,13 @@
-"""What tests that build SGLang's own MoE layers share."""
+"""What tests of the plugin share: a lone rank for SGLang's own MoE layers, calibration files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+
+from lynx_sglang import calibration
 
 ONE_RANK = {
     **dict.fromkeys(("moe_ep_rank", "moe_tp_rank", "tp_rank"), 0),
@@ -25,3 +28,20 @@ def one_rank() -> Iterator[None]:
     publish(args, role="scheduler")
     with get_parallel().override(**ONE_RANK):
         yield
+
+
+@pytest.fixture
+def calibrated(tmp_path: Path) -> Callable[[list[list[float]]], Path]:
+    """Writes a calibration file with these contributions, [L][E], and layers alike."""
+
+    def make(contributions: list[list[float]]) -> Path:
+        path, zeros = tmp_path / "calibration.json", [0.0] * len(contributions)
+        calibration.Calibration(
+            format=calibration.FORMAT, lynx=calibration.version(), model="m", model_sha256="",
+            policy="lynx", rows=16, tokens=512, quality_loss=0.01, min_demand=0.6,
+            quality_slope=0.1, shares=[], layer_share=0.4, layer_kl=zeros, layer_offsets=zeros,
+            contributions=contributions,
+        ).save(path)  # fmt: skip
+        return path
+
+    return make

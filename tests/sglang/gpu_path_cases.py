@@ -8,6 +8,8 @@ buffer's memory. Streams, pinned memory and real graphs are left to a GPU.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -219,6 +221,18 @@ def test_one_capture_follows_budget_rows_and_tiers(model_of: Any) -> None:
     for ids, own in zip(model.routed, own_routing(model, 8, 8), strict=True):
         assert torch.equal(ids.sort().values, own.int().sort().values)
     assert [account_of(one).degraded_tokens for one in exact] == [0] * 8
+
+
+def test_a_calibrated_server_keeps_the_experts_that_weigh(
+    model_of: Any, calibrated: Callable[[list[list[float]]], Path]
+) -> None:
+    odd = {}
+    for file in (None, str(calibrated([[0.01, 1.0] * (E // 2)] * LAYERS))):
+        model = model_of(budget=4, floor=0, calibration=file)
+        model.finish(model.launch(requests_of(8)))
+        kept = torch.cat([ids[ids >= 0].unique() for ids in model.routed])
+        odd[file is not None] = float((kept % 2).float().mean())
+    assert odd[False] < 0.7 < odd[True]
 
 
 @pytest.mark.parametrize("num_shared", [1, 2])

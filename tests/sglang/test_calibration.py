@@ -11,13 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from sglang.srt.layers.moe.token_dispatcher import StandardDispatchOutput
+from sglang.srt.layers.moe.topk import StandardTopKOutput
 
 from lynx_sglang import calibration, calibration_text
 from lynx_sglang.calibrating import layer_offsets, least_share
 from lynx_sglang.calibration import FORMAT, Calibration
 from lynx_sglang.errors import SettingError
 from lynx_sglang.evaluation.server import EvaluationError
-from lynx_sglang.prefill_cut import PROMPT, Cut
+from lynx_sglang.expert_outputs import ExpertOutputs, contributions_of
+from lynx_sglang.prefill_cut import PROMPT, STATE, Cut
 from lynx_sglang.settings import resolve
 
 
@@ -34,7 +37,7 @@ MADE = Calibration(
     format=FORMAT, lynx=calibration.version(), model="m",
     model_sha256=calibration.fingerprint(MODEL), policy="lynx", rows=16, tokens=512,
     quality_loss=0.01, min_demand=0.6, quality_slope=0.1, shares=[], layer_share=0.4,
-    layer_kl=[0.1], layer_offsets=[0.0],
+    layer_kl=[0.1], layer_offsets=[0.0], contributions=[[1.0, 0.5]],
 )  # fmt: skip
 
 
@@ -98,6 +101,14 @@ def test_a_damaged_file_is_refused(file: Path) -> None:
     file.write_text(json.dumps(values))
     with pytest.raises(SettingError, match="layer_kl"):
         resolve({"calibration": str(file)}, {})
+
+
+def test_contributions_are_of_the_model_that_runs() -> None:
+    assert MADE.contributions_of([7], 2)[7].tolist() == [1.0, 0.5]
+    assert replace(MADE, contributions=None).contributions_of([7], 2) == {}
+    for layers, num_experts in (([7], 3), ([7, 8], 2)):
+        with pytest.raises(SettingError, match="contributions: expected"):
+            MADE.contributions_of(layers, num_experts)
 
 
 def row(share: float, high: float) -> dict[str, Any]:
@@ -208,3 +219,60 @@ def test_a_cut_shares_within_groups_and_in_its_layer_alone() -> None:
 def test_without_a_cut_nothing_changes() -> None:
     given = call(2)
     assert Cut().around_topk(lambda **named: named, **given)["topk_ids"] is given["topk_ids"]
+
+
+def test_contributions_are_root_mean_squares_over_squared_weights() -> None:
+    outputs = ExpertOutputs()
+    ids = torch.tensor([0, 0, 1, 3, -1, 4])  # 4: a fused shared expert; 2: used by none
+    weights = torch.tensor([0.6, 0.3, 0.5, 0.2, 9.0, 9.0])
+    norms = torch.tensor([1.0, 2.0, 4.0, 1.0, 9.0, 9.0])
+    outputs.note(5, 4, ids, weights, norms**2)
+    outputs.note(5, 4, ids[:1], weights[:1], norms[:1] ** 2)  # the next batch adds up
+    first = math.sqrt((0.36 + 0.36 + 0.09 * 4) / (0.36 + 0.36 + 0.09))
+    expected = torch.tensor([first, 4.0, first, 1.0]) / 4.0
+    assert torch.allclose(outputs.contributions()[5], expected, atol=1e-4)
+    none = torch.zeros(3, dtype=torch.float64)
+    assert contributions_of(none, none).tolist() == [1.0, 1.0, 1.0]
+
+
+class Experts:
+    """A layer whose expert e turns its input into e + 1 times it, over the input's memory."""
+
+    layer_id = 0
+    moe_runner_config = SimpleNamespace(num_experts=32, num_fused_shared_experts=0)
+
+    def run_moe_core(self, dispatch_output: Any) -> Any:
+        hidden, routing = dispatch_output.hidden_states, dispatch_output.topk_output
+        factor = (routing.topk_weights * (routing.topk_ids + 1)).sum(dim=1, keepdim=True)
+        return SimpleNamespace(hidden_states=hidden.mul_(factor))
+
+
+def test_a_full_pass_measures_what_later_cuts_weigh_by() -> None:
+    cut, layer, given = Cut(), Experts(), call(0)
+    cut.set(share=1.0, layer=-1, rows=8, policy="lynx")
+    cut.before_batch(None, batch((0, 33, 1)))
+    routing = StandardTopKOutput(given["topk_weights"], given["topk_ids"], given["router_logits"])
+    hidden = torch.nn.functional.normalize(torch.randn(33, 16), dim=1)
+    dispatched = StandardDispatchOutput(hidden.clone(), None, routing)
+    output = cut.around_experts(Experts.run_moe_core, layer, dispatched).hidden_states
+    weighed = (routing.topk_weights * (routing.topk_ids + 1)).sum(dim=1, keepdim=True)
+    torch.testing.assert_close(output, hidden * weighed)  # the pass itself is as it was
+    used = given["topk_ids"][1:].unique().long()
+    measured = torch.tensor(cut.listed()[0])[used]
+    torch.testing.assert_close(measured, (used + 1) / (used.max() + 1), atol=1e-4, rtol=0)
+
+    mean = {}
+    for weighs, each in ((True, cut), (False, Cut())):
+        each.set(share=0.8, layer=-1, rows=32, policy="lynx")
+        each.before_batch(None, batch((0, 33, 1)))
+        ids = each.around_topk(lambda **named: named, **given)["topk_ids"][1:]
+        mean[weighs] = ids.unique().float().mean()
+    assert mean[True] > mean[False] + 1  # the heavy ones
+    measured = cut.listed()
+    cut.around_experts(Experts.run_moe_core, layer, dispatched)
+    assert cut.listed() == measured  # a cut's own outputs are not what is asked for
+    cut.set(share=0.8, layer=-1, rows=32, policy="oea")
+    cut.around_topk(lambda **named: named, **given)  # refuses contributions
+    output = SimpleNamespace(internal_state={})
+    cut.add_state(output, None, None)
+    assert output.internal_state[STATE]["contributions"] is None

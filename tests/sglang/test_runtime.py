@@ -97,6 +97,26 @@ def test_a_fixed_budget_holds_from_the_first_decode_step() -> None:
     assert any(account.degraded_tokens for account in reports)
 
 
+def test_a_calibrated_server_keeps_the_experts_that_weigh(
+    calibrated: Callable[[list[list[float]]], Path],
+) -> None:
+    odd = {}
+    for file in (None, str(calibrated([[0.01, 1.0] * (EXPERTS // 2)] * LAYERS))):
+        scheduler = Scheduler(Settings(budget=12, floor=0, calibration=file))
+        scheduler.run([request(str(i)) for i in range(12)])
+        kept = torch.cat([ids.unique() for _, ids in scheduler.routed])
+        odd[file is not None] = float((kept % 2).float().mean())
+    assert odd[False] < 0.7 < 0.8 < odd[True]
+
+
+def test_a_calibration_of_other_sizes_never_starts(
+    calibrated: Callable[[list[list[float]]], Path],
+) -> None:
+    file = str(calibrated([[1.0] * 8] * LAYERS))
+    with pytest.raises(SettingError, match=f"expected {LAYERS} layers of {EXPERTS} experts"):
+        Scheduler(Settings(calibration=file)).runtime.start()
+
+
 def test_without_an_slo_nothing_is_cut() -> None:
     scheduler = Scheduler(Settings())
     for _ in range(5):
