@@ -31,7 +31,7 @@ from lynx_sglang.evaluation.report import mean_interval
 from lynx_sglang.evaluation.server import EvaluationError
 from lynx_sglang.prefill_cut import PROMPT, STATE, scheduler_process
 
-SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.35)
+SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.35, 0.3, 0.25, 0.2)
 LAYER_SHARE = 0.4
 SLOPE_SHARES = (0.6, 0.4)  # between which KL's growth is read
 LEAST_KL = 1e-7  # nats; below it a KL is rounding
