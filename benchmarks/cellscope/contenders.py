@@ -10,11 +10,10 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
-from fleet import EXPERT_BYTES, NUM_EXPERTS, Array, Fleet, Window
+from fleet import Array, Fleet, Window
 
 from lynx_controller import groups
 from lynx_controller.cellscope import CellScope
-from lynx_controller.features import Features
 from lynx_controller.groups import Fit, Layout, numbered
 from lynx_controller.site import Statistics
 
@@ -24,13 +23,6 @@ CELLSCOPE_THRESHOLD: Final = 1.0
 FLOOR_US: Final = 5.0  # no prediction is below
 
 Predict = Callable[[Window], Array]  # [S, n] us
-
-
-def probe() -> Array:
-    """Loads that fingerprints are compared on: slots x active experts x context."""
-    slots, shares, contexts = (4.0, 16.0, 64.0), (0.4, 0.9), (300.0, 2000.0)
-    loads = [(m, m, a * NUM_EXPERTS, m * c) for m in slots for a in shares for c in contexts]
-    return Features(EXPERT_BYTES).matrix(*np.array(loads).T)
 
 
 def layout_of(fleet: Fleet) -> Layout:
@@ -105,7 +97,7 @@ def both(window: Window) -> Array:
 def forced(fleet: Fleet, window: Window, group: groups.Labels) -> Predict:
     """Our model under a given grouping of replicas."""
     statistics = Statistics.of_rows(window.physics, window.us)
-    return law_of(groups.fit(statistics, layout_of(fleet), probe(), group=group))
+    return law_of(groups.fit(statistics, layout_of(fleet), fleet.probe(), group=group))
 
 
 def oracle_groups(fleet: Fleet) -> groups.Labels:
@@ -130,7 +122,7 @@ def crossed_only(fleet: Fleet, window: Window) -> Predict:
 
 def fit_ours(fleet: Fleet, window: Window) -> Fit:
     statistics = Statistics.of_rows(window.physics, window.us)
-    return groups.fit(statistics, layout_of(fleet), probe(), seed=fleet.seed)
+    return groups.fit(statistics, layout_of(fleet), fleet.probe(), seed=fleet.seed)
 
 
 def ours(fleet: Fleet, window: Window) -> Predict:

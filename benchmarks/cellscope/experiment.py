@@ -1,6 +1,6 @@
 """CellScope's experiment on a serving fleet: accuracy against samples, update cost, drift.
 
-    python benchmarks/cellscope/experiment.py [--seeds 10] [--recorded FILE.jsonl]
+    python benchmarks/cellscope/experiment.py [--seeds 10] [--recorded MODEL=LOG ...]
     python benchmarks/cellscope/experiment.py --tune      # the constants, on seeds kept for that
 
 Prints one report, writes benchmarks/results/cpu/cellscope.json. Needs scikit-learn (extra `fleet`).
@@ -92,7 +92,7 @@ def newcomer(seeds: range) -> dict[str, dict[str, float]]:
             fleet.layer[~away].tolist(),
             [b for b, is_away in zip(fleet.block, away, strict=True) if not is_away],
         )
-        fit = groups.fit(Statistics.of_rows(old.physics, old.us), layout, contenders.probe(), seed)
+        fit = groups.fit(Statistics.of_rows(old.physics, old.us), layout, fleet.probe(), seed)
         block = dict(zip(fleet.block, layout.block.tolist(), strict=False))[fleet.block[-1]]
         sites = fit.newcomer(block, fleet.layer[away].tolist())
         own = Window(*(getattr(test, each)[away] for each in Window.__slots__))
@@ -139,7 +139,7 @@ def cost(seed: int = 0) -> dict[str, Figures]:
 
     alone = Sites(sites.mean[:, :1].copy(), sites.covariance[:, :, :1].copy(), sites.noise)
     one_z, one_us = z[:, :, :1].copy(), us[:, :1].copy()
-    layout, probe = contenders.layout_of(fleet), contenders.probe()
+    layout, probe = contenders.layout_of(fleet), fleet.probe()
     statistics = Statistics.of_rows(window.physics, window.us)
     rows = contenders.both(window)
     literal = CellScope(contenders.CELLSCOPE_THRESHOLD).fit(rows, window.us)
@@ -250,11 +250,22 @@ def tune() -> None:
         print(*(f"{value:.2f}" for value in setting))
 
 
+def log_of(text: str) -> tuple[Path, Path]:
+    model, _, log = text.partition("=")
+    for path in (Path(model, "config.json"), Path(log)):
+        if not path.is_file():
+            raise argparse.ArgumentTypeError(f"expected MODEL=LOG, got {text!r}: no {path}")
+    return Path(model), Path(log)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--alarm-steps", type=int, default=20000, help="quiet steps per fleet")
-    parser.add_argument("--recorded", type=Path, help="observations of real servers, JSON lines")
+    parser.add_argument(
+        "--recorded", nargs="*", default=[], type=log_of, metavar="MODEL=LOG",
+        help="models' folders and decision logs of servers that ran them",
+    )  # fmt: skip
     parser.add_argument("--tune", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cpu/cellscope.json"))
     options = parser.parse_args()
@@ -276,7 +287,11 @@ def main() -> None:
     }
     record["ratios"] = ratios(record["accuracy"], record["cost"])
     record["bars"] = bars(record["accuracy"], record["cost"], record["drift"])
-    record["recorded"] = recorded.replay(options.recorded)
+    record["recorded"] = None
+    if options.recorded:
+        fleet = recorded.Recorded(options.recorded)
+        found = recorded.accuracy(fleet, seeds)
+        record["recorded"] = {"sites": len(fleet.replica), "accuracy": found}
     print(report(record))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(record, indent=1) + "\n")

@@ -106,6 +106,12 @@ class Fleet:
         site = np.exp(0.02 * rng.standard_normal((num_replicas * NUM_LAYERS, 5)))
         self.law = (law * own)[self.replica] * layers[self.layer] * site  # [S, 5]
 
+    def probe(self) -> Array:
+        """Loads that fingerprints are compared on: slots x active experts x context."""
+        slots, shares, contexts = (4.0, 16.0, 64.0), (0.4, 0.9), (300.0, 2000.0)
+        loads = [(m, m, a * NUM_EXPERTS, m * c) for m in slots for a in shares for c in contexts]
+        return Features(EXPERT_BYTES).matrix(*np.array(loads).T)
+
     def draw(self, samples: int, drawn: int) -> Window:
         """`samples` steps of every replica; its layers see the same steps."""
         rng = np.random.default_rng([self.seed, 2, drawn])

@@ -1,61 +1,137 @@
-"""Steps of real servers, as one more fleet. Only whole-step times: a site is a replica's slot.
+"""Steps of real servers, as one more fleet. Only whole steps are timed: a site is a replica's slot.
 
-Each line is an `Observation.to_dict()`, and may carry `replica` (default: one) and `expert_bytes`.
+A replica is a decision log (`--lynx-decision-log`); its block, which is visible, is its model.
+Windows are consecutive steps of the first half of each site, as a controller that has just started
+sees them; what is predicted are steps of the second half.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+import contenders
 import numpy as np
-from fleet import SAMPLES
+from fleet import SAMPLES, Array, Window
 
-from lynx_controller import Observation, Phase, groups
+from lynx_controller import Observation, Phase
 from lynx_controller.features import Features
-from lynx_controller.site import Statistics
 
 WARM_UP: Final = 5  # first steps of a site, dropped
 SHORTEST: Final = 160  # steps that a site must have
-EXPERT_BYTES: Final = 1e6  # where it is not said: a unit, no more
+TESTED: Final = 80  # steps of each site
+MODELS: Final = (  # all that need no knowledge of hidden states
+    "local raw", "local physics", "global physics", "spatial (host)", "literal CellScope",
+    "ours, no groups", "ours",
+)  # fmt: skip
+HINDSIGHT: Final = "ours, fitted on what is predicted"
 
 
-def load(path: Path) -> dict[tuple[str, int], list[tuple[Observation, float]]]:
-    sites: dict[tuple[str, int], list[tuple[Observation, float]]] = {}
-    for line in path.read_text().splitlines():
-        record = json.loads(line)
-        replica = str(record.pop("replica", "0"))
-        expert_bytes = float(record.pop("expert_bytes", EXPERT_BYTES))
-        seen = Observation.from_dict(record)
-        if seen.phase is Phase.DECODE and seen.step_ms > 0.0:
-            sites.setdefault((replica, seen.slot), []).append((seen, expert_bytes))
-    return {at: steps[WARM_UP:] for at, steps in sites.items() if len(steps) >= SHORTEST}
+class Recorded:
+    """What `fleet.Fleet` is to the models, of recorded steps; a host is a log."""
+
+    def __init__(self, logs: Sequence[tuple[Path, Path]]) -> None:
+        """
+        Args:
+            logs: folder of the model, for its sizes, and decision log of a server that ran it.
+
+        Raises:
+            ValueError: fewer than two sites have SHORTEST decode steps.
+        """
+        self.seed = 0
+        self.replica, self.layer, self.block, self.host = [], [], [], []
+        self._raw: list[Array] = []
+        self._physics: list[Array] = []
+        self._us: list[Array] = []
+        for i, (model, log) in enumerate(logs):
+            features = Features(expert_bytes(model))
+            for slot, steps in sorted(by_slot(log).items()):
+                self.replica.append(i)
+                self.layer.append(slot)
+                self.block.append(model.name)
+                self.host.append(str(log))
+                columns = [
+                    (
+                        s.rows,
+                        s.slot,
+                        s.kv_tokens,
+                        sum(s.budget_applied or ()),
+                        sum(s.active_experts),
+                    )
+                    for s in steps
+                ]
+                rows, slots, kv_tokens, caps, active = np.array(columns, dtype=np.float64).T
+                self._raw.append(np.stack([rows, slots, kv_tokens, caps], axis=-1))
+                self._physics.append(features.matrix(rows, slots, active, kv_tokens))
+                self._us.append(np.array([1e3 * s.step_ms for s in steps]))
+        if len(self._us) < 2:
+            raise ValueError(
+                f"--recorded: expected two or more batch-size slots with {SHORTEST} decode steps "
+                f"in the logs, got {len(self._us)}"
+            )
+        self.replica, self.layer = np.array(self.replica), np.array(self.layer)
+
+    def probe(self) -> Array:
+        """Loads that fingerprints are compared on: each site's median one."""
+        return np.stack([np.median(each, axis=0) for each in self._physics])
+
+    def draw(self, samples: int, seed: int) -> Window:
+        """Consecutive steps of each site's first half, from a random one on."""
+        rng = np.random.default_rng([seed, samples])
+        starts = [rng.integers(len(us) // 2 - samples + 1) for us in self._us]
+        return self._window([np.arange(start, start + samples) for start in starts])
+
+    def tested(self, seed: int) -> Window:
+        """Steps of each site's second half."""
+        rng = np.random.default_rng([seed, 0])
+        halves = [np.arange(len(us) // 2, len(us)) for us in self._us]
+        return self._window([rng.choice(half, TESTED, replace=False) for half in halves])
+
+    def _window(self, steps: list[Array]) -> Window:
+        raw, physics, us = (
+            np.stack([site[at] for site, at in zip(each, steps, strict=True)])
+            for each in (self._raw, self._physics, self._us)
+        )
+        return Window(raw, physics, us, us)
 
 
-def replay(path: Path | None) -> dict[str, Any]:
-    if path is None or not path.exists():
-        return {"absent": "no recording given: only the made-up fleet was measured"}
-    sites = load(path)
-    if len(sites) < 2:
-        return {"absent": f"{len(sites)} site(s) with {SHORTEST} decode steps; two are needed"}
-    shortest = min(len(steps) for steps in sites.values())
-    z = np.empty((len(sites), shortest, 4))
-    us = np.empty((len(sites), shortest))
-    for i, steps in enumerate(sites.values()):
-        for j, (seen, expert_bytes) in enumerate(steps[:shortest]):
-            active = float(sum(seen.active_experts))
-            z[i, j] = Features(expert_bytes).matrix(seen.rows, seen.slot, active, seen.kv_tokens)
-            us[i, j] = 1e3 * seen.step_ms
-    replicas, slots = [at[0] for at in sites], [at[1] for at in sites]
-    layout = groups.Layout.of(replicas, slots, ["recorded"] * len(sites))
-    result: dict[str, Any] = {"sites": len(sites), "steps": shortest, "ours": {}, "local": {}}
-    test_z, test_us = z[:, shortest // 2 :], us[:, shortest // 2 :]
-    for n in SAMPLES:
-        statistics = Statistics.of_rows(z[:, :n], us[:, :n])
-        fit = groups.fit(statistics, layout, z[:, : shortest // 2 : 20].reshape(-1, 4)[:12])
-        alone = groups.data_of(statistics, layout, fit.scale, [0, 1]).alone()[0]
-        for name, law in (("ours", fit.effects.mean), ("local", alone)):
-            predicted = (test_z * (fit.scale * law)[:, None]).sum(axis=2)
-            result[name][str(n)] = float(100.0 * np.median(np.abs(predicted / test_us - 1.0)))
-    return result
+def expert_bytes(model: Path) -> float:
+    """One expert's weights, three float32 matrices, as the CPU server computes them."""
+    config = json.loads((model / "config.json").read_text())
+    return 4.0 * 3 * config["hidden_size"] * config["moe_intermediate_size"]
+
+
+def by_slot(log: Path) -> dict[int, list[Observation]]:
+    """A log's decode steps; of slots that have enough of them."""
+    found: dict[int, list[Observation]] = {}
+    for line in log.read_text().splitlines()[1:]:
+        entry = json.loads(line)
+        if entry["call"] == "step":
+            seen = Observation.from_dict(entry["with"])
+            if seen.phase is Phase.DECODE and seen.step_ms > 0.0 and seen.active_experts:
+                found.setdefault(seen.slot, []).append(seen)
+    return {at: steps[WARM_UP:] for at, steps in found.items() if len(steps) >= SHORTEST}
+
+
+def accuracy(fleet: Recorded, seeds: range) -> dict[str, dict[str, dict[str, float]]]:
+    """Median absolute percentage error over sites and steps; median and quartiles over windows."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for seed in seeds:
+        test = fleet.tested(seed)
+        hindsight = contenders.ours(fleet, test)
+        for n in SAMPLES:
+            window = fleet.draw(n, seed)
+            laws = {name: contenders.MODELS[name](fleet, window) for name in MODELS}
+            for name, predict in {**laws, HINDSIGHT: hindsight}.items():
+                off = 100.0 * float(np.median(np.abs(predict(test) / test.us - 1.0)))
+                found.setdefault(name, {}).setdefault(n, []).append(off)
+    return {
+        name: {str(n): spread(values) for n, values in by_n.items()} for name, by_n in found.items()
+    }
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    return {"median": float(middle), "quartile_low": float(low), "quartile_high": float(high)}

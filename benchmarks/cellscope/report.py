@@ -37,16 +37,9 @@ def header(seeds: int) -> dict[str, Any]:
 
 def report(record: dict[str, Any]) -> str:
     lines = [
-        f"median absolute error, % (quartiles over {record['seeds']} fleets); samples per site:"
+        f"median absolute error, % (quartiles over {record['seeds']} fleets); samples per site:",
+        *table(record["accuracy"]),
     ]
-    lines += ["", "| model | " + " | ".join(map(str, SAMPLES)) + " |", "|---" * 7 + "|"]
-    for name, by_n in record["accuracy"].items():
-        cells = [
-            f"{by_n[str(n)]['median']:.1f} ({by_n[str(n)]['quartile_low']:.1f}-"
-            f"{by_n[str(n)]['quartile_high']:.1f})"
-            for n in SAMPLES
-        ]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += ["", "structure kept by ours, fleets: " + json.dumps(record["verdicts"])]
     lines += ["replica never seen, own samples: " + json.dumps(rounded(record["newcomer"]))]
     lines += ["", "| cost, us | p10 | p50 | p90 |", "|---|---|---|---|"]
@@ -60,10 +53,25 @@ def report(record: dict[str, Any]) -> str:
         lines.append(f"{name}: {json.dumps(rounded(record['drift'][name]))}")
     lines += ["", "published: " + json.dumps(record["published"])]
     lines += [f"{name}: {json.dumps(rounded(each))}" for name, each in record["ratios"].items()]
-    lines += ["", f"recorded: {json.dumps(rounded(record['recorded']))}", ""]
+    if record["recorded"] is not None:
+        lines += ["", f"{record['recorded']['sites']} recorded sites, the same:"]
+        lines += table(record["recorded"]["accuracy"])
+    lines.append("")
     for name, each in record["bars"].items():
         lines.append(f"{'met ' if each['met'] else 'MISS'}  {name}: {each['measured']:.2f}")
     return "\n".join(lines)
+
+
+def table(accuracy: dict[str, Any]) -> list[str]:
+    lines = ["", "| model | " + " | ".join(map(str, SAMPLES)) + " |", "|---" * 7 + "|"]
+    for name, by_n in accuracy.items():
+        cells = [
+            f"{by_n[str(n)]['median']:.1f} ({by_n[str(n)]['quartile_low']:.1f}-"
+            f"{by_n[str(n)]['quartile_high']:.1f})"
+            for n in SAMPLES
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def rounded(value: Any) -> Any:
