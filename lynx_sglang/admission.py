@@ -25,8 +25,8 @@ NOT_WITH_GPU = {
     "kt_weight_path": "experts on the CPU cannot be scheduled",
     "dllm_algorithm": "its steps are not decode steps",
 }
-# Ways to spread a model that give ranks other rows or layers; beside tensor parallelism, which may
-# deal its ranks whole experts (--ep-size), whole or in slices: all of them route the same rows.
+# Ways to spread a model that give ranks other rows or layers. Those of tensor parallelism route the
+# same rows, whether they have slices of all experts or, with --ep-size, some of them.
 NOT_SPREAD = (
     "pp_size",
     "dp_size",
