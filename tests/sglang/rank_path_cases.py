@@ -21,6 +21,7 @@ from sglang.srt.runtime_context import derive_spawn_ranks, get_flags, get_parall
 
 from lynx_kernels import fused_moe_reference
 from lynx_sglang import expert_layers, fused_runner, routing
+from lynx_sglang.device_path import DevicePath, Sizes
 from lynx_sglang.gpu_runtime import GpuRuntime
 from lynx_sglang.ranks import receive
 from lynx_sglang.settings import Settings
@@ -271,3 +272,27 @@ def test_a_rank_without_an_active_expert_adds_zeros(ran: list[list[int]]) -> Non
     assert sorted(map(len, ran)) == [0, 1]
     for rank, experts in zip(replica.ranks, ran, strict=True):
         assert bool(experts) == bool(rank.output[:ROWS].any())
+
+
+def test_fused_shared_experts_of_expert_parallel_ranks_stay_with_sglang(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """They lie behind the routed ones on every rank: E / ep_size + 1 experts, no range of ids."""
+    caplog.set_level("INFO", "lynx_sglang")
+    layers, experts = expert_layers.ExpertLayers(), object.__new__(FusedMoE)
+    widths = {"tp_size": 2, "attn_tp_size": 2, "moe_ep_size": 2}
+    with get_parallel().override(**widths, moe_ep_rank=1):
+        expert_layers.around_init(layers.add)(
+            FusedMoE.__init__,
+            experts,
+            num_experts=E + 1,
+            num_fused_shared_experts=1,
+            hidden_size=H,
+            intermediate_size=INNER,
+            layer_id=0,
+            top_k=K + 1,
+            params_dtype=torch.float32,
+        )
+    assert experts.w13_weight.shape[0] == E // 2 + 1
+    layers.allocate(DevicePath(Sizes([0], E, 1, K, 1, 2), floor=1, policy="lynx", device="cpu"))
+    assert "1 layers with triton: fused shared experts" in caplog.text
