@@ -25,17 +25,24 @@ NOT_WITH_GPU = {
     "kt_weight_path": "experts on the CPU cannot be scheduled",
     "dllm_algorithm": "its steps are not decode steps",
 }
-# Ways to spread a model that give ranks different rows or experts, beside plain tensor parallelism.
+# Ways to spread a model that give ranks other rows or layers. Those of tensor parallelism route the
+# same rows, whether they have slices of all experts or, with --ep-size, some of them.
 NOT_SPREAD = (
     "pp_size",
     "dp_size",
-    "ep_size",
     "attn_cp_size",
     "moe_dp_size",
     "dcp_size",
     "dwdp_size",
 )
 SCATTERED = ("enable_attn_tp_input_scattered", "enable_layernorm_sp")  # each rank has other rows
+# Expert placement beyond the trivial one: experts get other ids after selection.
+NOT_PLACED = (
+    "enable_eplb",
+    "ep_num_redundant_experts",
+    "ep_dispatch_algorithm",
+    "elastic_ep_backend",
+)
 SHADOWS = "shadow passes (--lynx-shadow-share, --lynx-max-quality-loss)"
 # Quantizations whose experts Lynx's kernels may run. compressed-tensors has others, too: there
 # SGLang is left to choose, and chooses Triton for those that they run.
@@ -110,16 +117,24 @@ def refusal(
             f"got {settings.budget}. Use full for no cap."
         )
     if args.moe_a2a_backend not in (None, "none"):
-        return f"--moe-a2a-backend must be none, got {args.moe_a2a_backend}. Remove it."
-    if args.enable_eplb or args.init_expert_location != "trivial":
-        return "expert placement (--enable-eplb, --init-expert-location) is not served. Remove it."
+        return (
+            f"--moe-a2a-backend must be none, got {args.moe_a2a_backend}: each rank "
+            "would select for rows of its own, without the others'. Remove it."
+        )
+    if args.init_expert_location != "trivial":
+        return (
+            f"--init-expert-location must be trivial, got {args.init_expert_location}. Remove it."
+        )
+    for name in NOT_PLACED:
+        if getattr(args, name):
+            return f"{flag_of(name)} is not served: experts keep their places and ids. Remove it."
     if args.enable_lora or args.lora_paths:
         return "LoRA on MoE layers is not served. Remove --enable-lora and --lora-paths."
     for name in NOT_SPREAD:
         if getattr(args, name) > 1:
             return (
-                f"{flag_of(name)} must be 1, got {getattr(args, name)}: only the ranks of plain "
-                "tensor parallelism (--tp-size) share decisions. Remove it."
+                f"{flag_of(name)} must be 1, got {getattr(args, name)}: only the ranks of "
+                "tensor and expert parallelism (--tp-size, --ep-size) share decisions. Remove it."
             )
     for name in SCATTERED:
         if getattr(args, name):

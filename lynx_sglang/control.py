@@ -60,11 +60,11 @@ class Control:
         self.decided_for = Batch()  # what the decision is for
         self.decision = self.apply(settings)
 
-    def join(self, hf_config: Any, num_ranks: int) -> None:
+    def join(self, hf_config: Any, spread: str) -> None:
         """Become a replica of the fleet that --lynx-store names."""
         assert self.settings.store is not None
         sizes = len(self.layer_ids), self.num_experts, self.top_k
-        self.member = membership.join(self.settings.store, hf_config, *sizes, num_ranks)
+        self.member = membership.join(self.settings.store, hf_config, *sizes, spread)
 
     def apply(self, settings: Settings) -> Decision:
         """Decide again under the operator's fixed budget and demand, SLO and floors."""

@@ -30,10 +30,20 @@ class Sizes:
     num_experts: int  # E, routed
     num_shared: int  # fused shared experts: ids from E up, a slot each
     top_k: int  # routed
+    ep_rank: int = 0  # of the ranks that share the experts out
+    ep_size: int = 1
 
     @property
     def num_slots(self) -> int:
         return self.top_k + self.num_shared
+
+    @property
+    def scheduled(self) -> range:
+        """Ids of the experts that run here: all, or an expert-parallel rank's routed ones."""
+        if self.ep_size == 1:
+            return range(self.num_experts + self.num_shared)
+        num_local = self.num_experts // self.ep_size
+        return range(self.ep_rank * num_local, (self.ep_rank + 1) * num_local)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +89,8 @@ class DevicePath:
             max_rows=max_rows,
             top_k=sizes.num_slots,
             num_experts=sizes.num_experts,
-            num_scheduled=sizes.num_experts + sizes.num_shared,
+            num_scheduled=len(sizes.scheduled),
+            first_expert=sizes.scheduled.start,
             device=device,
         ).per_layer(len(sizes.layer_ids))
         outputs.num_active.zero_()

@@ -143,6 +143,9 @@ RUNNER_CONFIG = Door(
     "sglang.srt.layers.moe.moe_runner.base:MoeRunnerConfig",
     (
         "layer_id",
+        "num_experts",
+        "num_local_experts",
+        "num_fused_shared_experts",
         "params_dtype",
         "activation",
         "is_gated",
@@ -288,6 +291,8 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "sglang.srt.layers.moe.moe_runner.runner:MoeRunner": ("fused_func", "runner_backend"),
     "sglang.srt.layers.moe.fused_moe_triton.layer:FusedMoE": (
         "layer_id",
+        "moe_ep_rank",
+        "moe_ep_size",
         "moe_runner_config",
         "quant_method",
         "runner_backend",

@@ -103,6 +103,8 @@ def uncovered(method: Any, config: Any, device: torch.device) -> str | None:
         return f"compute capability {arch / 10:.1f}"
     if config.params_dtype not in HIDDEN_DTYPES:
         return f"dtype {config.params_dtype}"
+    if config.num_fused_shared_experts and config.num_local_experts != config.num_experts:
+        return "fused shared experts, which each expert-parallel rank runs for its share"
     return uncovered_activation(config)
 
 

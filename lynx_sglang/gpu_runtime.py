@@ -29,7 +29,8 @@ class GpuRuntime(Runtime):
         super().__init__(settings)
         self.layers = expert_layers.ExpertLayers()
         self.path: DevicePath | None = None  # made before the first capture or step
-        self.num_shared = 0  # set while the model is built
+        self.num_shared = 0  # set while the model is built, as are the next two
+        self.ep_rank, self.ep_size = 0, 1
         self._is_capturing = False
 
     # ------------------------------------------------------------------ start
@@ -45,10 +46,18 @@ class GpuRuntime(Runtime):
     def add_expert_layer(self, layer: Any) -> None:
         self.add_layer(layer.moe_runner_config)
         self.num_shared = layer.moe_runner_config.num_fused_shared_experts or 0
+        self.ep_rank, self.ep_size = layer.moe_ep_rank, layer.moe_ep_size
         self.layers.add(layer)
 
     def make_buffer(self) -> Buffer:
-        sizes = Sizes(self.layer_ids, self.num_experts, self.num_shared, self.top_k)
+        sizes = Sizes(
+            self.layer_ids,
+            self.num_experts,
+            self.num_shared,
+            self.top_k,
+            self.ep_rank,
+            self.ep_size,
+        )
         self.path = DevicePath(
             sizes,
             floor=self.settings.floor,

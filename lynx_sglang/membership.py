@@ -24,14 +24,17 @@ def join(
     num_layers: int,
     num_experts: int,
     top_k: int,
-    num_ranks: int = 1,
+    spread: str = "",
 ) -> Member:
-    """Start to ship. A store that cannot be reached is tried again every ten seconds."""
+    """Start to ship. A store that cannot be reached is tried again every ten seconds.
+
+    ``spread``: how the model lies on the replica's ranks.
+    """
     fingerprint = hashlib.sha256(hf_config.to_json_string().encode()).hexdigest()[:12]
     who = replica(
         f"{hf_config.model_type}-{fingerprint}",
         f"{socket.gethostname()}-{os.getpid()}",
-        hardware(num_ranks),
+        hardware(spread),
         num_layers,
         num_experts,
         top_k,
@@ -39,9 +42,9 @@ def join(
     return Member(open_store(store_url), who)
 
 
-def hardware(num_ranks: int = 1) -> str:
-    """What makes replicas comparable: hardware, and over how many ranks a model is spread."""
+def hardware(spread: str) -> str:
+    """What makes replicas comparable: the machine, and how the model lies on the ranks."""
     name = f"cpu {platform.machine()} {torch.get_num_threads()} threads"
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name(0)
-    return name if num_ranks == 1 else f"{name} x {num_ranks}"
+    return f"{name} {spread}".rstrip()

@@ -1,7 +1,8 @@
-"""The ranks of a tensor-parallel replica: rank 0 decides, the decision rides with the batch.
+"""The ranks of a replica (--tp-size): rank 0 decides, the decision rides with the batch.
 
-Each rank holds a slice of every expert, so all must run the same experts in the same step: partial
-sums of different ones add up to nothing. Hence rank 0 alone has a controller; its clock, counters,
+Each rank holds a slice of every expert, or some experts whole (--ep-size), or slices of some. Its
+output is a part of a sum over all ranks, so all must select the same experts in the same step, and
+each runs those of them that it has. Hence rank 0 alone has a controller; its clock, counters,
 log and store are nobody else's. The others follow, and decide nothing.
 
 **How a decision travels.** At the top of every scheduler loop SGLang broadcasts what rank 0
@@ -78,8 +79,8 @@ class Order:
 class Ranks:
     """This process among the ranks of its replica, and what it knows of their agreement."""
 
-    def __init__(self, rank: int, size: int) -> None:
-        self.rank, self.size = rank, size
+    def __init__(self, rank: int, size: int, ep_size: int = 1) -> None:
+        self.rank, self.size, self.ep_size = rank, size, ep_size
         self.orders = 0  # that came into force
         self.checks = 0  # of them, that were compared
         self.unforeseen = 0  # steps whose rows rank 0 had not foreseen
@@ -91,7 +92,7 @@ class Ranks:
         from sglang.srt.runtime_context import get_parallel
 
         parallel = get_parallel()
-        return cls(parallel.tp_rank, parallel.tp_size)
+        return cls(parallel.tp_rank, parallel.tp_size, parallel.moe_ep_size)
 
     @property
     def leads(self) -> bool:
@@ -100,6 +101,12 @@ class Ranks:
     @property
     def is_alone(self) -> bool:
         return self.size == 1
+
+    @property
+    def spread(self) -> str:
+        """How the model lies on the ranks: what a step costs depends on it. Empty for one rank."""
+        over = f", experts over {self.ep_size}" if self.ep_size > 1 else ""
+        return "" if self.is_alone else f"x {self.size}{over}"
 
     def state(self) -> dict[str, int]:
         """For ``/server_info``."""

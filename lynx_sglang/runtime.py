@@ -92,7 +92,7 @@ class Runtime:
         sizes = self.layer_ids, self.num_experts, self.top_k
         self.control = Control(self.settings, *sizes, self.slot_of, self.telemetry)
         if self.settings.store is not None:
-            self.control.join(scheduler.model_config.hf_config, self.ranks.size)
+            self.control.join(scheduler.model_config.hf_config, self.ranks.spread)
         self.control.log_start(self.ranks.size)
         self._adopt(self.control.decision)
 

@@ -12,6 +12,7 @@ from lynx_kernels.fused_moe_triton_kernels import (
     chunk_ends,
     find_chunk,
     multiply,
+    rescale,
     wait_and_release,
 )
 
@@ -170,6 +171,8 @@ def down_kernel(
     Grid and tiles as in `gate_up_kernel`, over the columns of H.
     """
     wait_and_release(IS_PDL)
+    scales_rows: tl.constexpr = w2_scale_ptr is not None and SCALE_BLOCK[1] >= I
+    step_scale_ptr = None if scales_rows else w2_scale_ptr
     num_blocks: tl.constexpr = tl.cdiv(H, BN)
     ends = chunk_ends(counts_ptr, tl.load(num_active_ptr), E, BT)
     num_tiles = tl.max(ends) * num_blocks
@@ -196,7 +199,9 @@ def down_kernel(
             else:
                 weight = tl.load(w_ptrs + k, mask=mask_n[:, None] & mask_k[None, :], other=0.0)
             x = tl.load(x_ptrs + k, mask=mask_k[:, None] & mask_t[None, :], other=0.0)
-            acc = multiply(weight, x, acc, w2_scale_ptr, expert, offs_n, k, H, I, SCALE_BLOCK)
+            acc = multiply(weight, x, acc, step_scale_ptr, expert, offs_n, k, H, I, SCALE_BLOCK)
+        if scales_rows:
+            acc = rescale(acc, w2_scale_ptr, expert, offs_n, H, SCALE_BLOCK)
         if w2_bias_ptr is not None:
             bias = tl.load(w2_bias_ptr + expert * H + offs_n, mask=mask_n, other=0.0)
             share = mask_t.to(tl.float32)

@@ -51,6 +51,12 @@ def _activate(gate, up, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
+def scale_row_of(expert, row, N: tl.constexpr, BLOCK: tl.constexpr):
+    """Row of the scales [E * blocks of N, blocks of D] of weight rows [E, N]."""
+    return expert * tl.cdiv(N, BLOCK) + tl.minimum(row, N - 1) // BLOCK
+
+
+@triton.jit
 def multiply(
     weight,  # [BN, BK]
     x,  # [BK, BT]
@@ -63,14 +69,22 @@ def multiply(
     D: tl.constexpr,
     SCALE_BLOCK: tl.constexpr,
 ):
-    """acc + scale * (weight @ x)"""
+    """acc + scale * (weight @ x); without scales the sum, which `rescale` may scale once."""
     if scale_ptr is None:
-        return tl.dot(weight, x, acc)
+        return tl.dot(weight.to(x.dtype), x, acc)
     else:
         num_scales_k: tl.constexpr = tl.cdiv(D, SCALE_BLOCK[1])
-        scale_row = expert * tl.cdiv(N, SCALE_BLOCK[0]) + tl.minimum(row, N - 1) // SCALE_BLOCK[0]
+        scale_row = scale_row_of(expert, row, N, SCALE_BLOCK[0])
         scale = tl.load(scale_ptr + scale_row * num_scales_k + k // SCALE_BLOCK[1])
         return acc + tl.dot(weight.to(x.dtype), x) * scale[:, None]
+
+
+@triton.jit
+def rescale(acc, scale_ptr, expert, row, N: tl.constexpr, SCALE_BLOCK: tl.constexpr):
+    """scale * acc [BN, BT], a product with weights of one scale per row, which is cheaper than
+    scaling each step's: the tensor cores keep the sum.
+    """
+    return acc * tl.load(scale_ptr + scale_row_of(expert, row, N, SCALE_BLOCK[0]))[:, None]
 
 
 @triton.jit
@@ -107,6 +121,8 @@ def gate_up_kernel(
     """
     wait_and_release(IS_PDL)
     num_blocks: tl.constexpr = tl.cdiv(I, BN)
+    scales_rows: tl.constexpr = w13_scale_ptr is not None and SCALE_BLOCK[1] >= H
+    step_scale_ptr = None if scales_rows else w13_scale_ptr
     row_step: tl.constexpr = 2 if IS_INTERLEAVED else 1
     up_shift: tl.constexpr = 1 if IS_INTERLEAVED else I
     num_chunks = tl.load(num_active_ptr)
@@ -150,13 +166,16 @@ def gate_up_kernel(
                 gate = tl.load(w_ptrs + k, mask=mask_w, other=0.0)
                 up = tl.load(w_ptrs + up_shift * H + k, mask=mask_w, other=0.0)
             acc_gate = multiply(
-                gate, x, acc_gate, w13_scale_ptr, expert, gate_row, k, 2 * I, H, SCALE_BLOCK
+                gate, x, acc_gate, step_scale_ptr, expert, gate_row, k, 2 * I, H, SCALE_BLOCK
             )
             up_row = gate_row + up_shift
             acc_up = multiply(
-                up, x, acc_up, w13_scale_ptr, expert, up_row, k, 2 * I, H, SCALE_BLOCK
+                up, x, acc_up, step_scale_ptr, expert, up_row, k, 2 * I, H, SCALE_BLOCK
             )
 
+        if scales_rows:
+            acc_gate = rescale(acc_gate, w13_scale_ptr, expert, gate_row, 2 * I, SCALE_BLOCK)
+            acc_up = rescale(acc_up, w13_scale_ptr, expert, gate_row + up_shift, 2 * I, SCALE_BLOCK)
         if WEIGHS_INPUT:
             acc_gate, acc_up, weight = acc_gate * weight, acc_up * weight, 1.0
         if w13_bias_ptr is not None:

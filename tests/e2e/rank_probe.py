@@ -1,7 +1,8 @@
-"""An SGLang plugin of the tests: writes down what the experts of each rank were given.
+"""An SGLang plugin of the tests: writes down how each rank routes its rows.
 
 In every scheduler process it appends one JSON line for each step to ``RANK_PROBE/<rank>``: phase,
-checksum of the ids and weights that reached the experts, T of each layer and pass.
+checksum of the ids and weights that reached the dispatcher, which tells a rank's own experts from
+the others', and T of each layer and pass.
 """
 
 from __future__ import annotations
@@ -16,20 +17,20 @@ from typing import Any
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 VARIABLE = "RANK_PROBE"
-RUNNER = "sglang.srt.layers.moe.moe_runner.runner.MoeRunner.run"
+DISPATCH = "sglang.srt.layers.moe.token_dispatcher.standard.StandardDispatcher.dispatch"
 STEP = "sglang.srt.managers.scheduler.Scheduler.run_batch"
 
 
 def register() -> None:
     checksum, num_active = 0, []
 
-    def run_experts(original: Callable[..., Any], runner: Any, dispatched: Any, *rest: Any) -> Any:
+    def dispatch(original: Callable[..., Any], dispatcher: Any, **call: Any) -> Any:
         nonlocal checksum
-        routed = dispatched.topk_output
+        routed = call["topk_output"]
         for tensor in (routed.topk_ids, routed.topk_weights):
             checksum = zlib.crc32(tensor.contiguous().numpy().tobytes(), checksum)
         num_active.append(routed.topk_ids.unique().numel())
-        return original(runner, dispatched, *rest)
+        return original(dispatcher, **call)
 
     def run_step(original: Callable[..., Any], scheduler: Any, batch: Any, *rest: Any) -> Any:
         from sglang.srt.runtime_context import get_parallel
@@ -43,5 +44,5 @@ def register() -> None:
         return result
 
     if VARIABLE in os.environ:
-        HookRegistry.register(RUNNER, run_experts, HookType.AROUND)
+        HookRegistry.register(DISPATCH, dispatch, HookType.AROUND)
         HookRegistry.register(STEP, run_step, HookType.AROUND)

@@ -1,4 +1,7 @@
-"""A replica of two ranks on CPU and gloo: what the experts of each were given, step by step."""
+"""A replica of two ranks on CPU and gloo: how each routed its rows, step by step.
+
+Each rank has a half of every expert, or half of the experts.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ class Step:
 
     number: int
     phase: str
-    checksum: int  # of all ids and weights that reached the experts
+    checksum: int  # of all ids and weights
     num_active: list[int]  # T of each layer; of each pass, where it was shadowed
 
 
@@ -60,8 +63,10 @@ class Replica:
         return (self.steps_at / str(rank)).read_text().splitlines()
 
 
-@pytest.fixture(scope="module")
-def replica(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replica]:
+@pytest.fixture(scope="module", params=[1, 2], ids=["halves", "whole"])
+def replica(
+    request: pytest.FixtureRequest, model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Replica]:
     """Two ranks under the probe, which SGLang finds as it finds any installed plugin."""
     folder, steps_at = tmp_path_factory.mktemp("plugin"), tmp_path_factory.mktemp("steps")
     shutil.copy(PROBE, folder)
@@ -71,7 +76,8 @@ def replica(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
     (metadata / "entry_points.txt").write_text(
         "[sglang.srt.plugins]\nrank_probe = rank_probe:register\n"
     )
-    options = ("--sleep-on-idle", "--enable-tokenizer-batch-encode", "--tp-size=2")
+    spread = ("--tp-size=2", f"--ep-size={request.param}")
+    options = ("--sleep-on-idle", "--enable-tokenizer-batch-encode", *spread)
     log = tmp_path_factory.mktemp("ranks") / "log"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]))

@@ -220,8 +220,8 @@ def test_clamped_swiglu(is_interleaved):
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-4 if IS_INTERPRETED else 0.1)
 
 
-def check_fp8(num_rows: int, scaled: str) -> None:
-    case = case_of((num_rows, 3, 2, 160, 192))
+def check_fp8(num_rows: int, scaled: str, hidden_size: int = 160, inner_size: int = 192) -> None:
+    case = case_of((num_rows, 3, 2, hidden_size, inner_size))
     options = {}
     for name in ("w13", "w2"):
         fp8 = getattr(case, name).mul(8).to(torch.float8_e4m3fn)
@@ -241,6 +241,11 @@ every_scale = pytest.mark.parametrize("scaled", ["block", "row", "expert"])
 @every_scale
 def test_fp8_weights(num_rows, scaled):
     check_fp8(num_rows, scaled)
+
+
+@pytest.mark.parametrize("num_rows", [3, 70])
+def test_a_block_of_scales_may_be_as_wide_as_the_weights(num_rows):
+    check_fp8(num_rows, "block", hidden_size=96, inner_size=80)
 
 
 @needs_tma

@@ -12,6 +12,7 @@ from sglang.srt.server_args import ServerArgs
 
 from lynx_sglang import admission
 from lynx_sglang.admission import (
+    NOT_PLACED,
     NOT_SPREAD,
     NOT_WITH_GPU,
     SCATTERED,
@@ -27,12 +28,13 @@ def arguments(**changes: Any) -> SimpleNamespace:
         "model_path": "m",
         "device": "cpu",
         "moe_a2a_backend": "none",
-        "enable_eplb": False,
         "init_expert_location": "trivial",
         "quantization": None,
         "enable_lora": None,
         "lora_paths": None,
         "tp_size": 1,
+        "ep_size": 1,
+        **dict.fromkeys(NOT_PLACED),
         **dict.fromkeys(NOT_SPREAD, 1),
         **dict.fromkeys(SCATTERED, False),
         "speculative_algorithm": None,
@@ -125,13 +127,15 @@ def test_a_checkpoints_own_quantization_counts() -> None:
 
 
 def test_the_refused_options_are_sglangs() -> None:
-    refused = {*NOT_WITH_GPU, *NOT_SPREAD, *SCATTERED}
+    refused = {*NOT_WITH_GPU, *NOT_SPREAD, *NOT_PLACED, *SCATTERED}
     assert refused <= set(ServerArgs.__struct_fields__)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_tensor_parallelism_is_served_and_no_other(device: str) -> None:
-    assert refusal(Settings(), arguments(device=device, tp_size=8), 64) is None
+def test_tensor_and_expert_parallelism_are_served_and_no_other(device: str) -> None:
+    for ep_size in (1, 2, 8):
+        served = arguments(device=device, tp_size=8, ep_size=ep_size)
+        assert refusal(Settings(), served, 64) is None
     for name in NOT_SPREAD:
         reason = refusal(Settings(), arguments(device=device, tp_size=8, **{name: 2}), 64)
         assert f"--{name.replace('_', '-')} must be 1, got 2" in str(reason)
@@ -145,7 +149,11 @@ def test_tensor_parallelism_is_served_and_no_other(device: str) -> None:
     [
         ({"device": "npu"}, "device npu"),
         ({"moe_a2a_backend": "deepep"}, "--moe-a2a-backend must be none, got deepep"),
-        ({"enable_eplb": True}, "--enable-eplb"),
+        ({"enable_eplb": True}, "--enable-eplb is not served"),
+        ({"ep_num_redundant_experts": 8}, "--ep-num-redundant-experts is not served"),
+        ({"ep_dispatch_algorithm": "fake"}, "--ep-dispatch-algorithm is not served"),
+        ({"elastic_ep_backend": "nixl"}, "--elastic-ep-backend is not served"),
+        ({"init_expert_location": "x.pt"}, "--init-expert-location must be trivial, got x.pt"),
         ({"enable_lora": True}, "--enable-lora"),
         ({"speculative_algorithm": "EAGLE"}, "--speculative-algorithm EAGLE"),
     ],

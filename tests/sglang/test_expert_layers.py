@@ -51,6 +51,8 @@ def fp8(**changes: Any) -> Any:
         {"apply_router_weight_on_input": True},
         {"routed_scaling_factor": 2.5},
         {"gemm1_alpha": 1.702, "gemm1_clamp_limit": 7.0},
+        {"num_experts": 17, "num_local_experts": 17, "num_fused_shared_experts": 1},
+        {"num_experts": 16, "num_local_experts": 8},
     ],
 )
 @pytest.mark.parametrize("method", [PLAIN, fp8(), fp8(weight_block_size=None)])
@@ -76,6 +78,11 @@ def test_covered(arch: Any, changes: dict[str, Any], method: Any) -> None:
         (SimpleNamespace(), {}, "weights of SimpleNamespace"),
         (fp8(use_mxfp8=True), {}, "MXFP8"),
         (fp8(), {"intermediate_size_per_partition": 704}, "intermediate size 704"),
+        (
+            PLAIN,
+            {"num_experts": 17, "num_local_experts": 9, "num_fused_shared_experts": 1},
+            "fused shared experts",
+        ),
     ],
 )
 def test_what_stays_with_sglang_says_why(

@@ -1,4 +1,4 @@
-"""The GPU path without a GPU; the cases are in gpu_path_cases.py and fp8_experts_cases.py."""
+"""The GPU path without a GPU; the cases are in the three files that it runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("name", ["gpu_path_cases.py", "fp8_experts_cases.py"])
+@pytest.mark.parametrize(
+    "name", ["gpu_path_cases.py", "fp8_experts_cases.py", "rank_path_cases.py"]
+)
 def test_cases_under_the_interpreter(name: str) -> None:
     cases = Path(__file__).with_name(name)
     done = subprocess.run(

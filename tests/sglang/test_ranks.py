@@ -84,7 +84,7 @@ class Rank:
     def run(self, requests: list[Any], mode: ForwardMode = ForwardMode.DECODE) -> None:
         self.routed = []
         batch = batch_of(requests, mode)
-        with get_parallel().override(tp_rank=self.rank, tp_size=2):
+        with get_parallel().override(tp_rank=self.rank, tp_size=2, moe_ep_size=1):
             self.runtime.run_batch(self.forward, self, batch)
         self.last_batch = batch
         if mode is ForwardMode.DECODE:
@@ -248,7 +248,7 @@ def test_ranks_that_are_set_otherwise_are_an_error(other: Settings) -> None:
 def test_a_single_rank_sends_nothing() -> None:
     replica = Replica(CONTROLLED)
     runtime = replica.ranks[0].runtime
-    with get_parallel().override(tp_rank=0, tp_size=1):
+    with get_parallel().override(tp_rank=0, tp_size=1, moe_ep_size=1):
         runtime.begin(replica.ranks[0], batch_of([request("a")], ForwardMode.DECODE))
     assert runtime.ranks is not None
     assert runtime.ranks.is_alone
@@ -298,3 +298,11 @@ def test_the_next_batch_is_foreseen(
         chunked_req=requests.get("chunk"),
     )
     assert batch_ahead(scheduler, Tier.FLEXIBLE) == Batch(Phase.DECODE, *expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "ep_size", "spread"),
+    [(1, 1, ""), (2, 1, "x 2"), (4, 2, "x 4, experts over 2")],
+)
+def test_only_replicas_that_lie_alike_share_costs(size: int, ep_size: int, spread: str) -> None:
+    assert Ranks(0, size, ep_size).spread == spread

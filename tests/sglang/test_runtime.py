@@ -28,7 +28,7 @@ LAYERS, EXPERTS, TOP_K = 3, 32, 4
 
 @pytest.fixture(autouse=True)
 def _one_rank() -> Iterator[None]:
-    with get_parallel().override(tp_rank=0, tp_size=1):
+    with get_parallel().override(tp_rank=0, tp_size=1, moe_ep_size=1):
         yield
 
 
