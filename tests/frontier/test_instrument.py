@@ -179,10 +179,11 @@ def test_contributions_are_what_experts_add_and_reach_selection(forced):
 
 def test_rules_share_the_frame_of_the_policy(forced):
     """With the policy's own importance a rule is the policy; others keep its budget and floors."""
-    lynx = measure(forced, 4, Setting(POLICIES["lynx"], budget=5))
-    same = figures(forced, Ruled(forced, 5, power(4), rows=4))
-    assert same["T"] == lynx["T"]
-    assert same["kl_by_problem"] == pytest.approx(lynx["kl_by_problem"], rel=1e-2)
+    for budget, floor in (((4, 6, 5), 0), (5, 1)):
+        lynx = measure(forced, 4, Setting(POLICIES["lynx"], budget, floor=floor))
+        same = figures(forced, Ruled(forced, budget, power(4), 4, floor))
+        assert same["T"] == lynx["T"]
+        assert same["kl_by_problem"] == pytest.approx(lynx["kl_by_problem"], rel=1e-2)
     for rule in (greedy, put_out):
         other = figures(forced, Ruled(forced, 5, rule, rows=4))
         assert other["T"] == pytest.approx(lynx["T"], abs=0.1)
