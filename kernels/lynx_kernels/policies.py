@@ -41,8 +41,8 @@ class Demand(Enum):
 class Importance(Enum):
     """The order in which the budget keeps experts: a sum over rows, ties by lower expert id."""
 
-    # (own weight / row total) ** 4, over the rows that demand the expert, times its contribution.
-    SHARE_4 = "share_4"
+    # (own weight / row total) ** 6, over the rows that demand the expert, times its contribution.
+    SHARE_6 = "share_6"
     SHARE = "share"  # own weight / row total, over the rows that demand the expert
     VOTES = "votes"  # number of rows that demand the expert, then SHARE
     SCORES = "scores"  # router score, over all rows that are not pads
@@ -86,7 +86,7 @@ class Policy:
 
     @property
     def takes_contribution(self) -> bool:
-        return self.importance is Importance.SHARE_4
+        return self.importance is Importance.SHARE_6
 
     @property
     def bin_edges(self) -> tuple[float, ...]:
@@ -102,7 +102,7 @@ class Policy:
 LYNX = Policy(
     name="lynx",
     demand=Demand.MASS,
-    importance=Importance.SHARE_4,
+    importance=Importance.SHARE_6,
     is_refilling=True,
     weights=Weights.EXACT,
     source=(

@@ -6,6 +6,8 @@ selection saves; compiled loops cost a tenth of that, and array objects for them
 
 from __future__ import annotations
 
+import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,8 +31,19 @@ SIGNATURE = (
 )
 
 
+# What is compiled into an entry, with its constants. Of these files numba's cache knows nothing.
+SOURCES = ("policies.py", "select_cpu_kernels.py", "select_cpu_peers.py")
+
+
+def version() -> int:
+    """Of the sources."""
+    here = Path(__file__)
+    return zlib.crc32(b"".join(here.with_name(name).read_bytes() for name in SOURCES))
+
+
 def entry(id_type: type[np.signedinteger[Any]]) -> Any:
     """`select_rows` of what lies at addresses, for ids of this type."""
+    compiled_from = version()
 
     @cfunc(SIGNATURE, cache=True)
     def select_at(
@@ -65,6 +78,8 @@ def entry(id_type: type[np.signedinteger[Any]]) -> Any:
         active_at: Any,  # bool [E] out
         num_active_at: Any,  # int32 [] out
     ) -> None:
+        if compiled_from < 0:  # never: a closure's values are part of the cache's key
+            return
         num_active = carray(num_active_at, 1, np.int32)
         num_active[0] = select_rows(
             carray(scores_at, (num_rows, num_experts), np.float32),

@@ -23,11 +23,11 @@ Array = NDArray[Any]
 PAD, FLEXIBLE = int(RowClass.PAD), int(RowClass.FLEXIBLE)
 # Positions of the enums' members, which compiled code takes as numbers (select_cpu.py).
 ALL, MASS, RANK, NONE = 0, 1, 2, 3
-SHARE_4, SHARE, VOTES = 0, 1, 2
+SHARE_6, SHARE, VOTES = 0, 1, 2
 EXACT_WEIGHTS, SURVIVORS, SCALED, MOVED = 0, 1, 2, 3
 
 
-@njit(cache=True)
+@njit
 def demand_row(
     ids: Array,  # [K]
     weights: Array,  # [K]
@@ -78,18 +78,19 @@ def demand_row(
             continue
         wanted[expert] = True
         part = fixed[k] / total if total > 0 else 0.0
-        if importance_rule == SHARE_4:
+        if importance_rule == SHARE_6:
             gain = np.float64(contribution[expert]) if contribution.shape[0] else 1.0
             if not 0.0 <= gain <= 1.0:
                 gain = 1.0
-            importance[expert] += np.int64(np.rint((part * part) * (part * part) * gain * ONE))
+            square = part * part
+            importance[expert] += np.int64(np.rint(square * square * square * gain * ONE))
         elif importance_rule == VOTES:
             importance[expert] += VOTE + np.int64(np.rint(part * TIE_ONE))
         else:
             importance[expert] += np.int64(np.rint(part * ONE))
 
 
-@njit(cache=True)
+@njit
 def cut(protected: Array, wanted: Array, importance: Array, cap: int) -> Array:
     """Protected experts, then wanted ones by importance (ties by id) up to the cap: [E] bool."""
     allowed = protected.copy()
@@ -102,7 +103,7 @@ def cut(protected: Array, wanted: Array, importance: Array, cap: int) -> Array:
     return allowed
 
 
-@njit(cache=True)
+@njit
 def keep_unlike(
     ids: Array,  # [M, K]
     fixed: Array,  # [M, K]
@@ -130,7 +131,7 @@ def keep_unlike(
     return result
 
 
-@njit(cache=True)
+@njit
 def rebuild_row(
     ids: Array,  # [K]
     weights: Array,  # [K]
@@ -185,7 +186,7 @@ def rebuild_row(
             out_weights[k] = finite(scores[out_ids[k]]) * (mass / gate_sum)
 
 
-@njit(cache=True)
+@njit
 def select_rows(
     scores: Array,  # [M, E]
     ids: Array,  # [M, K]

@@ -17,12 +17,12 @@ PAD = int(RowClass.PAD)
 SCORES, BINS, HASH = 3, 4, 5
 
 
-@njit(cache=True)
+@njit
 def finite(value: float) -> float:
     return value if 0.0 < value < np.inf else 0.0
 
 
-@njit(cache=True)
+@njit
 def count_bins(
     gates: Array,  # [E], clean
     edges: Array,  # [num_bins], falling
@@ -40,7 +40,7 @@ def count_bins(
             importance[expert] += vote_of[place]
 
 
-@njit(cache=True)
+@njit
 def count_noise(gates: Array, importance: Array) -> None:
     """Add noise that follows from a row's clean scores [E] to every expert's importance [E]."""
     bits = gates.view(np.int32)
@@ -49,7 +49,7 @@ def count_noise(gates: Array, importance: Array) -> None:
         importance[expert] += noise >> HASH_SHIFT
 
 
-@njit(cache=True)
+@njit
 def common_importance(
     scores: Array,  # [M, E]
     classes: Array,  # [M]
@@ -79,7 +79,7 @@ def common_importance(
     return importance
 
 
-@njit(cache=True)
+@njit
 def find_targets(similarity: Array, allowed: Array) -> Array:
     """For every expert the allowed one that is most like it, ties by lower id: [E], or -1."""
     targets = np.full(allowed.shape[0], -1, np.int64)
@@ -93,7 +93,7 @@ def find_targets(similarity: Array, allowed: Array) -> Array:
     return targets
 
 
-@njit(cache=True)
+@njit
 def find_alone(similarity: Array, targets: Array, min_similarity: float) -> Array:
     """Experts that are too unlike their targets, or have none: [E] bool."""
     alone = targets < 0
@@ -103,7 +103,7 @@ def find_alone(similarity: Array, targets: Array, min_similarity: float) -> Arra
     return alone
 
 
-@njit(cache=True)
+@njit
 def move_row(
     ids: Array,  # [K]
     weights: Array,  # [K]

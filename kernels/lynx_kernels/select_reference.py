@@ -147,9 +147,10 @@ def votes(
         part = mass / total if total else 0.0
         if not is_demanded:
             continue
-        if rules.importance is Importance.SHARE_4:
+        if rules.importance is Importance.SHARE_6:
             gain = gains[expert] if 0 <= gains[expert] <= 1 else 1.0
-            result[expert] = round((part * part) * (part * part) * gain * ONE)
+            square = part * part
+            result[expert] = round(square * square * square * gain * ONE)
         elif rules.importance is Importance.VOTES:
             result[expert] = VOTE + round(part * TIE_ONE)
         else:

@@ -128,9 +128,9 @@ def _is_wanted(
 
 def _votes(fixed: Tensor, policy: Policy, gain: Tensor | None) -> Tensor:
     part = fixed.double() / fixed.sum(dim=1, keepdim=True).clamp(min=1)
-    if policy.importance is Importance.SHARE_4:
-        part = part * part
-        part = part * part
+    if policy.importance is Importance.SHARE_6:
+        square = part * part
+        part = square * square * square
         return ((part if gain is None else part * gain) * ONE).round().long()
     if policy.importance is Importance.VOTES:
         return (part * TIE_ONE).round().long() + VOTE

@@ -164,9 +164,9 @@ def add_demand(
     if IMPORTANCE != "scores":  # noqa: SIM102 (known at compile time, the next is not)
         if is_capped:
             part = fixed.to(tl.float64) / tl.maximum(total, 1).to(tl.float64)
-            if IMPORTANCE == "share_4":
-                part = part * part
-                part = part * part
+            if IMPORTANCE == "share_6":
+                square = part * part
+                part = square * square * square
                 if contribution_ptr is not None:
                     gain = gather_by(contribution_ptr, ids, is_wanted).to(tl.float64)
                     part = part * tl.where((gain >= 0.0) & (gain <= 1.0), gain, 1.0)

@@ -41,7 +41,7 @@ SHARED = [[0.5, 0.3, 0.1, 0.1], [0.6, 0.05, 0.25, 0.1]]
 
 def test_lynx_keeps_exact_survivors_and_discounts_refills():
     got = run(batch(SHARED, 2), budget=scalar(2))
-    # Expert 0 is both rows' floor; (0.3 / 0.8)^4 beats (0.25 / 0.85)^4, so 1 stays and 2 goes.
+    # Expert 0 is both rows' floor; (0.3 / 0.8)^6 beats (0.25 / 0.85)^6, so 1 stays and 2 goes.
     assert got.topk_ids.tolist() == [[0, 1], [0, 1]]
     expected = torch.tensor([[0.5, 0.3], [0.6, 0.3 * 0.25]])
     torch.testing.assert_close(got.topk_weights, expected, rtol=1e-6, atol=0)
@@ -63,8 +63,8 @@ def test_lynx_weighs_shares_by_what_experts_contribute():
     weights = torch.tensor([1.0, 0.2, 1.0, 1.0])
     got = run(batch(SHARED, 2), budget=scalar(2), contribution=weights)
     assert got.topk_ids.tolist() == [[0, 2], [0, 2]]
-    # (0.3 / 0.8)^4 * 0.4 beats (0.25 / 0.85)^4 * 1 by a hair: 0.0079 to 0.0075.
-    weights[1] = 0.4
+    # (0.3 / 0.8)^6 * 0.24 beats (0.25 / 0.85)^6 * 1 by a hair: 0.00067 to 0.00065.
+    weights[1] = 0.24
     kept = run(batch(SHARED, 2), budget=scalar(2), contribution=weights)
     assert kept.topk_ids.tolist() == [[0, 1], [0, 1]]
 
