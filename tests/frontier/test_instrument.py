@@ -181,7 +181,7 @@ def test_rules_share_the_frame_of_the_policy(forced):
     """With the policy's own importance a rule is the policy; others keep its budget and floors."""
     for budget, floor in (((4, 6, 5), 0), (5, 1)):
         lynx = measure(forced, 4, Setting(POLICIES["lynx"], budget, floor=floor))
-        same = figures(forced, Ruled(forced, budget, power(4), 4, floor))
+        same = figures(forced, Ruled(forced, budget, power(6), 4, floor))
         assert same["T"] == lynx["T"]
         assert same["kl_by_problem"] == pytest.approx(lynx["kl_by_problem"], rel=1e-2)
     for rule in (greedy, put_out):

@@ -227,7 +227,7 @@ def test_a_calibrated_server_keeps_the_experts_that_weigh(
     model_of: Any, calibrated: Callable[[list[list[float]]], Path]
 ) -> None:
     odd = {}
-    for file in (None, str(calibrated([[0.01, 1.0] * (E // 2)] * LAYERS))):
+    for file in (None, str(calibrated([[0.0, 1.0] * (E // 2)] * LAYERS))):
         model = model_of(budget=4, floor=0, calibration=file)
         model.finish(model.launch(requests_of(8)))
         kept = torch.cat([ids[ids >= 0].unique() for ids in model.routed])
