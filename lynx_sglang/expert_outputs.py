@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-DIGITS = 4  # kept of a contribution
-
 
 class ExpertOutputs:
     """Sums over tokens, by layer and expert: squared weights, and these times squared norms."""
@@ -40,12 +38,14 @@ class ExpertOutputs:
         self._squares[layer_id].index_add_(0, ids, w2 * norms2[is_routed].double().cpu())
         self._weights[layer_id].index_add_(0, ids, w2)
 
-    def contributions(self) -> dict[int, Tensor]:
-        """By layer id: float32 [E] in [0, 1]."""
-        return {
-            layer_id: contributions_of(self._squares[layer_id], weights)
-            for layer_id, weights in sorted(self._weights.items())
-        }
+    @property
+    def layer_ids(self) -> list[int]:
+        """That were noted, ascending."""
+        return sorted(self._weights)
+
+    def contributions(self, layer_id: int) -> Tensor:
+        """Of a layer that was noted, float32 [E] in [0, 1]."""
+        return contributions_of(self._squares[layer_id], self._weights[layer_id])
 
 
 def contributions_of(squares: Tensor, weights: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def contributions_of(squares: Tensor, weights: Tensor) -> Tensor:
     """
     norms = (squares / weights).sqrt()
     norms = norms.nan_to_num(float(norms.nanmedian()))
-    return (norms / norms.max()).nan_to_num(1.0).round(decimals=DIGITS).float()
+    return (norms / norms.max()).nan_to_num(1.0).float()
 
 
 def by_slot(

@@ -15,11 +15,12 @@ import torch
 
 from lynx_kernels import POLICIES, RowClass, select
 from lynx_sglang import doors, routing
-from lynx_sglang.expert_outputs import DIGITS, ExpertOutputs, by_slot
+from lynx_sglang.expert_outputs import ExpertOutputs, by_slot
 from lynx_sglang.plugin import hook_path
 
 STATE = "lynx_cut"
 PROMPT = "lynx_prompt_tokens"  # of a request's custom_params
+DIGITS = 4  # kept of a contribution
 
 
 class Cut:
@@ -29,7 +30,6 @@ class Cut:
         self.layers: set[int] = set()
         self.flexible = torch.empty(0, dtype=torch.long)  # rows of the batch that runs
         self.outputs = ExpertOutputs()  # of the last pass that kept all experts
-        self.contributions: dict[int, torch.Tensor] = {}  # by layer, for policies that take them
         self.set(share=1.0, layer=-1, rows=1, policy="lynx")
 
     def set(self, *, share: float, layer: int, rows: int, policy: str) -> None:
@@ -39,10 +39,12 @@ class Cut:
         """
         if share >= 1.0:
             self.outputs = ExpertOutputs()
-        self.contributions = self.outputs.contributions()
-        self.is_weighing = POLICIES[policy].takes_contribution
         self.kept, self.layer, self.rows, self.policy = share, layer, rows, policy
         self.groups, self.active, self.mass, self.count = 0, 0.0, 0.0, 0
+
+    @property
+    def is_weighing(self) -> bool:
+        return POLICIES[self.policy].takes_contribution
 
     def before_batch(self, _scheduler: Any, batch: Any, *_args: Any, **_kwargs: Any) -> None:
         """The hook before ``run_batch``: which rows lie behind their prompt."""
@@ -71,7 +73,9 @@ class Cut:
         ids, weights = call["topk_ids"].clone(), call["topk_weights"].clone()
         device, flexible = ids.device, self.flexible.to(ids.device)
         floor = torch.tensor(1, dtype=torch.int32, device=device)
-        contribution = self.contributions.get(call["layer_id"]) if self.is_weighing else None
+        contribution = None
+        if self.is_weighing and call["layer_id"] in self.outputs.layer_ids:
+            contribution = self.outputs.contributions(call["layer_id"]).to(device)
         apart = -(-len(flexible) // self.rows)
         for first in range(apart):
             group = flexible[first::apart]
@@ -82,7 +86,7 @@ class Cut:
                 budget=torch.tensor(cap, dtype=torch.int32, device=device), floor=floor,
                 policy=self.policy,
                 correction_bias=call["topk_config"].correction_bias,
-                contribution=None if contribution is None else contribution.to(device),
+                contribution=contribution,
             )  # fmt: skip
             ids[group], weights[group] = chosen.topk_ids, chosen.topk_weights
             self.groups += 1
@@ -102,8 +106,9 @@ class Cut:
 
     def listed(self) -> list[list[float]]:
         """Contributions [L][E], measured by now."""
-        measured = self.outputs.contributions().values()
-        return [[round(each, DIGITS) for each in layer.tolist()] for layer in measured]
+        outputs = self.outputs
+        layers = [outputs.contributions(layer).tolist() for layer in outputs.layer_ids]
+        return [[round(each, DIGITS) for each in layer] for layer in layers]
 
 
 def flexible_rows(batch: Any) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -82,7 +82,7 @@ def contributions(forced: Forced) -> list[Tensor]:
             rows, slots = (ids == expert).nonzero(as_tuple=True)
             squares = output_of(layer, expert, x[rows]).square().sum(dim=1)
             outputs.note(index, len(layer.down), ids[rows, slots], weights[rows, slots], squares)
-    return list(outputs.contributions().values())
+    return [outputs.contributions(layer) for layer in outputs.layer_ids]
 
 
 def inputs_of(forced: Forced) -> dict[Experts, Tensor]:

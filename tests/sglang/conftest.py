@@ -31,6 +31,23 @@ def one_rank() -> Iterator[None]:
 
 
 @pytest.fixture
+def cpu_for_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lynx's kernels take CPU tensors: the interpreter multiplies float32 alone, and a CPU has no
+    compute capability.
+    """
+    import torch
+    from sglang.srt.layers.moe.utils import MoeRunnerBackend
+    from sglang.srt.runtime_context import get_flags
+
+    from lynx_sglang import fused_runner
+
+    get_flags().moe.runner_backend = MoeRunnerBackend.TRITON  # as admission resolves ours
+    monkeypatch.setattr(fused_runner, "HIDDEN_DTYPES", (torch.float32,))
+    monkeypatch.setattr(fused_runner, "MIN_ARCH", 0)
+    monkeypatch.setattr(fused_runner, "MIN_FP8_ARCH", 0)
+
+
+@pytest.fixture
 def calibrated(tmp_path: Path) -> Callable[[list[list[float]]], Path]:
     """Writes a calibration file with these contributions, [L][E], and layers alike."""
 

@@ -13,13 +13,11 @@ import pytest
 import torch
 from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 from sglang.srt.layers.moe.topk import StandardTopKOutput
-from sglang.srt.layers.moe.utils import MoeRunnerBackend
 from sglang.srt.layers.quantization import fp8, modelopt_quant, w8a8_fp8, w8a8_int8
 from sglang.srt.layers.quantization.compressed_tensors import compressed_tensors
 from sglang.srt.layers.quantization.compressed_tensors.schemes import (
     compressed_tensors_w8a8_fp8_moe as scheme,
 )
-from sglang.srt.runtime_context import get_flags
 
 from lynx_kernels import fused_moe_reference
 from lynx_kernels.schedule import build_schedule_reference
@@ -62,11 +60,7 @@ FORMATS = {
 
 
 @pytest.fixture(autouse=True)
-def _a_cpu_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter multiplies float32 alone, and a CPU has no compute capability."""
-    get_flags().moe.runner_backend = MoeRunnerBackend.TRITON  # as admission resolves ours
-    monkeypatch.setattr(fused_runner, "HIDDEN_DTYPES", (torch.float32,))
-    monkeypatch.setattr(fused_runner, "MIN_FP8_ARCH", 0)
+def _a_cast_without_a_gpu(cpu_for_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (fp8, modelopt_quant, scheme):
         monkeypatch.setattr(module, "scaled_fp8_quant", cast)
 

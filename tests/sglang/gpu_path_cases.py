@@ -20,7 +20,6 @@ from sglang.srt.layers.moe.fused_moe_native import moe_forward_native
 from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 from sglang.srt.layers.moe.utils import MoeRunnerBackend
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
-from sglang.srt.runtime_context import get_flags
 
 from lynx_sglang import expert_layers, fused_runner, routing
 from lynx_sglang.errors import DivergedError, UnsupportedError
@@ -30,7 +29,7 @@ from lynx_sglang.settings import Settings
 from lynx_sglang.telemetry import server_info
 from lynx_sglang.tier import account_of
 
-pytestmark = pytest.mark.usefixtures("one_rank")
+pytestmark = pytest.mark.usefixtures("one_rank", "cpu_for_gpu")
 LAYERS, E, K, H, INNER = 2, 16, 4, 32, 16
 GRAPHS = [4, 8]
 
@@ -41,10 +40,6 @@ class Model:
     def __init__(
         self, settings: Settings, monkeypatch: pytest.MonkeyPatch, num_shared: int = 0
     ) -> None:
-        get_flags().moe.runner_backend = MoeRunnerBackend.TRITON  # as admission resolves ours
-        # The interpreter multiplies float32 alone, and a CPU has no compute capability.
-        monkeypatch.setattr(fused_runner, "HIDDEN_DTYPES", (torch.float32,))
-        monkeypatch.setattr(fused_runner, "MIN_ARCH", 0)
         self.runtime = GpuRuntime(settings)
         build = expert_layers.around_init(self.runtime.add_expert_layer)
         select = routing.post_process_topk(self.runtime)

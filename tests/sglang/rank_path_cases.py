@@ -15,9 +15,8 @@ import pytest
 import torch
 from sglang.srt.layers.moe import topk as sglang_topk
 from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
-from sglang.srt.layers.moe.utils import MoeRunnerBackend
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
-from sglang.srt.runtime_context import derive_spawn_ranks, get_flags, get_parallel
+from sglang.srt.runtime_context import derive_spawn_ranks, get_parallel
 
 from lynx_kernels import fused_moe_reference
 from lynx_sglang import expert_layers, fused_runner, routing
@@ -27,7 +26,7 @@ from lynx_sglang.ranks import receive
 from lynx_sglang.settings import Settings
 from lynx_sglang.telemetry import server_info
 
-pytestmark = pytest.mark.usefixtures("one_rank")
+pytestmark = pytest.mark.usefixtures("one_rank", "cpu_for_gpu")
 E, K, H, INNER = 16, 4, 32, 16
 ROWS, GRAPH = 6, 8
 SPREADS = [(2, 1), (2, 2), (4, 2)]  # tp_size, ep_size: slices, whole experts, slices of a half
@@ -179,14 +178,6 @@ def batch_of(rows: int, mode: ForwardMode = ForwardMode.DECODE) -> Any:
         launch_ts=0.0,
         after_idle_gap=False,
     )
-
-
-@pytest.fixture(autouse=True)
-def _a_cpu_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter multiplies float32 alone, and a CPU has no compute capability."""
-    get_flags().moe.runner_backend = MoeRunnerBackend.TRITON  # as admission resolves ours
-    monkeypatch.setattr(fused_runner, "HIDDEN_DTYPES", (torch.float32,))
-    monkeypatch.setattr(fused_runner, "MIN_ARCH", 0)
 
 
 @pytest.fixture

@@ -230,7 +230,7 @@ def test_contributions_are_root_mean_squares_over_squared_weights() -> None:
     outputs.note(5, 4, ids[:1], weights[:1], norms[:1] ** 2)  # the next batch adds up
     first = math.sqrt((0.36 + 0.36 + 0.09 * 4) / (0.36 + 0.36 + 0.09))
     expected = torch.tensor([first, 4.0, first, 1.0]) / 4.0
-    assert torch.allclose(outputs.contributions()[5], expected, atol=1e-4)
+    assert torch.allclose(outputs.contributions(5), expected, atol=1e-4)
     none = torch.zeros(3, dtype=torch.float64)
     assert contributions_of(none, none).tolist() == [1.0, 1.0, 1.0]
 
