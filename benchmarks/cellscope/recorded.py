@@ -41,15 +41,16 @@ class Recorded:
             ValueError: fewer than two sites have SHORTEST decode steps.
         """
         self.seed = 0
-        self.replica, self.layer, self.block, self.host = [], [], [], []
+        at: list[tuple[int, int]] = []  # replica and slot of each site
+        self.block: list[str] = []
+        self.host: list[str] = []
         self._raw: list[Array] = []
         self._physics: list[Array] = []
         self._us: list[Array] = []
         for i, (model, log) in enumerate(logs):
             features = Features(expert_bytes(model))
             for slot, steps in sorted(by_slot(log).items()):
-                self.replica.append(i)
-                self.layer.append(slot)
+                at.append((i, slot))
                 self.block.append(model.name)
                 self.host.append(str(log))
                 columns = [
@@ -71,7 +72,7 @@ class Recorded:
                 f"--recorded: expected two or more batch-size slots with {SHORTEST} decode steps "
                 f"in the logs, got {len(self._us)}"
             )
-        self.replica, self.layer = np.array(self.replica), np.array(self.layer)
+        self.replica, self.layer = np.array(at).T
 
     def probe(self) -> Array:
         """Loads that fingerprints are compared on: each site's median one."""
