@@ -2,6 +2,6 @@
 
 import sys
 
-from lynx_sglang.command import main
+from lynx_sglang.cli import main
 
 sys.exit(main())

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import yaml
 
 from lynx_controller import Slo
-from lynx_controller.store import open_store
+from lynx_controller.fleet.store import open_store
 from lynx_kernels import POLICIES
 from lynx_sglang import calibration
 from lynx_sglang.errors import SettingError

@@ -10,8 +10,8 @@ import numpy as np
 from contenders import fit_ours
 from fleet import NUM_LAYERS, Array, Fleet
 
-from lynx_controller.drift import Drift, Scope
-from lynx_controller.site import Sites
+from benchmarks.cellscope.models.drift import Drift, Scope
+from lynx_controller.fleet.site import Sites
 
 WARM_STEPS: Final = 200  # online steps after the fit, before anything is judged
 HORIZON: Final = 60  # steps after a change; later is never

@@ -12,10 +12,10 @@ from typing import Final
 import numpy as np
 from fleet import Array, Fleet, Window
 
-from lynx_controller import groups
-from lynx_controller.cellscope import CellScope
-from lynx_controller.groups import Fit, Layout, numbered
-from lynx_controller.site import Statistics
+from benchmarks.cellscope.models.cellscope import CellScope
+from lynx_controller.fleet import groups
+from lynx_controller.fleet.groups import Fit, Layout, numbered
+from lynx_controller.fleet.site import Statistics
 
 RAW_RIDGE: Final = 0.03
 PHYSICS_SPREAD: Final = 0.5

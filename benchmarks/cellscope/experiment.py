@@ -27,10 +27,10 @@ import recorded
 from fleet import NUM_LAYERS, SAMPLES, Fleet, Window
 from report import header, report
 
-from lynx_controller import groups
-from lynx_controller.cellscope import CellScope, boosted_trees
-from lynx_controller.drift import Drift
-from lynx_controller.site import Recorder, Sites, Statistics
+from benchmarks.cellscope.models.cellscope import CellScope, boosted_trees
+from benchmarks.cellscope.models.drift import Drift
+from lynx_controller.fleet import groups
+from lynx_controller.fleet.site import Recorder, Sites, Statistics
 
 TUNING: Final = range(1000, 1003)
 UPDATED_LAYERS: Final = 64

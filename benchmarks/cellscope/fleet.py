@@ -19,7 +19,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from lynx_controller.features import Features, expected_active
+from benchmarks.cellscope.models.features import Features, expected_active
 
 Array = NDArray[np.float64]
 

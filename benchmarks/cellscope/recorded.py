@@ -16,8 +16,8 @@ import contenders
 import numpy as np
 from fleet import SAMPLES, Array, Window
 
+from benchmarks.cellscope.models.features import Features
 from lynx_controller import Observation, Phase
-from lynx_controller.features import Features
 
 WARM_UP: Final = 5  # first steps of a site, dropped
 SHORTEST: Final = 160  # steps that a site must have

@@ -2,7 +2,7 @@
 
     python benchmarks/controller/day.py   # 86,400 s
 
-1 to 16 arrivals/s and back, two peaks, 100 tokens each. It is `lynx_controller.day`, so the
+1 to 16 arrivals/s and back, two peaks, 100 tokens each. It is `benchmarks.plant.day`, so the
 controllers see one step a second; what that does to the figures is in tests/controller/test_day.py.
 BrownoutServe's 5 s are 5 s of steps, so it too sees too few.
 """
@@ -22,9 +22,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 from policies import MIN_MASS, BatchTable, BrownoutServe, Lynx, Policy
 
+from benchmarks.plant.day import run
+from benchmarks.plant.simulator import Plant
 from lynx_controller import Controller, ControllerConfig, Slo
-from lynx_controller.day import run
-from lynx_controller.simulator import Plant
 
 DAY_S = 86_400
 

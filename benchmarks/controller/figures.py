@@ -13,14 +13,14 @@ import numpy as np
 from policies import FLOOR
 from scenarios import Scenario, Span
 
-from lynx_controller.metrics import (
+from benchmarks.plant.metrics import (
     overshoot,
     recovery_steps,
     reversals_per_1000,
     settling_steps,
     windowed_ms,
 )
-from lynx_controller.simulator import Sample
+from benchmarks.plant.simulator import Sample
 
 NAN = float("nan")
 REQUEST_STEPS = 64

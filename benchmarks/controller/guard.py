@@ -16,8 +16,8 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from benchmarks.plant.simulator import Load, Plant, Setting, simulate
 from lynx_controller import Controller, ControllerConfig, Observation, Slo
-from lynx_controller.simulator import Load, Plant, Setting, simulate
 
 LIMIT = 0.01
 SEEDS = range(16)

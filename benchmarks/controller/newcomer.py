@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 from scenarios import Scenario
 
+from benchmarks.plant.simulator import Load, Plant, Setting, simulate
 from lynx_controller import Controller, Observation, Slo
-from lynx_controller.fleet import matched, refit
-from lynx_controller.member import SITES, Member, replica, terms
-from lynx_controller.simulator import Load, Plant, Setting, simulate
-from lynx_controller.store import SqliteStore
+from lynx_controller.fleet.exchange import matched, refit
+from lynx_controller.fleet.member import SITES, Member, replica, terms
+from lynx_controller.fleet.store import SqliteStore
 
 REPLICAS = 6
 SPREAD = 0.1

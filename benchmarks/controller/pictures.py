@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 from figures import Run
 from scenarios import Scenario
 
-from lynx_controller.metrics import windowed_ms
+from benchmarks.plant.metrics import windowed_ms
 
 FOLDER = Path("benchmarks/results/cpu/controller")
 COLOURS = {"lynx": "C0", "pi": "C1", "brownoutserve": "C2", "best_static": "0.6"}

@@ -22,9 +22,9 @@ import numpy as np
 from policies import FLOOR, MIN_MASS, BrownoutServe, Lynx, Pi, Policy
 from report import rounded
 
+from benchmarks.plant.playback import Playback
+from benchmarks.plant.simulator import Sample, simulate
 from lynx_controller import Controller, ControllerConfig, Slo
-from lynx_controller.playback import Playback
-from lynx_controller.simulator import Sample, simulate
 
 LAG_STEPS = 1  # a decision rules the next step on the CPU server
 

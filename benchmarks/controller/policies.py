@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from benchmarks.plant.simulator import Plant, Setting
 from lynx_controller import Controller, ControllerConfig, Decision, Observation, Slo
-from lynx_controller.simulator import Plant, Setting
 
 MIN_MASS = 0.75  # the floor under quality
 FLOOR = round(1.0 - ((1.0 - MIN_MASS) / Plant().spill) ** 0.5, 2)  # the share that keeps it

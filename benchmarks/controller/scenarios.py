@@ -11,8 +11,8 @@ import numpy as np
 import traces
 from policies import FLOOR
 
-from lynx_controller.serving import Request
-from lynx_controller.simulator import Load, Plant
+from benchmarks.plant.serving import Request
+from benchmarks.plant.simulator import Load, Plant
 
 P98 = 1.10  # 98th percentile of the plant's 5 % noise, over its mean
 Span = tuple[int, int]

@@ -29,9 +29,9 @@ from figures import ABOUT, Run, judge, late_share, mass_of
 from policies import FLOOR, MIN_MASS, BatchTable, Brownout, BrownoutServe, Lynx, Pi, Policy, lynx
 from scenarios import NAMES, SERVED, Scenario, make
 
+from benchmarks.plant.serving import serve
+from benchmarks.plant.simulator import Plant, Setting, simulate
 from lynx_controller import ControllerConfig, Observation, Phase
-from lynx_controller.serving import serve
-from lynx_controller.simulator import Plant, Setting, simulate
 
 SHOWN_STATICS = (FLOOR, 0.6, 0.7, 0.8, 0.9)
 BETWEEN = (0.55, 0.65, 0.75, 0.85, 0.95, 1.0)  # tried for the best static share too
@@ -211,7 +211,7 @@ def main() -> None:
         "numpy": np.__version__,
         "machine": platform.machine(),
         "cores": os.cpu_count(),
-        "plant": "lynx_controller.simulator, 8 layers, 64 experts, top-4, lag 2, 5 % noise",
+        "plant": "benchmarks.plant.simulator, 8 layers, 64 experts, top-4, lag 2, 5 % noise",
         "seeds": options.seeds,
         "figures": ABOUT,
         "scenarios": NAMES,

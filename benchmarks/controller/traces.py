@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lynx_controller.serving import Request
+from benchmarks.plant.serving import Request
 
 EXTRACT = Path(__file__).with_name("azure_2023.csv")
 

@@ -10,7 +10,7 @@ from gate import Setting
 from sensitivity import layer_budgets
 
 from lynx_kernels import POLICIES
-from lynx_kernels.policies import Importance, Weights
+from lynx_kernels.select.policies import Importance, Weights
 
 SHARES = (0.35, 0.5)
 

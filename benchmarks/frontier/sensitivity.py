@@ -11,8 +11,8 @@ from forced import Forced
 from torch import Tensor
 from torch.nn import functional as F
 
-from lynx_controller.budget import offsets_at_least_kl
-from lynx_sglang.expert_outputs import ExpertOutputs
+from lynx_controller.decide.budget import offsets_at_least_kl
+from lynx_sglang.calibrate.expert_outputs import ExpertOutputs
 
 SHARES = (0.3, 0.45)  # of the natural union, at which one layer alone is cut
 LEAST_KL = 1e-7  # nats; below it a layer's KL is rounding
@@ -25,7 +25,8 @@ def layer_offsets(
 ) -> list[float]:
     """By how much each layer's share of the natural union should differ from the mean share.
 
-    As `lynx_controller.budget` does it, with one slope for all layers, read off cuts of one alone.
+    As `lynx_controller.decide.budget` does it, with one slope for all layers, read off cuts of
+    one alone.
 
     Args:
         kl_of: mean KL of these caps by layer, in nats.

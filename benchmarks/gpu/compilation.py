@@ -13,8 +13,8 @@ from harness import DEVICE
 from launches import SelectVariant, Variant
 from shapes import Shape
 
-from lynx_kernels import tuning
-from lynx_kernels.tuning import Tiles
+from lynx_kernels.fused_moe import tuning
+from lynx_kernels.fused_moe.tuning import Tiles
 
 Job = tuple[Shape, int, Tiles | None]  # a layer, its number of rows, tiles that are no rule's
 

@@ -31,10 +31,10 @@ import triton  # noqa: E402
 from shapes import Shape, logits_of  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from lynx_kernels.policies import POLICIES  # noqa: E402
-from lynx_kernels.schedule import Schedule  # noqa: E402
-from lynx_kernels.select_triton import SelectBuffers, select_triton  # noqa: E402
-from lynx_kernels.selection import RowClass, Selection  # noqa: E402
+from lynx_kernels.schedule.operator import Schedule  # noqa: E402
+from lynx_kernels.select.policies import POLICIES  # noqa: E402
+from lynx_kernels.select.selection import RowClass, Selection  # noqa: E402
+from lynx_kernels.select.triton_form import SelectBuffers, select_triton  # noqa: E402
 
 if not IS_DRY_RUN and not torch.cuda.is_available():
     sys.exit("no CUDA device: only --dry-run works here")

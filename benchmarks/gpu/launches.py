@@ -16,14 +16,14 @@ import torch
 import triton
 from shapes import SHAPES, Shape
 
-from lynx_kernels import fused_moe_triton as fused_host
-from lynx_kernels import select_triton as select_host
-from lynx_kernels import tuning
-from lynx_kernels.policies import POLICIES
-from lynx_kernels.projection_triton import SCALE_BLOCK
-from lynx_kernels.schedule import Schedule
-from lynx_kernels.tuning import Layer, Tiles
-from lynx_kernels.workspace import Workspace
+from lynx_kernels.fused_moe import triton_form as fused_host
+from lynx_kernels.fused_moe import tuning
+from lynx_kernels.fused_moe.triton_projection import SCALE_BLOCK
+from lynx_kernels.fused_moe.tuning import Layer, Tiles
+from lynx_kernels.fused_moe.workspace import Workspace
+from lynx_kernels.schedule.operator import Schedule
+from lynx_kernels.select import triton_form as select_host
+from lynx_kernels.select.policies import POLICIES
 
 NUM_SMS = {80: 108, 90: 132, 100: 148}
 FUSED_KERNELS = ("gate_up_kernel", "down_concat_kernel", "down_kernel", "combine_kernel")

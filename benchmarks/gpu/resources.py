@@ -33,7 +33,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from lynx_kernels import tuning
+from lynx_kernels.fused_moe import tuning
 
 DEVICES = {80: "A100", 90: "H100, H200", 100: "B200"}
 REGISTERS = 64 * 1024  # per SM

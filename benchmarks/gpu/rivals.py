@@ -11,8 +11,8 @@ from harness import IS_DRY_RUN, MAX_ERROR
 from torch import Tensor
 from weights import Weights
 
-from lynx_kernels.activation import ACTIVATIONS
-from lynx_kernels.projection_triton import SCALE_BLOCK
+from lynx_kernels.fused_moe.activation import ACTIVATIONS
+from lynx_kernels.fused_moe.triton_projection import SCALE_BLOCK
 
 Rival = Callable[[Weights, Tensor, Tensor, Tensor], Tensor]
 

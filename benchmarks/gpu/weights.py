@@ -10,13 +10,13 @@ from harness import DEVICE, DTYPE, IS_DRY_RUN
 from shapes import Shape
 from torch import Tensor
 
-from lynx_kernels import tuning
-from lynx_kernels.activation import ACTIVATIONS
 from lynx_kernels.device import arch_of
-from lynx_kernels.fused_moe_triton import fused_moe_triton
-from lynx_kernels.projection_triton import SCALE_BLOCK
-from lynx_kernels.schedule import Schedule
-from lynx_kernels.workspace import Workspace
+from lynx_kernels.fused_moe import tuning
+from lynx_kernels.fused_moe.activation import ACTIVATIONS
+from lynx_kernels.fused_moe.triton_form import fused_moe_triton
+from lynx_kernels.fused_moe.triton_projection import SCALE_BLOCK
+from lynx_kernels.fused_moe.workspace import Workspace
+from lynx_kernels.schedule.operator import Schedule
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Turns an inter-token-latency SLO into an expert budget, every decode step."""
 
-from .config import ControllerConfig
-from .controller import Controller
-from .types import Decision, Observation, Phase, Reason, Slo
+from lynx_controller.config import ControllerConfig
+from lynx_controller.controller import Controller
+from lynx_controller.types import Decision, Observation, Phase, Reason, Slo
 
 __all__ = [
     "Controller",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .types import Key, Observation, Phase
+from lynx_controller.types import Key, Observation, Phase
 
 
 @dataclass(frozen=True, slots=True)

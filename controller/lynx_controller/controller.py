@@ -13,22 +13,22 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
-from .admission import Admission
-from .batch import Batch
-from .budget import Budget
-from .config import ControllerConfig
-from .cost import Inherited
-from .estimator import Estimator
-from .forecast import Forecast
-from .gate import Gate
-from .history import History
-from .hold import Hold
-from .law import Situation, decide
-from .override import Override
-from .promises import Promises
-from .quality import Quality
-from .trim import Trim
-from .types import Decision, Key, Observation, Phase, Reason, Slo
+from lynx_controller.batch import Batch
+from lynx_controller.config import ControllerConfig
+from lynx_controller.decide.budget import Budget
+from lynx_controller.decide.hold import Hold
+from lynx_controller.decide.law import Situation, decide
+from lynx_controller.decide.override import Override
+from lynx_controller.decide.promises import Promises
+from lynx_controller.decide.queue import Admission
+from lynx_controller.decide.trim import Trim
+from lynx_controller.forecast import Forecast
+from lynx_controller.learn.cost import Inherited
+from lynx_controller.learn.estimator import Estimator
+from lynx_controller.learn.gate import Gate
+from lynx_controller.learn.history import History
+from lynx_controller.learn.quality import Quality
+from lynx_controller.types import Decision, Key, Observation, Phase, Reason, Slo
 
 
 class Controller:

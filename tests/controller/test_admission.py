@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from benchmarks.plant.serving import Request, Served, serve
+from benchmarks.plant.simulator import Plant, Setting
 from lynx_controller import Controller, Decision, Observation, Phase, Reason, Slo
-from lynx_controller.admission import PATIENCE, Admission
-from lynx_controller.serving import Request, Served, serve
-from lynx_controller.simulator import Plant, Setting
+from lynx_controller.decide.queue import PATIENCE, Admission
 
 TTFT_MS = 1_000.0
 PLACES = 16

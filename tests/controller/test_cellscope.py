@@ -3,7 +3,7 @@ import sys
 import numpy as np
 import pytest
 
-from lynx_controller.cellscope import (
+from benchmarks.cellscope.models.cellscope import (
     CellScope,
     boosted_trees,
     components,

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from benchmarks.plant.simulator import Load, Plant, simulate
 from lynx_controller import Controller, Decision, Observation, Phase, Reason, Slo
-from lynx_controller.cost import CostModel
-from lynx_controller.simulator import Load, Plant, simulate
+from lynx_controller.learn.cost import CostModel
 
 LAYERS, EXPERTS, TOP_K = 8, 64, 4
 

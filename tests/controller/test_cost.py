@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from lynx_controller import ControllerConfig, Phase
-from lynx_controller.cost import CostModel
+from lynx_controller.learn.cost import CostModel
 
 KEY = (Phase.DECODE, 16)
 OTHER = (Phase.DECODE, 4)

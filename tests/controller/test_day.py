@@ -4,10 +4,10 @@ import time
 import numpy as np
 import pytest
 
+from benchmarks.plant.day import Second, run
+from benchmarks.plant.serving import Request, serve
+from benchmarks.plant.simulator import Plant, Setting
 from lynx_controller import Controller, Observation, Slo
-from lynx_controller.day import Second, run
-from lynx_controller.serving import Request, serve
-from lynx_controller.simulator import Plant, Setting
 
 SLO_MS = 16.0
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lynx_controller.drift import Drift, Scope
+from benchmarks.cellscope.models.drift import Drift, Scope
 
 REPLICAS, LAYERS = 4, 6
 REPLICA = np.repeat(np.arange(REPLICAS), LAYERS)

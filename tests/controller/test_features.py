@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lynx_controller.features import NAMES, NUM_FEATURES, Features, expected_active
+from benchmarks.cellscope.models.features import NAMES, NUM_FEATURES, Features, expected_active
 
 
 def test_expected_active_of_uniform_routing_is_the_closed_form() -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lynx_controller.features import Features
-from lynx_controller.fleet import Exchange, Replica, refit
-from lynx_controller.site import Sites, Statistics
-from lynx_controller.store import SqliteStore, Store, StoreError
+from benchmarks.cellscope.models.features import Features
+from lynx_controller.fleet.exchange import Exchange, Replica, refit
+from lynx_controller.fleet.site import Sites, Statistics
+from lynx_controller.fleet.store import SqliteStore, Store, StoreError
 
 LAYERS = ("0", "1", "2")
 LAW = np.array([[20.0, 22.0, 25.0], [1.0, 1.2, 0.9], [0.5, 0.5, 0.5], [0.1, 0.1, 0.1]])  # [d, S]

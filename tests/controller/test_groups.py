@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from lynx_controller.groups import Fit, Layout, Structure, fit, linkage, numbered, shuffle
-from lynx_controller.site import Statistics
+from lynx_controller.fleet.groups import Fit, Layout, Structure, fit, linkage, numbered, shuffle
+from lynx_controller.fleet.site import Statistics
 
 REPLICAS, LAYERS = 12, 3
 REPLICA, LAYER = np.repeat(np.arange(REPLICAS), LAYERS), np.tile(np.arange(LAYERS), REPLICAS)

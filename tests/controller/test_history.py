@@ -1,7 +1,7 @@
 import pytest
 
 from lynx_controller import Decision, Observation, Phase, Reason
-from lynx_controller.history import History
+from lynx_controller.learn.history import History
 
 FULL = (64, 64)
 

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lynx_controller import ControllerConfig, Reason
+from lynx_controller.decide.law import Situation, decide
 from lynx_controller.forecast import Forecast
-from lynx_controller.law import Situation, decide
 
 CONFIG = ControllerConfig(margin=0.0)
 # 6 ms + 0.01 ms * (200 + 800 u): 8 ms at share 0, 12 ms at 0.5, 16 ms at 1.

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.plant.simulator import Load, Plant, simulate
 from lynx_controller import ControllerConfig, Observation, Phase, Reason, Slo
-from lynx_controller.log import Log, LoggedController
-from lynx_controller.replay import BECAUSE, replay, show
-from lynx_controller.simulator import Load, Plant, simulate
+from lynx_controller.log.decision_log import Log, LoggedController
+from lynx_controller.log.replay import BECAUSE, replay, show
 
 
 def record(path: Path, loads: list[Load], slo_ms: float = 14.0, max_lines: int = 200_000) -> int:

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lynx_controller import Controller, ControllerConfig, Decision, Observation, Phase, Reason, Slo
-from lynx_controller.metrics import (
+from benchmarks.plant.metrics import (
     overshoot,
     recovery_steps,
     reversals_per_1000,
     settling_steps,
     violation_rate,
 )
-from lynx_controller.simulator import Load, Plant, Sample, simulate
+from benchmarks.plant.simulator import Load, Plant, Sample, simulate
+from lynx_controller import Controller, ControllerConfig, Decision, Observation, Phase, Reason, Slo
 
 SEEDS = range(8)
 P98 = 1.1

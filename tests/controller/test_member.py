@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.plant.simulator import Load, Plant, simulate
 from lynx_controller import Controller, Observation, Phase, Slo
-from lynx_controller.fleet import refit
-from lynx_controller.member import OFFER_STEPS, Member, replica
-from lynx_controller.refit import main, refit_all
-from lynx_controller.simulator import Load, Plant, simulate
-from lynx_controller.store import SqliteStore, StoreError
+from lynx_controller.fleet.exchange import refit
+from lynx_controller.fleet.member import OFFER_STEPS, Member, replica
+from lynx_controller.fleet.refit import main, refit_all
+from lynx_controller.fleet.store import SqliteStore, StoreError
 
 LAYERS, EXPERTS, TOP_K = 8, 64, 4
 PLANT = {"base_ms": 7.0, "row_ms": 0.1, "slope_ms": 0.04, "warmup": 8.0}

@@ -1,6 +1,6 @@
 import pytest
 
-from lynx_controller.metrics import (
+from benchmarks.plant.metrics import (
     overshoot,
     recovery_steps,
     reversals_per_1000,

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from lynx_controller import Phase
 from lynx_controller.forecast import Forecast
-from lynx_controller.natural import MEMORY, SPREAD, Natural, above
+from lynx_controller.learn.natural import MEMORY, SPREAD, Natural, above
 
 KEY = (Phase.DECODE, 16)
 LAYERS, EXPERTS = 8, 64

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lynx_controller import passes
+from benchmarks.plant import passes
 
 RECORD = Path(__file__).with_name("passes.jsonl")
 

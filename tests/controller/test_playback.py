@@ -4,10 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lynx_controller import Controller, Observation, Slo, passes
-from lynx_controller.log import Log, LoggedController
-from lynx_controller.playback import Playback
-from lynx_controller.simulator import Load, Plant, Sample, Setting, simulate
+from benchmarks.plant import passes
+from benchmarks.plant.playback import Playback
+from benchmarks.plant.simulator import Load, Plant, Sample, Setting, simulate
+from lynx_controller import Controller, Observation, Slo
+from lynx_controller.log.decision_log import Log, LoggedController
 
 PASSES = Path(__file__).with_name("passes.jsonl")
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.plant.simulator import Load, Plant, Sample, simulate
 from lynx_controller import Controller, ControllerConfig, Decision, Observation, Phase, Reason, Slo
-from lynx_controller.quality import Quality
-from lynx_controller.simulator import Load, Plant, Sample, simulate
+from lynx_controller.learn.quality import Quality
 
 LIMIT = 0.01
 KEY = (Phase.DECODE, 16)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.plant.simulator import Load, Plant, simulate
 from lynx_controller import Controller, Decision, Observation, Phase, Reason, Slo
-from lynx_controller.gate import BLIND
-from lynx_controller.simulator import Load, Plant, simulate
+from lynx_controller.learn.gate import BLIND
 
 LAYERS, EXPERTS, TOP_K = 8, 64, 4
 FULL = (EXPERTS,) * LAYERS

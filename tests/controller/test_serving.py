@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.plant.serving import Request, Served, serve
+from benchmarks.plant.simulator import Load, Plant, Setting
 from lynx_controller import Observation, Phase
-from lynx_controller.serving import Request, Served, serve
-from lynx_controller.simulator import Load, Plant, Setting
 
 
 class Fixed:

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from benchmarks.plant.simulator import Load, Plant, Sample, simulate
 from lynx_controller import Controller, Observation, Slo
-from lynx_controller.promises import Promises
-from lynx_controller.simulator import Load, Plant, Sample, simulate
+from lynx_controller.decide.promises import Promises
 
 
 def run(*slos: Slo, steps: int = 500, **plant: float) -> list[Sample]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lynx_controller.store import Store, StoreError, open_store
+from lynx_controller.fleet.store import Store, StoreError, open_store
 
 
 @pytest.fixture(scope="module")

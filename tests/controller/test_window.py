@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lynx_controller.window import Window, quantile
+from lynx_controller.learn.window import Window, quantile
 
 
 def test_quantile_is_numpys() -> None:

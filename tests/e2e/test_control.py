@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from server import Server
 
-from lynx_sglang.telemetry import GAUGES
+from lynx_sglang.loop.telemetry import GAUGES
 
 pytestmark = pytest.mark.e2e
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from server import Server
 
-from lynx_controller import passes
+from benchmarks.plant import passes
 
 pytestmark = pytest.mark.e2e
 

@@ -15,10 +15,10 @@ import triton
 from torch import Tensor
 
 from lynx_kernels import POLICIES, RowClass, Selection, select_reference
-from lynx_kernels.schedule import Schedule, build_schedule_reference
-from lynx_kernels.schedule_triton import build_schedule
-from lynx_kernels.select_triton import policy_key, select_triton
-from lynx_kernels.select_triton_buffers import SelectBuffers
+from lynx_kernels.schedule.operator import Schedule, build_schedule_reference
+from lynx_kernels.schedule.triton_form import build_schedule
+from lynx_kernels.select.triton_buffers import SelectBuffers
+from lynx_kernels.select.triton_form import policy_key, select_triton
 
 IS_INTERPRETED = triton.knobs.runtime.interpret
 DEVICE = "cpu" if IS_INTERPRETED else "cuda"

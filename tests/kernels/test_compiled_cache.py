@@ -33,6 +33,6 @@ def test_a_constant_that_changes_is_compiled_again(tmp_path: Path) -> None:
         return float(done.stdout)
 
     assert refill() == 0.075  # 30 % of the lost 0.25
-    policies = package / "policies.py"
+    policies = package / "select" / "policies.py"
     policies.write_text(policies.read_text().replace("REFILL_SHARE = 0.3", "REFILL_SHARE = 0.4"))
     assert refill() == 0.1

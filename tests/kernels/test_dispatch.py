@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from lynx_kernels import RowClass, device, fused_moe, fused_moe_triton, select, select_triton
+from lynx_kernels import RowClass, device, fused_moe, select
+from lynx_kernels.fused_moe import triton_form as fused_moe_triton
+from lynx_kernels.select import triton_form as select_triton
 
 NUM_EXPERTS, TOP_K, HIDDEN, INNER = 16, 4, 32, 24
 SELECT_KERNELS = ("select_kernel", "demand_kernel", "decide_kernel", "place_kernel")

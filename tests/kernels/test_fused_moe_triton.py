@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lynx_kernels import tuning
-from lynx_kernels.tuning import Layer
+from lynx_kernels.fused_moe import tuning
+from lynx_kernels.fused_moe.tuning import Layer
 
 CASES = Path(__file__).with_name("fused_moe_triton_cases.py")
 LAYERS = {

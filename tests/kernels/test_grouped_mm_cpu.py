@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from lynx_kernels import blas_cpu
-from lynx_kernels.grouped_mm_cpu import blas_products, grouped_mm, torch_products
+from lynx_kernels.fused_moe import cpu_blas
+from lynx_kernels.fused_moe.cpu_grouped_mm import blas_products, grouped_mm, torch_products
 
 
 def case(counts, num_inputs=128, num_outputs=96, dtype=torch.float32):
@@ -34,7 +34,7 @@ def test_each_group_is_a_product_of_its_own(counts, dtype, is_strided):
 
 
 def test_torch_exports_its_blas_here():
-    assert blas_cpu.is_found
+    assert cpu_blas.is_found
     assert blas_products() is not torch_products
 
 

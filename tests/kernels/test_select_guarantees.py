@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lynx_kernels import POLICIES, Policy, RowClass, Selection, select, select_reference
-from lynx_kernels.select_torch import select_torch
+from lynx_kernels.select.torch_form import select_torch
 
 SEEDS = st.integers(0, 2**32 - 1)
 # Constants that the named policies leave at their defaults.

@@ -22,7 +22,7 @@ def one_rank() -> Iterator[None]:
     from sglang.srt.runtime_context import get_parallel, publish
     from sglang.srt.server_args import ServerArgs
 
-    from lynx_sglang.flags import BACKEND
+    from lynx_sglang.integration.flags import BACKEND
 
     args = ServerArgs(model_path="none", device="cpu", moe_runner_backend=BACKEND)
     publish(args, role="scheduler")
@@ -39,7 +39,7 @@ def cpu_for_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     from sglang.srt.layers.moe.utils import MoeRunnerBackend
     from sglang.srt.runtime_context import get_flags
 
-    from lynx_sglang import fused_runner
+    from lynx_sglang.gpu import fused_runner
 
     get_flags().moe.runner_backend = MoeRunnerBackend.TRITON  # as admission resolves ours
     monkeypatch.setattr(fused_runner, "HIDDEN_DTYPES", (torch.float32,))

@@ -20,10 +20,10 @@ from sglang.srt.layers.quantization.compressed_tensors.schemes import (
 )
 
 from lynx_kernels import fused_moe_reference
-from lynx_kernels.schedule import build_schedule_reference
-from lynx_sglang import fused_runner
-from lynx_sglang.device_path import DevicePath, Sizes
-from lynx_sglang.expert_layers import ExpertLayers, around_init
+from lynx_kernels.schedule.operator import build_schedule_reference
+from lynx_sglang.gpu import fused_runner
+from lynx_sglang.gpu.device_path import DevicePath, Sizes
+from lynx_sglang.gpu.expert_layers import ExpertLayers, around_init
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 E, K, H, INNER, M = 4, 2, 256, 128, 5

@@ -21,13 +21,14 @@ from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 from sglang.srt.layers.moe.utils import MoeRunnerBackend
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
-from lynx_sglang import expert_layers, fused_runner, routing
 from lynx_sglang.errors import DivergedError, UnsupportedError
-from lynx_sglang.gpu_runtime import GpuRuntime
-from lynx_sglang.ranks import Ranks, receive
+from lynx_sglang.gpu import expert_layers, fused_runner
+from lynx_sglang.gpu.runtime import GpuRuntime
+from lynx_sglang.loop import routing
+from lynx_sglang.loop.ranks import Ranks, receive
+from lynx_sglang.loop.telemetry import server_info
+from lynx_sglang.loop.tier import account_of
 from lynx_sglang.settings import Settings
-from lynx_sglang.telemetry import server_info
-from lynx_sglang.tier import account_of
 
 pytestmark = pytest.mark.usefixtures("one_rank", "cpu_for_gpu")
 LAYERS, E, K, H, INNER = 2, 16, 4, 32, 16

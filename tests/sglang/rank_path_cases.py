@@ -19,12 +19,13 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.runtime_context import derive_spawn_ranks, get_parallel
 
 from lynx_kernels import fused_moe_reference
-from lynx_sglang import expert_layers, fused_runner, routing
-from lynx_sglang.device_path import DevicePath, Sizes
-from lynx_sglang.gpu_runtime import GpuRuntime
-from lynx_sglang.ranks import receive
+from lynx_sglang.gpu import expert_layers, fused_runner
+from lynx_sglang.gpu.device_path import DevicePath, Sizes
+from lynx_sglang.gpu.runtime import GpuRuntime
+from lynx_sglang.loop import routing
+from lynx_sglang.loop.ranks import receive
+from lynx_sglang.loop.telemetry import server_info
 from lynx_sglang.settings import Settings
-from lynx_sglang.telemetry import server_info
 
 pytestmark = pytest.mark.usefixtures("one_rank", "cpu_for_gpu")
 E, K, H, INNER = 16, 4, 32, 16

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 
-from lynx_sglang.attention import BatchedDecodeAttention
+from lynx_sglang.cpu.attention import BatchedDecodeAttention
 
 
 class Pool:

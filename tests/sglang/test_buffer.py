@@ -10,8 +10,8 @@ import torch
 from lynx_controller import Decision
 from lynx_controller.types import Reason
 from lynx_kernels import RowClass
-from lynx_sglang.buffer import IN_FLIGHT, Buffer
-from lynx_sglang.counters import Counters
+from lynx_sglang.gpu.counters import Counters
+from lynx_sglang.loop.buffer import IN_FLIGHT, Buffer
 
 PAD, EXACT, FLEXIBLE = RowClass.PAD, RowClass.EXACT, RowClass.FLEXIBLE
 LAYERS, E = [3, 5, 9], 32

@@ -14,13 +14,14 @@ import torch
 from sglang.srt.layers.moe.token_dispatcher import StandardDispatchOutput
 from sglang.srt.layers.moe.topk import StandardTopKOutput
 
-from lynx_sglang import calibration, calibration_text
-from lynx_sglang.calibrating import layer_offsets, least_share
+from lynx_sglang import calibration
+from lynx_sglang.calibrate import text
+from lynx_sglang.calibrate.expert_outputs import ExpertOutputs, contributions_of
+from lynx_sglang.calibrate.measure import layer_offsets, least_share
+from lynx_sglang.calibrate.prefill_cut import PROMPT, STATE, Cut
 from lynx_sglang.calibration import FORMAT, Calibration
 from lynx_sglang.errors import SettingError
 from lynx_sglang.evaluation.server import EvaluationError
-from lynx_sglang.expert_outputs import ExpertOutputs, contributions_of
-from lynx_sglang.prefill_cut import PROMPT, STATE, Cut
 from lynx_sglang.settings import resolve
 
 
@@ -178,20 +179,20 @@ def test_a_sample_of_prompts_and_answers(tmp_path: Path) -> None:
     file = tmp_path / "traffic.jsonl"
     rows = [{"prompt": "a bb", "answer": "c " * 400}, {"prompt": "a", "answer": "dd"}] * 2
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = calibration_text.read(file, words, 10_000)
+    found = text.read(file, words, 10_000)
     assert [(each.prompt, len(each.tokens)) for each in found] == [(3, 403)] * 2
-    assert len(calibration_text.read(file, words, 810)) == 2
+    assert len(text.read(file, words, 810)) == 2
     with pytest.raises(EvaluationError, match="within --tokens 500; got 403"):
-        calibration_text.read(file, words, 500)
+        text.read(file, words, 500)
     file.write_text(json.dumps(rows[0]) + '\n{"prompt": "a"}\n')
     with pytest.raises(EvaluationError, match="line 2: expected"):
-        calibration_text.read(file, words, 10_000)
+        text.read(file, words, 10_000)
 
 
 def test_of_plain_text_half_of_each_piece_stands_for_a_prompt(tmp_path: Path) -> None:
     file = tmp_path / "text"
     file.write_text("a " * 1_100)
-    found = calibration_text.read(file, words, 1_000)
+    found = text.read(file, words, 1_000)
     assert [(each.prompt, len(each.tokens)) for each in found] == [(128, 256)] * 3
 
 

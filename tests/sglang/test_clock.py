@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lynx_sglang.clock import StepClock
+from lynx_sglang.loop.clock import StepClock
 
 
 def test_the_first_step_counts_from_its_launch() -> None:

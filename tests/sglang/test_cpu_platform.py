@@ -7,7 +7,7 @@ import os
 import pytest
 from sglang.srt.server_args import ServerArgs  # before the platform, which SGLang itself imports
 
-from lynx_sglang.cpu_platform import CORES_VARIABLE, CpuPlatform
+from lynx_sglang.cpu.platform import CORES_VARIABLE, CpuPlatform
 
 
 @pytest.fixture(autouse=True)

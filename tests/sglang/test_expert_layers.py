@@ -11,8 +11,8 @@ from sglang.srt.layers.moe.moe_runner.base import MoeRunnerConfig
 from sglang.srt.layers.quantization.fp8 import Fp8MoEMethod
 from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
 
-from lynx_sglang import fused_runner
-from lynx_sglang.fused_runner import uncovered
+from lynx_sglang.gpu import fused_runner
+from lynx_sglang.gpu.fused_runner import uncovered
 
 DEVICE = torch.device("cpu")
 

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from lynx_sglang import flags
 from lynx_sglang.errors import SettingError
+from lynx_sglang.integration import flags
 from lynx_sglang.settings import OPTIONS, TRANSPORT_VARIABLE, flag_of
 
 

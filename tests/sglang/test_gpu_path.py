@@ -33,10 +33,10 @@ from lynx_sglang.gpu_runtime import GpuRuntime
 from lynx_sglang.plugin import hook_path
 from lynx_sglang.settings import Settings
 hooks = GpuRuntime(Settings()).runner_hooks()
-for door, hook in hooks.items():
-    HookRegistry.register(hook_path(door), hook, HookType.AROUND)
+for name, hook in hooks.items():
+    HookRegistry.register(hook_path(name), hook, HookType.AROUND)
 HookRegistry.apply_hooks()
-left_out = {hook_path(door) for door in hooks} - HookRegistry._patched
+left_out = {hook_path(name) for name in hooks} - HookRegistry._patched
 assert not left_out, left_out
 """
 

@@ -9,21 +9,24 @@ import pytest
 from sglang.srt.arg_groups import choices, resolution_hooks
 from sglang.srt.plugins.hook_registry import HookRegistry
 
-from lynx_sglang import doors, flags, plugin
+from lynx_sglang import sglang_names
+from lynx_sglang.integration import flags, plugin
 from lynx_sglang.settings import TRANSPORT_VARIABLE, Settings
 
-LAUNCHER = {plugin.hook_path(door) for door in (doors.ADD_CLI_ARGS, doors.FROM_CLI_ARGS)}
+LAUNCHER = {
+    plugin.hook_path(name) for name in (sglang_names.ADD_CLI_ARGS, sglang_names.FROM_CLI_ARGS)
+}
 SERVER = {
-    plugin.hook_path(door)
-    for door in (
-        doors.CREATE_RUNNER,
-        doors.POST_PROCESS_TOPK,
-        doors.RECEIVE,
-        doors.RUN_BATCH,
-        doors.FORWARD,
-        doors.STREAMER_CLASS,
-        doors.GET_STATE,
-        doors.UPDATE_HANDLERS,
+    plugin.hook_path(name)
+    for name in (
+        sglang_names.CREATE_RUNNER,
+        sglang_names.POST_PROCESS_TOPK,
+        sglang_names.RECEIVE,
+        sglang_names.RUN_BATCH,
+        sglang_names.FORWARD,
+        sglang_names.STREAMER_CLASS,
+        sglang_names.GET_STATE,
+        sglang_names.UPDATE_HANDLERS,
     )
 }
 
@@ -51,7 +54,7 @@ def test_a_servers_process_gets_the_runtime(
     hooks: dict[str, list[object]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(TRANSPORT_VARIABLE, Settings(slo_itl_ms=20.0).to_json())
-    monkeypatch.setattr("lynx_sglang.runner.install", lambda add_layer: None)
+    monkeypatch.setattr("lynx_sglang.cpu.runner.install", lambda add_layer: None)
     plugin.register()
     assert set(hooks) == LAUNCHER | SERVER
 
@@ -61,7 +64,7 @@ def test_another_sglang_is_left_alone_with_one_clear_line(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(doors, "sglang_version", lambda: "0.4.0")
+    monkeypatch.setattr(sglang_names, "sglang_version", lambda: "0.4.0")
     monkeypatch.setenv(TRANSPORT_VARIABLE, Settings().to_json())
     with caplog.at_level(logging.WARNING):
         plugin.register()

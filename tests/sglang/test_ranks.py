@@ -19,13 +19,13 @@ from sglang.srt.runtime_context import get_parallel
 from transformers import PretrainedConfig
 
 from lynx_controller import Phase
-from lynx_sglang import shadow, telemetry
 from lynx_sglang.errors import DivergedError
-from lynx_sglang.ranks import CHECK_STEPS, Order, Ranks, receive
-from lynx_sglang.runtime import Runtime
+from lynx_sglang.loop import shadow, telemetry
+from lynx_sglang.loop.ranks import CHECK_STEPS, Order, Ranks, receive
+from lynx_sglang.loop.runtime import Runtime
+from lynx_sglang.loop.step import Batch, batch_ahead
+from lynx_sglang.loop.tier import Tier
 from lynx_sglang.settings import Settings
-from lynx_sglang.step import Batch, batch_ahead
-from lynx_sglang.tier import Tier
 
 LAYERS, EXPERTS, TOP_K = 2, 32, 4
 CONTROLLED = Settings(slo_itl_ms=10.0, min_demand=0.3)
@@ -38,7 +38,7 @@ clock = SimpleNamespace(now_s=0.0)  # of both ranks, which run in turn
 def _timed_by_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in = SimpleNamespace(monotonic=lambda: clock.now_s)
     for module in ("runtime", "shadow"):
-        monkeypatch.setattr(f"lynx_sglang.{module}.time", stand_in)
+        monkeypatch.setattr(f"lynx_sglang.loop.{module}.time", stand_in)
 
 
 def request(rid: str, **params: Any) -> SimpleNamespace:

@@ -14,14 +14,14 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.runtime_context import get_parallel
 from transformers import PretrainedConfig
 
-from lynx_controller.member import Member
-from lynx_sglang import shadow, telemetry
-from lynx_sglang.command import describe, main
+from lynx_controller.fleet.member import Member
+from lynx_sglang.cli import describe, main
 from lynx_sglang.errors import LynxError, SettingError
-from lynx_sglang.runtime import Runtime, count_active
+from lynx_sglang.loop import shadow, telemetry
+from lynx_sglang.loop.runtime import Runtime, count_active
+from lynx_sglang.loop.step import pad_to, slot_of
+from lynx_sglang.loop.tier import account_of
 from lynx_sglang.settings import Settings
-from lynx_sglang.step import pad_to, slot_of
-from lynx_sglang.tier import account_of
 
 LAYERS, EXPERTS, TOP_K = 3, 32, 4
 

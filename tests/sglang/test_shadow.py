@@ -11,7 +11,7 @@ import torch
 from sglang.srt.configs import Qwen3NextConfig
 from transformers import PretrainedConfig
 
-from lynx_sglang.shadow import (
+from lynx_sglang.loop.shadow import (
     KL_BUCKETS,
     Comparison,
     ShadowTotals,

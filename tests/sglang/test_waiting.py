@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from sglang.srt.observability.req_time_stats import SchedulerReqTimeStats
 
-from lynx_sglang.waiting import Waiting
+from lynx_sglang.loop.waiting import Waiting
 
 
 def waits(*seconds: float) -> SimpleNamespace:

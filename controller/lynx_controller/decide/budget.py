@@ -1,0 +1,130 @@
+"""The budget of a decision: a share of the experts that a step would use, as a cap per layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+
+from lynx_controller.decide.law import Move
+from lynx_controller.decide.override import Override
+from lynx_controller.forecast import Forecast
+from lynx_controller.learn.natural import PerLayer
+from lynx_controller.types import Decision, Reason
+
+MOST_OFFSET: Final = 0.5
+SPREAD: Final = 0.2  # a measured offset is at most this
+
+
+def offsets_at_least_kl(levels: Sequence[float], slope: float) -> list[float]:
+    """[L] offsets at which layers together lose least at a given mean share; their mean is 0.
+
+    Cut alone to share s, layer l costs near exp(levels_l - slope * s) nats. With one price for all,
+    the sum is least where s_l = mean + (levels_l - their mean) / slope. A slope that is not above 0
+    says that no cut was seen to cost more than a lighter one: no offsets.
+    """
+    if slope <= 0.0:
+        return [0.0] * len(levels)
+    away = np.array(levels) - np.mean(levels)
+    offsets = np.clip(away / slope, -SPREAD, SPREAD)
+    return [round(float(each), 4) for each in offsets - offsets.mean()]
+
+
+@dataclass(slots=True)
+class Budget:
+    """Shapes a share into caps; layers that a cut hurts more get more of it."""
+
+    num_experts: int
+    top_k: int
+    offsets: PerLayer  # [L] by how much a layer's share differs from the mean, at half and below
+
+    @classmethod
+    def of(
+        cls, num_layers: int, num_experts: int, top_k: int, offsets: Sequence[float] | None
+    ) -> Budget:
+        """Raises ValueError for offsets that are not one number a layer within +-MOST_OFFSET."""
+        given = np.array([0.0] * num_layers if offsets is None else offsets)
+        if given.shape != (num_layers,) or not np.all(np.abs(given) <= MOST_OFFSET):
+            raise ValueError(
+                f"layer_offsets must be {num_layers} numbers in [-{MOST_OFFSET}, {MOST_OFFSET}], "
+                f"got {offsets!r}"
+            )
+        return cls(num_experts, top_k, given)
+
+    @property
+    def full_caps(self) -> tuple[int, ...]:
+        """[L] the budget that cuts nothing."""
+        return (self.num_experts,) * len(self.offsets)
+
+    def caps(self, layers: PerLayer, exact: float, share: float) -> PerLayer:
+        """[L] whole caps of these natural numbers, at least top-k; their sum follows the share.
+
+        cap_l = N_l * (exact + (1 - exact) * (share + offset_l * min(1, 2 * (1 - share))))
+        `exact`: share of the natural number that exact rows hold. Rounded by largest remainder.
+        """
+        if share >= 1.0:
+            return np.full(len(layers), float(self.num_experts))
+        away = self.offsets - self.offsets @ layers / layers.sum()
+        shares = share + min(1.0, 2.0 * (1.0 - share)) * away
+        wanted = layers * (exact + (1.0 - exact) * shares)
+        wanted = np.minimum(np.maximum(wanted, self.top_k), self.num_experts)
+        caps: PerLayer = np.floor(wanted)
+        left = round(float((wanted - caps).sum()))
+        caps[np.argsort(caps - wanted, kind="stable")[:left]] += 1.0
+        return caps
+
+    def full(self, reason: Reason, layers: PerLayer, forecast: Forecast | None = None) -> Decision:
+        """Nothing is cut; `layers` [L]: what is used then."""
+        return Decision(
+            budget=self.full_caps,
+            demand=1.0,
+            expected_active=tuple(layers.tolist()),
+            reason=reason,
+            saturated=False,
+            predicted_ms=0.0 if forecast is None else forecast.ms(1.0),
+        )
+
+    def fixed(
+        self, order: Override, layers: PerLayer, forecast: Forecast | None, read_share: float
+    ) -> Decision:
+        """What an operator fixed; `read_share`: what steps use now, as a demand has no forecast."""
+        decision = self.full(Reason.OVERRIDE, layers, forecast)
+        if order.demand is not None:
+            decision = replace(decision, demand=order.demand)
+            layers = layers * (read_share if order.demand < 1.0 else 1.0)
+        if order.cap is not None:
+            decision = replace(decision, budget=(order.cap,) * len(layers))
+            layers = np.minimum(layers, order.cap)
+        if forecast is None:
+            return decision
+        active = float(layers.sum())
+        return replace(
+            decision,
+            expected_active=tuple(layers.tolist()),
+            predicted_ms=forecast.base_ms + forecast.slope_ms * active,
+            share=min(1.0, active / forecast.natural),
+        )
+
+    def moved(
+        self,
+        move: Move,
+        layers: PerLayer,
+        caps: PerLayer,
+        forecast: Forecast,
+        order: Override | None,
+    ) -> Decision:
+        """What the law wants, in these caps [L], below an operator's."""
+        if order is not None and order.cap is not None:
+            caps = np.minimum(caps, order.cap)
+        return Decision(
+            budget=tuple(caps.astype(int).tolist()),
+            demand=1.0,
+            expected_active=tuple(np.minimum(layers, caps).tolist()),
+            reason=move.reason,
+            saturated=move.saturated,
+            predicted_ms=forecast.ms(move.share),
+            target_ms=move.target_ms,
+            share=move.share,
+        )

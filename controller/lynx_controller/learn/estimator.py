@@ -1,0 +1,145 @@
+"""What is known about the plant: cost, natural number of experts and gaps, learned per step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+
+from lynx_controller.batch import Batch
+from lynx_controller.config import ControllerConfig
+from lynx_controller.forecast import Forecast
+from lynx_controller.learn.cost import CostModel
+from lynx_controller.learn.history import Applied
+from lynx_controller.learn.natural import Natural, PerLayer
+from lynx_controller.learn.window import Window
+from lynx_controller.types import Observation, Phase
+
+MASS_GAIN: Final = 0.05  # per step
+LOUD: Final = 4.0  # standard deviations beyond which a residual is a disturbance, not noise
+
+
+@dataclass(slots=True)
+class Estimator:
+    config: ControllerConfig
+    num_layers: int
+    num_experts: int
+    top_k: int
+    cost: CostModel = field(init=False)
+    natural: Natural = field(init=False)
+    window: Window = field(init=False)
+    read_share: float = 1.0  # of its natural number, what the last step read
+    retained: float | None = None  # share of gate mass kept, smoothed over layers and steps
+
+    def __post_init__(self) -> None:
+        self.cost = CostModel(self.config)
+        self.natural = Natural(
+            self.num_layers, self.num_experts, self.top_k, self.config.prior_natural
+        )
+        self.window = Window.prior(self.config.window_steps, self.config.prior_noise)
+
+    def layers(self, batch: Batch) -> PerLayer:
+        """[L] the experts that a batch would use uncut."""
+        return self.natural.per_layer(self.natural.total(batch.key, batch.rows))
+
+    def state(self, percentile: float) -> dict[str, Any]:
+        """For telemetry."""
+        return {
+            "slope_ms": self.cost.slope_ms,
+            "row_ms": self.cost.row_ms,
+            "noise": self.cost.sigma,
+            "shifts": self.cost.shifts,
+            "bases_ms": self.cost.bases_ms(),
+            "retained_mass": self.retained,
+            "windowed_itl_ms": self.window.gap_ms(percentile),
+        }
+
+    def readable(self, active_experts: Sequence[float]) -> list[float] | None:
+        """[L] active experts as a step reported them; None where it did not."""
+        active = [float(count) for count in active_experts]
+        if len(active) != self.num_layers or not sum(active) > 0.0:  # NaN fails too
+            return None
+        return active if min(active) >= 0.0 and max(active) <= self.num_experts else None
+
+    def forecast(self, batch: Batch) -> Forecast | None:
+        """None until one step's cost is known."""
+        base_ms = self.cost.base_ms(batch.key, batch.rows)
+        if base_ms is None:
+            return None
+        natural = self.natural.total(batch.key, batch.rows)
+        return Forecast(
+            base_ms,
+            self.cost.slope_ms,
+            natural,
+            exact=natural * self._exact_share(batch),
+            least=self.natural.least(batch.key, batch.rows),
+        )
+
+    def disturbance_ms(self, batch: Batch, forecast: Forecast, has_tried_floor: bool) -> float:
+        """The base's excess, once it cannot be mistaken for dearer experts.
+
+        Either it is beyond what experts could ever explain, or the floor was tried and did not pay.
+        """
+        excess_ms = self.cost.excess_ms(batch.key)
+        experts_ms = forecast.ms(1.0) - forecast.base_ms
+        return excess_ms if excess_ms > 2.0 * experts_ms or has_tried_floor else 0.0
+
+    def observe(self, seen: Observation, batch: Batch, applied: Applied) -> float | None:
+        """Learn from a step; the share that caps alone left it, None where that is not told."""
+        gap_ms = seen.step_ms
+        if seen.itl_ms is not None and 0.0 < seen.itl_ms <= self.config.max_step_ms:
+            gap_ms = seen.itl_ms
+        active = self.readable(seen.active_experts)
+        is_mixed = seen.phase is Phase.MIXED
+        if is_mixed:
+            self.learn_gap(batch, applied, gap_ms)
+        elif active is not None:
+            self.learn(batch, applied, active, seen.step_ms, gap_ms)
+        self.watch_mass(seen.retained_mass)
+        is_told = active is not None and not is_mixed and batch.flexible == batch.rows
+        return self.read_share if is_told and applied.demand >= 1.0 else None
+
+    def learn(
+        self, batch: Batch, applied: Applied, active: list[float], step_ms: float, gap_ms: float
+    ) -> None:
+        """Take a decode step: its cost, its natural number, and its gap for the tail."""
+        total = sum(active)
+        residual = self.cost.learn(batch.key, batch.rows, total, step_ms)
+        if residual is not None:
+            noise = residual if abs(residual) < LOUD * self.cost.sigma else 0.0
+            own_ms = step_ms / (1.0 + residual)
+            self.window = self.window.push(noise, gap_ms - own_ms * (1.0 + noise), gap_ms)
+        if applied.is_certain:
+            self._learn_natural(batch, applied, np.array(active))
+        self.read_share = min(1.0, total / self.natural.total(batch.key, batch.rows))
+
+    def learn_gap(self, batch: Batch, applied: Applied, gap_ms: float) -> None:
+        """Take a mixed step: only what its decode rows lost against a step of their own."""
+        forecast = self.forecast(batch)
+        if forecast is not None:
+            active = float(np.minimum(self.layers(batch), applied.budget).sum())
+            own_ms = forecast.base_ms + forecast.slope_ms * active
+            self.window = self.window.push(0.0, gap_ms - own_ms, gap_ms)
+
+    def watch_mass(self, masses: Sequence[float]) -> None:
+        if len(masses) == 0:
+            return
+        mass = sum(float(each) for each in masses) / len(masses)
+        if 0.0 <= mass <= 1.0:
+            before = mass if self.retained is None else self.retained
+            self.retained = before + MASS_GAIN * (mass - before)
+
+    def _exact_share(self, batch: Batch) -> float:
+        """Share of the natural number that exact rows hold, whatever the cap."""
+        exact = batch.rows - batch.flexible
+        if exact <= 0:
+            return 0.0
+        return self.natural.uniform(exact) / self.natural.uniform(batch.rows)
+
+    def _learn_natural(self, batch: Batch, applied: Applied, active: PerLayer) -> None:
+        caps = np.array(applied.budget, dtype=float) if applied.demand >= 1.0 else None
+        if caps is not None and batch.flexible < batch.rows:
+            active = np.minimum(active, caps)  # what is above is exact rows', not floors'
+        self.natural.learn(batch.key, batch.rows, active, caps)

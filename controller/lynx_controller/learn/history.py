@@ -1,0 +1,62 @@
+"""What was decided lately, to know what a step ran under."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final
+
+from lynx_controller.types import Decision, Observation
+
+MEMORY: Final = 16  # decisions
+SAME: Final = 0.02  # shares this close need not be told apart
+UNSURE: Final = 2  # steps by which the assumed lag may be wrong
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What a step ran under."""
+
+    demand: float
+    budget: tuple[int, ...]  # [L]
+    is_certain: bool  # False while a decision may or may not have arrived
+
+
+@dataclass(slots=True)
+class History:
+    full: tuple[int, ...]  # [L] the budget that cuts nothing
+    lag_steps: int
+    decisions: deque[tuple[int, Decision]] = field(default_factory=lambda: deque(maxlen=MEMORY))
+
+    def remember(self, step: int, decision: Decision) -> None:
+        if self.decisions and step < self.decisions[-1][0]:  # the engine counts from zero again
+            self.decisions.clear()
+        self.decisions.append((step, decision))
+
+    def applied(self, seen: Observation) -> Applied:
+        """What the observation says, else what was decided lag_steps before it."""
+        remembered = self._recall(seen.step)
+        demand, budget, is_certain = remembered.demand, remembered.budget, remembered.is_certain
+        if seen.demand is not None and 0.0 <= seen.demand <= 1.0:
+            demand = float(seen.demand)
+        told = seen.budget_applied
+        told = (told,) * len(self.full) if isinstance(told, int) else told
+        if told is not None and len(told) == len(self.full) and min(told) >= 1:
+            budget, is_certain = tuple(told), True
+        return Applied(demand, budget, is_certain)
+
+    def _recall(self, step: int) -> Applied:
+        found, lately = None, []
+        for made, decision in reversed(self.decisions):
+            if found is None and made + self.lag_steps <= step:
+                found = decision
+            if made + self.lag_steps + UNSURE <= step:
+                break
+            lately.append(decision)
+        demand, share, budget = 1.0, 1.0, self.full
+        if found is not None:
+            demand, share, budget = found.demand, found.share, found.budget
+        is_certain = all(
+            each.demand == demand and abs(each.share - share) < SAME for each in lately
+        )
+        return Applied(demand, budget, is_certain)

@@ -1,0 +1,173 @@
+"""The decision log: what the controller was told and what it answered, one JSON object per line.
+
+    {"lynx_log": 1, "slo": [{...}], "num_layers": L, "num_experts": E, "top_k": K,
+     "layer_offsets": [...], "config": {...}}
+    {"n": 1, "call": "step", "with": {observation}, "decision": {...}}
+    {"n": 2, "call": "plan", "with": {"rows": 16, ...}, "decision": {...}}
+    {"n": 3, "call": "set_slo", "with": {...}}          also set_min_demand, override,
+                                                        set_max_quality_loss, inherit
+
+Version 2; a reader refuses what it does not
+know. Lines are written by a thread of their own: a slow disk costs lines, never a step.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final, Literal, TextIO
+
+from lynx_controller.config import ControllerConfig
+from lynx_controller.controller import Controller
+from lynx_controller.types import Decision, Observation, Phase, Slo
+
+VERSION: Final = 2
+WAITING: Final = 4096  # lines that may wait for the disk; more are dropped and counted
+
+
+class Log:
+    """Writes lines in the background; ends after `max_lines` (some 2 kB each at 48 layers)."""
+
+    def __init__(self, path: Path, max_lines: int = 200_000) -> None:
+        self.dropped = 0
+        self._left = max_lines
+        self._lines: queue.Queue[dict[str, Any] | None] = queue.Queue(WAITING)
+        file = path.open("w")  # a wrong path is the caller's mistake, now and not later
+        self._thread = threading.Thread(
+            target=self._drain, args=(file,), name="lynx-log", daemon=True
+        )
+        self._thread.start()
+
+    def write(self, record: dict[str, Any]) -> None:
+        if self._left <= 0:
+            return
+        self._left -= 1
+        try:
+            self._lines.put_nowait(record)
+        except queue.Full:
+            self.dropped += 1
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Wait for what was written; lines after this are lost."""
+        self._left = 0
+        if self._thread.is_alive():
+            self._lines.put(None)
+            self._thread.join(timeout_s)
+
+    def _drain(self, file: TextIO) -> None:
+        with file:
+            while (record := self._lines.get()) is not None:
+                try:
+                    file.write(json.dumps(record, default=plain) + "\n")
+                    if self._lines.empty():
+                        file.flush()
+                except (OSError, ValueError):  # a full disk, a file that was closed
+                    self.dropped += 1
+
+
+def plain(value: object) -> object:
+    """What JSON does not know: observations and decisions, and whatever an observation holds."""
+    try:
+        return value.to_dict() if isinstance(value, Observation | Decision) else repr(value)[:200]
+    except Exception as error:  # an observation may hold anything; `step` has answered already
+        return {"unreadable": repr(error)[:200]}
+
+
+def plain_slos(controller: Controller) -> list[dict[str, Any]]:
+    return [asdict(slo) for slo in controller.slos]
+
+
+def read_slos(record: Sequence[dict[str, Any]]) -> list[Slo]:
+    return [Slo(**each) for each in record]
+
+
+class LoggedController(Controller):
+    """A controller that logs every call. `log` may be shared with nobody."""
+
+    def __init__(
+        self,
+        log: Log,
+        slo: Slo | Sequence[Slo],
+        num_layers: int,
+        num_experts: int,
+        top_k: int,
+        config: ControllerConfig | None = None,
+        layer_offsets: Sequence[float] | None = None,
+    ) -> None:
+        self._log = log
+        self._number: int | None = None  # None: before the first line
+        super().__init__(slo, num_layers, num_experts, top_k, config, layer_offsets)
+        self._number = 0
+        sizes = {"num_layers": num_layers, "num_experts": num_experts, "top_k": top_k}
+        about = {"layer_offsets": layer_offsets, "config": asdict(self.config)}
+        log.write({"lynx_log": VERSION, "slo": plain_slos(self), **sizes, **about})
+
+    def step(self, observation: Observation) -> Decision:
+        decision = super().step(observation)
+        self._note("step", observation, decision)
+        return decision
+
+    def plan(
+        self,
+        rows: int,
+        slot: int = 0,
+        phase: Phase = Phase.DECODE,
+        flexible_rows: int | None = None,
+    ) -> Decision:
+        decision = super().plan(rows, slot, phase, flexible_rows)
+        given = {"rows": rows, "slot": slot, "phase": phase.value, "flexible_rows": flexible_rows}
+        self._note("plan", given, decision)
+        return decision
+
+    def set_slo(self, slo: Slo | Sequence[Slo]) -> None:
+        super().set_slo(slo)
+        if self._number is not None:
+            self._note("set_slo", {"slo": plain_slos(self)})
+
+    def set_min_demand(self, min_demand: float) -> None:
+        super().set_min_demand(min_demand)
+        self._note("set_min_demand", {"min_demand": min_demand})
+
+    def set_max_quality_loss(self, max_quality_loss: float | None) -> None:
+        super().set_max_quality_loss(max_quality_loss)
+        self._note("set_max_quality_loss", {"max_quality_loss": max_quality_loss})
+
+    def override(
+        self, budget: int | Literal["full"] | None = None, demand: float | None = None
+    ) -> None:
+        super().override(budget, demand)
+        self._note("override", {"budget": budget, "demand": demand})
+
+    def inherit(self, base_ms: float, row_ms: float, slope_ms: float) -> None:
+        super().inherit(base_ms, row_ms, slope_ms)
+        self._note("inherit", {"base_ms": base_ms, "row_ms": row_ms, "slope_ms": slope_ms})
+
+    def _note(
+        self, call: str, given: Observation | dict[str, Any], decision: Decision | None = None
+    ) -> None:
+        self._number = (self._number or 0) + 1
+        record: dict[str, Any] = {"n": self._number, "call": call, "with": given}
+        if decision is not None:
+            record["decision"] = decision
+        self._log.write(record)  # turned into text by the log's thread
+
+
+def controller_of(header: str) -> Controller:
+    """As it was when the log began, from its first line; ValueError for another kind of file."""
+    try:
+        record = json.loads(header)
+        version = record["lynx_log"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError("not a decision log: its first line has no lynx_log") from None
+    if version != VERSION:
+        raise ValueError(f"the log has version {version!r}; this reads version {VERSION}")
+    given = ("num_layers", "num_experts", "top_k", "layer_offsets")
+    return Controller(
+        slo=read_slos(record["slo"]),
+        config=ControllerConfig(**record["config"]),
+        **{name: record[name] for name in given},
+    )

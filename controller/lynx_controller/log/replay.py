@@ -1,0 +1,153 @@
+"""A decision log made again, with the reason of every decision.
+
+The controller has no clock and no chance in it, so the same calls give the same decisions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from lynx_controller.controller import Controller
+from lynx_controller.decide.promises import Promises
+from lynx_controller.log.decision_log import controller_of, read_slos
+from lynx_controller.types import Decision, Observation, Phase, Reason
+
+BECAUSE: Final = {
+    Reason.FULL: "full quality fits",
+    Reason.FEED_FORWARD: "the cost model moved the share",
+    Reason.TRIM: "the measured tail moved the target, and the share with it",
+    Reason.HOLD: "the held share is within the dead band: nothing moves",
+    Reason.QUEUE: "requests wait for a place: faster steps free one sooner",
+    Reason.SATURATED: "the SLO cannot be met at the floor, or no cut would buy time",
+    Reason.OUTSIDE: "time lost outside the experts, which no cut wins back, was ignored",
+    Reason.GUARD: "the SLO would take a deeper cut than the limit on quality allows",
+    Reason.FROZEN: "nothing to learn from this step: the decision before it stands",
+    Reason.BLIND: "too many unusable steps in a row: full quality",
+    Reason.OVERRIDE: "an operator fixed it",
+    Reason.FAILED: "the controller failed: full quality",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """One call, made again."""
+
+    number: int  # counts all calls; a number that is missing was dropped
+    call: str
+    given: dict[str, Any]
+    recorded: Decision | None  # what was answered then
+    decided: Decision | None  # what is answered now
+    floor_ms: float | None  # forecast at the quality floor; None before anything is known
+    full_ms: float | None  # forecast at full quality
+    why: str
+
+    @property
+    def is_same(self) -> bool:
+        """False: another version, or calls that the log misses."""
+        return self.recorded == self.decided
+
+
+def replay(path: Path) -> Iterator[Replayed]:
+    """Make every logged call again, in order.
+
+    Raises ValueError for a file that is not a log of this version. Stops at a torn last line.
+    """
+    with path.open() as lines:
+        controller = controller_of(next(lines, ""))
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                return
+            yield _again(controller, record)
+
+
+def show(
+    path: Path, write: Callable[[str], object] = print, step: int | None = None
+) -> tuple[int, int]:
+    """Explain the log's decisions, or only those of one engine step; calls and differences."""
+    calls = differences = missed = 0
+    for each in replay(path):
+        calls += 1
+        differences += not each.is_same
+        missed = each.number - calls
+        if step is None or each.given.get("step") == step:
+            write(f"{each.number:>6} {each.why}")
+    write(
+        f"{calls} calls replayed, {differences} decided otherwise than recorded"
+        + (f"; {missed} calls are missing from the log" if missed else "")
+    )
+    return calls, differences
+
+
+def _again(controller: Controller, record: dict[str, Any]) -> Replayed:
+    call, given = record["call"], record["with"]
+    recorded = Decision.from_dict(record["decision"]) if "decision" in record else None
+    decided, about = None, ", ".join(f"{name} {value}" for name, value in given.items())
+    rows = given.get("rows")
+    if call == "step":
+        before = controller.state()["share"]
+        decided = controller.step(_observation(given))
+        about = f"step {given.get('step')} {given.get('phase')}, {rows} rows: "
+        about += f"took {given.get('step_ms')} ms, gap {given.get('itl_ms')} ms; "
+        about += f"share {before:.3f} -> {decided.share:.3f}"
+    elif call == "plan":
+        decided = controller.plan(**{**given, "phase": Phase(given["phase"])})
+        about = f"plan for {rows} rows: share {decided.share:.3f}"
+    elif call == "set_slo":
+        controller.set_slo(read_slos(given["slo"]))
+    elif call == "set_min_demand":
+        controller.set_min_demand(**given)
+    elif call == "set_max_quality_loss":
+        controller.set_max_quality_loss(**given)
+    elif call == "inherit":
+        controller.inherit(**given)
+    elif call == "override":
+        controller.override(**given)
+    else:
+        raise ValueError(f"the log has an unknown call {call!r}")
+    floor_ms, full_ms = _reach(controller, given, decided)
+    why = f"{call}: {about}" if decided is None else _explain(controller, decided, about)
+    if decided is not None and floor_ms is not None and full_ms is not None:
+        why += f" [floor {floor_ms:.2f} ms, full {full_ms:.2f} ms]"
+    if recorded != decided:
+        why += " (RECORDED OTHERWISE)"
+    return Replayed(record["n"], call, given, recorded, decided, floor_ms, full_ms, why)
+
+
+def _observation(given: dict[str, Any]) -> Observation:
+    try:
+        return Observation.from_dict(given)
+    except (TypeError, ValueError, KeyError):  # it was no observation then either
+        return Observation(-1, Phase.IDLE, 0, 0, 0.0, ())
+
+
+def _reach(
+    controller: Controller, given: dict[str, Any], decided: Decision | None
+) -> tuple[float | None, float | None]:
+    """What was possible; only asked where the law looked too, so that replaying stays exact."""
+    if decided is None or decided.reason in (Reason.FROZEN, Reason.BLIND, Reason.FAILED):
+        return None, None
+    known = controller.reach_ms(given["rows"], given["slot"], Phase(given["phase"]))
+    return known if known is not None else (None, None)
+
+
+def _explain(controller: Controller, decided: Decision, about: str) -> str:
+    why = f"{about}. {decided.reason.value.upper()}: {BECAUSE[decided.reason]}"
+    if decided.target_ms:
+        promised = [
+            f"mean {limit_ms:g} ms" if each is None else f"p{each:g} {limit_ms:g} ms"
+            for each, limit_ms in Promises.of(controller.slos).limits_ms.items()
+        ]
+        why += f". SLO {' and '.join(promised)} -> target {decided.target_ms:.2f} ms "
+        why += f"(trim {decided.trim_ms:+.2f}), predicted {decided.predicted_ms:.2f} ms"
+    if decided.outside_ms:
+        why += f", {decided.outside_ms:.2f} ms of it not the experts'"
+    if decided.guard_share:
+        why += f". Quality limit {controller.config.max_quality_loss:g} nats -> share at least "
+        why += f"{decided.guard_share:.3f}, predicted {decided.predicted_kl:.2g} nats"
+    return why

@@ -1,0 +1,209 @@
+"""Batch-aware expert selection: the public `select`."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable
+from functools import cache, partial
+
+import torch
+from torch import Tensor
+
+from lynx_kernels.device import MAX_EXPERTS, MAX_TOP_K, missing_for_triton
+from lynx_kernels.select.policies import MAX_ROWS, POLICIES, Policy
+from lynx_kernels.select.selection import RowClass, Selection
+from lynx_kernels.select.torch_form import select_torch
+
+logger = logging.getLogger(__name__)
+
+ID_DTYPES = (torch.int32, torch.int64)
+
+
+def select(
+    scores: Tensor,
+    topk_ids: Tensor,
+    topk_weights: Tensor,
+    row_class: Tensor,
+    *,
+    budget: Tensor,
+    floor: Tensor,
+    demand: Tensor | None = None,
+    policy: str | Policy = "lynx",
+    correction_bias: Tensor | None = None,
+    similarity: Tensor | None = None,
+    contribution: Tensor | None = None,
+    scheduled: range | None = None,
+) -> Selection:
+    """Let flexible rows share experts, so that at most `budget` of them are active.
+
+    demanded  = each flexible row's own experts that the policy insists on, at least its top `floor`
+    active    = exact rows' experts + floors, then demanded ones by importance up to `budget`
+    row       = its own active experts, lost slots re-filled from the active ones (policy)
+
+    Args:
+        scores: float32 [M, E], router scores, not negative (softmax or sigmoid).
+        topk_ids: int32 or int64 [M, K], distinct in a row. Ids from E up are fused shared experts,
+            negative ids empty slots: both pass through, are not counted and hold no mass.
+        topk_weights: float32 [M, K], at any scale.
+        row_class: uint8 [M], `RowClass`.
+        budget: int32 [], cap on the number of active experts T.
+        floor: int32 [], own experts that a flexible row never loses.
+        demand: float32 [] in [0, 1], what a row insists on; None and NaN: 1.
+        policy: a name from `POLICIES`, or rules of one's own.
+        correction_bias: float32 [E]; refills are ranked by scores + bias, weighed by scores.
+        similarity: float32 [E, E], how like an expert's output (row) another's is; for `sere`.
+        contribution: float32 [E] in [0, 1], how much an expert's output usually weighs beside the
+            others'; multiplies its importance, for `lynx`. Values out of range count as 1.
+        scheduled: ids of the experts in w13, over which a `schedule` is made: from E up there are
+            fused shared ones, and an expert-parallel rank has some of the routed ones. None: the E
+            routed ones. Selection itself is the same on all ranks, over all experts.
+
+    The inputs are not written; where nothing changes, the result may hold the inputs themselves.
+    On CUDA, contiguous inputs of at most 512 experts and 16 slots take the Triton kernels, which
+    also make the `schedule`; others, and the policies for comparison that have no Triton form, take
+    torch operations, and one warning says so.
+    The guarantees and the maths of each policy: kernels/README.md.
+    """
+    chosen = policy if isinstance(policy, Policy) else find_policy(policy)
+    check_arguments(
+        scores, topk_ids, topk_weights, row_class, budget, floor, demand, correction_bias
+    )
+    if scheduled is not None and (scheduled.step != 1 or scheduled.start < 0 or not scheduled):
+        raise ValueError(f"scheduled: expected a range of ids without gaps, got {scheduled}")
+    if scores.device.type == "cpu":
+        run = cpu_path()
+    elif scores.device.type == "cuda":
+        given = (scores, topk_ids, topk_weights, row_class, correction_bias, contribution)
+        run = cuda_path(given, scores.shape[1], topk_ids.shape[1], chosen, scheduled)
+    else:
+        run = select_torch
+    if chosen.needs_similarity:
+        if similarity is None:
+            raise ValueError(f"similarity: expected a tensor for policy {chosen.name}, got None")
+        num_experts = scores.shape[1]
+        _check("similarity", similarity, torch.float32, (num_experts, num_experts), scores.device)
+        run = partial(run, similarity=similarity)
+    if contribution is not None:
+        if not chosen.takes_contribution:
+            raise ValueError(f"contribution: expected None for policy {chosen.name}, got a tensor")
+        _check("contribution", contribution, torch.float32, scores.shape[1:], scores.device)
+        run = partial(run, contribution=contribution)
+    return run(
+        scores,
+        topk_ids,
+        topk_weights,
+        row_class,
+        budget=budget,
+        floor=floor,
+        demand=demand,
+        policy=chosen,
+        correction_bias=correction_bias,
+    )
+
+
+@cache
+def cpu_path() -> Callable[..., Selection]:
+    """The compiled rows where numba is installed (SGLang brings it), else torch operations."""
+    if importlib.util.find_spec("numba") is None:
+        logger.warning("numba is not installed: selection on CPU runs five times slower, in torch")
+        return select_torch
+    from lynx_kernels.select.cpu import select_cpu
+
+    return select_cpu
+
+
+def cuda_path(
+    given: tuple[Tensor | None, ...],
+    num_experts: int,
+    top_k: int,
+    policy: Policy,
+    scheduled: range | None,
+) -> Callable[..., Selection]:
+    """The Triton kernels, or torch operations where these do not serve the inputs."""
+    reason = missing_for_triton()
+    if reason is None and not policy.has_triton_form:
+        reason = f"policy {policy.name} has no Triton form"
+    if reason is None:
+        if num_experts > MAX_EXPERTS or top_k > MAX_TOP_K:
+            reason = (
+                f"{num_experts} experts and {top_k} slots, of at most {MAX_EXPERTS} and {MAX_TOP_K}"
+            )
+        elif not all(tensor is None or tensor.is_contiguous() for tensor in given):
+            reason = "an input is not contiguous"
+    if reason is not None:
+        note_torch_on_cuda(reason)
+        return select_torch
+    from lynx_kernels.select.triton_form import select_triton
+
+    return partial(select_triton, scheduled=scheduled or range(num_experts))
+
+
+@cache
+def note_torch_on_cuda(reason: str) -> None:
+    """Once for each reason."""
+    logger.warning("selection on CUDA runs in torch operations, not in one launch: %s", reason)
+
+
+def warm_up(num_experts: int, top_k: int) -> None:
+    """Compile the CPU path for int32 and int64 ids, so that no step waits for it."""
+    scores = torch.full((2, num_experts), 1.0 / num_experts)
+    row_class = torch.full((2,), int(RowClass.FLEXIBLE), dtype=torch.uint8)
+    one = torch.tensor(1, dtype=torch.int32)
+    for dtype in ID_DTYPES:
+        ids = torch.arange(2 * top_k, dtype=dtype).reshape(2, top_k) % num_experts
+        weights = torch.full((2, top_k), 1.0 / top_k)
+        select(scores, ids, weights, row_class, budget=one, floor=one)
+
+
+def find_policy(name: str) -> Policy:
+    try:
+        return POLICIES[name]
+    except KeyError:
+        raise ValueError(f"policy: expected one of {', '.join(POLICIES)}; got {name!r}") from None
+
+
+def check_arguments(
+    scores: Tensor,
+    topk_ids: Tensor,
+    topk_weights: Tensor,
+    row_class: Tensor,
+    budget: Tensor,
+    floor: Tensor,
+    demand: Tensor | None,
+    correction_bias: Tensor | None,
+) -> None:
+    """Raise ValueError for the first argument that does not fit; no tensor is read."""
+    if scores.ndim != 2 or topk_ids.ndim != 2:
+        name, got = ("scores", scores) if scores.ndim != 2 else ("topk_ids", topk_ids)
+        raise ValueError(f"{name}: expected 2 dimensions, got shape {tuple(got.shape)}")
+    num_rows, num_experts = scores.shape
+    top_k = topk_ids.shape[1]
+    if num_rows > MAX_ROWS or num_experts == 0 or top_k == 0:
+        raise ValueError(
+            f"scores, topk_ids: expected at most {MAX_ROWS} rows, and at least 1 expert and slot; "
+            f"got shapes {tuple(scores.shape)}, {tuple(topk_ids.shape)}"
+        )
+    if topk_ids.dtype not in ID_DTYPES:
+        raise ValueError(f"topk_ids: expected dtype int32 or int64, got {topk_ids.dtype}")
+    device = scores.device
+    _check("scores", scores, torch.float32, (num_rows, num_experts), device)
+    _check("topk_ids", topk_ids, topk_ids.dtype, (num_rows, top_k), device)
+    _check("topk_weights", topk_weights, torch.float32, (num_rows, top_k), device)
+    _check("row_class", row_class, torch.uint8, (num_rows,), device)
+    _check("budget", budget, torch.int32, (), device)
+    _check("floor", floor, torch.int32, (), device)
+    if demand is not None:
+        _check("demand", demand, torch.float32, (), device)
+    if correction_bias is not None:
+        _check("correction_bias", correction_bias, torch.float32, (num_experts,), device)
+
+
+def _check(
+    name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device
+) -> None:
+    if tensor.dtype != dtype or tensor.shape != shape or tensor.device != device:
+        raise ValueError(
+            f"{name}: expected {dtype} {shape} on {device}, "
+            f"got {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
+        )

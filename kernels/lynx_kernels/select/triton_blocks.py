@@ -1,0 +1,250 @@
+"""Building blocks of the selection kernels: what rows demand, and which experts they may use.
+
+A slot is one (row, k) of the routing. POLICY is (demand, importance, is_refilling, weights), the
+values of a `Policy`. All sums that decide are integers, so no order of addition exists.
+
+Threads meet in scratch memory, not in shuffles: per expert an importance and flags (`counters`,
+int64 [4, BLOCK_E]), and one `word` in which bit r says that row r of the program uses it.
+"""
+# mypy: ignore-errors
+# Device code is Triton's language, not Python's types.
+
+import triton
+import triton.language as tl
+
+from lynx_kernels.select import policies
+
+ONE = tl.constexpr(float(policies.ONE))
+SCORE_MAX = tl.constexpr(policies.SCORE_MAX)
+TIE_ONE = tl.constexpr(float(policies.TIE_ONE))
+VOTE = tl.constexpr(policies.VOTE)
+RANK_SLACK = tl.constexpr(policies.RANK_SLACK)
+PAD, EXACT = tl.constexpr(0), tl.constexpr(1)  # RowClass
+
+PROTECTED, WANTED, ALLOWED = tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)  # rows of counters
+RANK_SHIFT = tl.constexpr(48)  # above a row's fixed-point mass
+RANK_ONE, MASS_BITS = tl.constexpr(1 << 48), tl.constexpr((1 << 48) - 1)
+ROUNDER = tl.constexpr(2.0**52)  # adding it leaves the rounded integer in the mantissa
+ROUNDER_BITS = tl.constexpr(0x4330000000000000)
+
+
+@triton.jit
+def rounded(x):
+    """float64 in [0, 2**51] to int64, half to even."""
+    return (x + ROUNDER).to(tl.int64, bitcast=True) - ROUNDER_BITS
+
+
+@triton.jit
+def popcount(words):
+    x = words.to(tl.uint64, bitcast=True)
+    x = x - ((x >> 1) & 0x5555555555555555)
+    x = (x & 0x3333333333333333) + ((x >> 2) & 0x3333333333333333)
+    x = (x + (x >> 4)) & 0x0F0F0F0F0F0F0F0F
+    return ((x * 0x0101010101010101) >> 56).to(tl.int32)
+
+
+@triton.jit
+def bit_of(row):
+    return tl.full([], 1, tl.int64) << row.to(tl.int64)
+
+
+@triton.jit
+def flat(slots):
+    """[BLOCK_M, BLOCK_K] as one row: how slots meet scattered addresses, whatever their order."""
+    return tl.reshape(slots, [slots.shape[0] * slots.shape[1]])
+
+
+@triton.jit
+def gather_by(pointer, slots, mask):
+    """What lies at the pointer's `slots`, 0 where not mask; past the cache of this processor."""
+    found = tl.load(pointer + flat(slots), mask=flat(mask), other=0, cache_modifier=".cg")
+    return tl.reshape(found, slots.shape)
+
+
+@triton.jit
+def positive(x):
+    """x where it is positive and finite, else 0."""
+    return tl.where((x > 0.0) & (x < float("inf")), x, 0.0)
+
+
+@triton.jit
+def read_share(demand_ptr):
+    share = tl.full([], 1.0, tl.float64)
+    if demand_ptr is not None:
+        demand = tl.load(demand_ptr).to(tl.float64)
+        share = tl.where(demand < 1.0, tl.where(demand > 0.0, demand, 0.0), 1.0)
+    return share
+
+
+@triton.jit
+def is_bounded(budget, share, E, POLICY):
+    """Whether any row can lose an expert."""
+    result = budget < E
+    if POLICY[0] != "none":
+        result = result | (share < 1.0)
+    return result
+
+
+@triton.jit
+def read_slots(ids_ptr, weights_ptr, row_class_ptr, offs_m, num_rows, K, BLOCK_K):
+    """Class [BLOCK_M, 1] of each row, ids and weights of its slots; pads hold empty slots."""
+    offs_k = tl.arange(0, BLOCK_K)
+    mask = (offs_m < num_rows)[:, None] & (offs_k < K)[None, :]
+    offs = offs_m[:, None] * K + offs_k[None, :]
+    kind = tl.load(row_class_ptr + offs_m, mask=offs_m < num_rows, other=PAD)[:, None]
+    ids = tl.load(ids_ptr + offs, mask=mask, other=-1).to(tl.int32)
+    weights = tl.load(weights_ptr + offs, mask=mask, other=0.0)
+    is_live = kind != PAD
+    return kind, tl.where(is_live, ids, -1), tl.where(is_live, weights, 0.0)
+
+
+@triton.jit
+def read_scores(scores_ptr, offs_m, num_rows, E, BLOCK_E):
+    """Router scores [BLOCK_M, BLOCK_E], 0 where not positive and finite."""
+    offs_e = tl.arange(0, BLOCK_E)
+    mask = (offs_m < num_rows)[:, None] & (offs_e < E)[None, :]
+    offs = offs_m[:, None] * E + offs_e[None, :]
+    return positive(tl.load(scores_ptr + offs, mask=mask, other=0.0))
+
+
+@triton.jit
+def add_rows(ids, mask, offs_m, word_ptr, BLOCK_M):
+    """Tell each slot's expert that the row uses it."""
+    bits = tl.zeros_like(ids).to(tl.int64) + bit_of(offs_m % BLOCK_M)[:, None]
+    tl.atomic_or(word_ptr + flat(ids), flat(bits), mask=flat(mask), sem="relaxed")
+
+
+@triton.jit
+def fixed_mass(weights, is_own):
+    """Mass of each slot, also in fixed point of the row's strongest."""
+    mass = tl.where(is_own, positive(weights), 0.0)
+    peak = tl.max(mass, axis=1)[:, None].to(tl.float64)
+    fixed = rounded(mass.to(tl.float64) / tl.where(peak > 0.0, peak, 1.0) * ONE)
+    return mass, fixed
+
+
+@triton.jit
+def place_in_row(mass, fixed, is_own, BLOCK_K):
+    """For each slot the number of stronger own slots of its row, and their fixed-point mass."""
+    strength = tl.where(is_own, mass.to(tl.int32, bitcast=True), -1)  # [BLOCK_M, BLOCK_K]
+    offs_k = tl.arange(0, BLOCK_K)
+    is_before = (offs_k[:, None] < offs_k[None, :])[:, None, :]
+    # The rivals come first, so that the sum over them stays inside a thread.
+    rival = tl.trans(strength)[:, :, None]  # [BLOCK_K, BLOCK_M, 1]
+    rival_fixed = tl.trans(fixed + RANK_ONE)[:, :, None]
+    is_stronger = (rival > strength[None]) | ((rival == strength[None]) & is_before)
+    both = tl.sum(tl.where(is_stronger, rival_fixed, 0), axis=0)
+    return (both >> RANK_SHIFT).to(tl.int32), both & MASS_BITS
+
+
+@triton.jit
+def add_demand(
+    kind, ids, weights, contribution_ptr, share, floor, is_capped, counters_ptr,
+    E, POLICY, BLOCK_K, BLOCK_E,
+):  # fmt: skip
+    """Scatter what these rows protect, what they want, and how much."""
+    DEMAND: tl.constexpr = POLICY[0]
+    IMPORTANCE: tl.constexpr = POLICY[1]
+    is_own = (ids >= 0) & (ids < E)
+    mass, fixed = fixed_mass(weights, is_own)
+    rank, before = place_in_row(mass, fixed, is_own, BLOCK_K)
+    total = tl.sum(fixed, axis=1)[:, None]
+    is_protected = is_own & ((kind == EXACT) | (rank < floor))
+    if DEMAND == "mass":
+        enough = tl.where(share < 1.0, share * total.to(tl.float64), ROUNDER)
+        is_wanted = before.to(tl.float64) < enough
+    elif DEMAND == "rank":
+        num_own = tl.sum(is_own.to(tl.int32), axis=1)[:, None]
+        is_wanted = rank.to(tl.float64) < share * num_own.to(tl.float64) - RANK_SLACK
+    else:
+        is_wanted = rank < 0
+    is_wanted = is_wanted & is_own & ~is_protected
+    flag = flat(ids + tl.where(is_protected, PROTECTED, WANTED) * BLOCK_E)
+    tl.store(counters_ptr + flag, tl.full([], 1, tl.int64), mask=flat(is_protected | is_wanted))
+    if IMPORTANCE != "scores":  # noqa: SIM102 (known at compile time, the next is not)
+        if is_capped:
+            part = fixed.to(tl.float64) / tl.maximum(total, 1).to(tl.float64)
+            if IMPORTANCE == "share_6":
+                square = part * part
+                part = square * square * square
+                if contribution_ptr is not None:
+                    gain = gather_by(contribution_ptr, ids, is_wanted).to(tl.float64)
+                    part = part * tl.where((gain >= 0.0) & (gain <= 1.0), gain, 1.0)
+                vote = rounded(part * ONE)
+            elif IMPORTANCE == "share":
+                vote = rounded(part * ONE)
+            else:
+                vote = rounded(part * TIE_ONE) + VOTE
+            mask = flat(is_wanted)
+            tl.atomic_add(counters_ptr + flat(ids), flat(vote), mask=mask, sem="relaxed")
+
+
+@triton.jit
+def add_scores(scores, row_class_ptr, offs_m, num_rows, counters_ptr, E, BLOCK_E):
+    """Importance by score: every expert is wanted, by all rows that are not pads."""
+    offs_e = tl.arange(0, BLOCK_E)
+    is_live = tl.load(row_class_ptr + offs_m, mask=offs_m < num_rows, other=PAD) != PAD
+    counted = tl.where(is_live[:, None], tl.minimum(scores, SCORE_MAX), 0.0)
+    sums = tl.sum(rounded(counted.to(tl.float64) * ONE), axis=0)
+    tl.atomic_add(counters_ptr + offs_e, sums, mask=offs_e < E, sem="relaxed")
+    tl.store(counters_ptr + WANTED * BLOCK_E + offs_e, tl.full([], 1, tl.int64), mask=offs_e < E)
+
+
+@triton.jit
+def read_flags(counters_ptr, FLAG, offs, BLOCK_E):
+    return tl.load(counters_ptr + FLAG * BLOCK_E + offs, cache_modifier=".cg") != 0
+
+
+@triton.jit
+def read_slot_flags(counters_ptr, FLAG, ids, is_own, BLOCK_E):
+    return gather_by(counters_ptr + FLAG * BLOCK_E, ids, is_own) != 0
+
+
+@triton.jit
+def read_contest(counters_ptr, offs, BLOCK_E):
+    """Importance of the experts that compete, -1 for others."""
+    is_protected = read_flags(counters_ptr, PROTECTED, offs, BLOCK_E)
+    is_wanted = read_flags(counters_ptr, WANTED, offs, BLOCK_E)
+    importance = tl.load(counters_ptr + offs, cache_modifier=".cg")
+    return tl.where(is_wanted & ~is_protected, importance, -1)
+
+
+@triton.jit
+def write_winners(counters_ptr, room, BLOCK_E):
+    """Flag the first `room` of the experts that compete, by importance, ties by id.
+
+    All pairs are compared: rivals lie across the lanes of a warp, so a rank is one warp's sum.
+    """
+    BLOCK_I: tl.constexpr = 8192 // BLOCK_E
+    lane = tl.arange(0, 32)[None, None, None, :]
+    offs_j = tl.arange(0, BLOCK_E // 32)[:, None, None, None] + (BLOCK_E // 32) * lane
+    rival = read_contest(counters_ptr, offs_j, BLOCK_E)  # [BLOCK_E / 32, 1, 1, 32]
+    warp = tl.arange(0, 16)[None, None, :, None]
+    offs_i = tl.arange(0, BLOCK_I // 16)[None, :, None, None] + (BLOCK_I // 16) * warp
+    for start in tl.range(0, BLOCK_E, BLOCK_I):
+        mine = read_contest(counters_ptr, start + offs_i, BLOCK_E)  # [1, BLOCK_I / 16, 16, 1]
+        is_ahead = (rival > mine) | ((rival == mine) & (offs_j < start + offs_i))
+        rank = tl.sum(tl.sum(is_ahead.to(tl.int32), axis=0), axis=2)[None, :, :, None]
+        is_in = (mine >= 0) & (rank < room)
+        tl.store(counters_ptr + ALLOWED * BLOCK_E + start + offs_i, is_in.to(tl.int64))
+
+
+@triton.jit
+def cut(counters_ptr, ids, is_own, budget, BLOCK_E):
+    """Which experts [BLOCK_E] rows may use: protected ones, then by importance up to the budget;
+    and which slots keep theirs.
+    """
+    offs_e = tl.arange(0, BLOCK_E)
+    is_protected = read_flags(counters_ptr, PROTECTED, offs_e, BLOCK_E)
+    is_contest = read_flags(counters_ptr, WANTED, offs_e, BLOCK_E) & ~is_protected
+    is_own_protected = read_slot_flags(counters_ptr, PROTECTED, ids, is_own, BLOCK_E)
+    is_kept = is_own_protected | read_slot_flags(counters_ptr, WANTED, ids, is_own, BLOCK_E)
+    is_allowed = is_protected | is_contest
+    sizes = tl.sum(is_contest.to(tl.int32) + (is_protected.to(tl.int32) << 16), axis=0)
+    room = tl.maximum(budget - (sizes >> 16), 0)
+    if (sizes & 0xFFFF) > room:
+        write_winners(counters_ptr, room, BLOCK_E)
+        tl.debug_barrier()
+        is_allowed = is_protected | read_flags(counters_ptr, ALLOWED, offs_e, BLOCK_E)
+        is_kept = is_own_protected | read_slot_flags(counters_ptr, ALLOWED, ids, is_own, BLOCK_E)
+    return is_allowed, is_kept

@@ -1,0 +1,230 @@
+"""Selection on a GPU: the host side; one launch up to MAX_FUSED_ROWS rows, three above."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lynx_kernels.device import arch_of, has_pdl
+from lynx_kernels.select.policies import Policy
+from lynx_kernels.select.selection import Selection
+from lynx_kernels.select.triton_buffers import MAX_FUSED_ROWS, SelectBuffers, SelectTiles, tiles_for
+from lynx_kernels.select.triton_kernels import (
+    COUNTERS,
+    HEADER,
+    block_of,
+    decide_kernel,
+    demand_kernel,
+    place_kernel,
+    select_kernel,
+)
+
+REGISTERS = 64 * 1024  # of an SM
+
+
+@dataclass(frozen=True, slots=True)
+class SelectInputs:
+    """What the kernels read, as `select` names it."""
+
+    scores: Tensor
+    topk_ids: Tensor
+    topk_weights: Tensor
+    row_class: Tensor
+    budget: Tensor
+    floor: Tensor
+    demand: Tensor | None
+    correction_bias: Tensor | None
+    contribution: Tensor | None
+
+
+def select_triton(
+    scores: Tensor,
+    topk_ids: Tensor,
+    topk_weights: Tensor,
+    row_class: Tensor,
+    *,
+    budget: Tensor,
+    floor: Tensor,
+    demand: Tensor | None,
+    policy: Policy,
+    correction_bias: Tensor | None,
+    contribution: Tensor | None = None,
+    scheduled: range | None = None,
+    out: SelectBuffers | None = None,
+) -> Selection:
+    """`select` on a GPU, with the same results. Nothing waits for the device.
+
+    A captured graph follows budget, floor and demand. The inputs are contiguous and not in `out`.
+
+    Args:
+        scheduled: ids of the experts in w13: the work list over them is returned too. Where `out`
+            is given, its own sizes say whether, and over which experts.
+        out: where results and scratch lie; allocated where not given.
+    """
+    num_rows, num_experts = scores.shape
+    top_k = topk_ids.shape[1]
+    if out is None:
+        out = SelectBuffers.allocate(
+            max_rows=max(num_rows, 1),
+            top_k=top_k,
+            num_experts=num_experts,
+            num_scheduled=len(scheduled or ()),
+            first_expert=scheduled.start if scheduled else 0,
+            ids_dtype=topk_ids.dtype,
+            device=scores.device,
+        )
+    given = SelectInputs(
+        scores,
+        topk_ids,
+        topk_weights,
+        row_class,
+        budget,
+        floor,
+        demand,
+        correction_bias,
+        contribution,
+    )
+    check_inputs(given, out)
+
+    tiles = tiles_for(num_rows, num_experts, top_k)
+
+    launch = launch_fused if num_rows <= MAX_FUSED_ROWS else launch_in_three
+    launch(tiles, given, policy, out, has_pdl(arch_of(scores.device)))
+    return out.view(num_rows)
+
+
+def launch_fused(
+    tiles: SelectTiles, given: SelectInputs, policy: Policy, out: SelectBuffers, is_pdl: bool
+) -> None:
+    select_kernel[(tiles.num_programs,)](
+        scores_ptr=given.scores,
+        bias_ptr=given.correction_bias,
+        ids_ptr=given.topk_ids,
+        weights_ptr=given.topk_weights,
+        row_class_ptr=given.row_class,
+        contribution_ptr=given.contribution,
+        budget_ptr=given.budget,
+        floor_ptr=given.floor,
+        demand_ptr=given.demand,
+        out_ids_ptr=out.ids,
+        out_weights_ptr=out.weights,
+        active_ptr=out.active,
+        out_ptr=out.numbers,
+        scratch_ptr=out.scratch,
+        num_rows=given.scores.shape[0],
+        capacity=out.max_rows,
+        E=out.num_experts,
+        K=out.top_k,
+        FIRST_EXPERT=out.first_expert,
+        NUM_SCHEDULED=out.num_scheduled,
+        POLICY=policy_key(policy),
+        BLOCK_M=tiles.rows,
+        BLOCK_R=tiles.demand_rows,
+        NUM_PROGRAMS=tiles.num_programs,
+        HAS_PDL=is_pdl,
+        num_warps=tiles.num_warps,
+        maxnreg=min(255, REGISTERS // (32 * tiles.num_warps)),  # few programs: none has to share
+        launch_pdl=is_pdl,
+    )
+
+
+def launch_in_three(
+    tiles: SelectTiles, given: SelectInputs, policy: Policy, out: SelectBuffers, is_pdl: bool
+) -> None:
+    grid, num_rows = (tiles.num_programs,), given.scores.shape[0]
+    end_of_counters = HEADER.value + COUNTERS.value * block_of(out.num_experts)
+    out.scratch[0, HEADER.value : end_of_counters].zero_()
+    demand_kernel[grid](
+        scores_ptr=given.scores,
+        ids_ptr=given.topk_ids,
+        weights_ptr=given.topk_weights,
+        row_class_ptr=given.row_class,
+        contribution_ptr=given.contribution,
+        budget_ptr=given.budget,
+        floor_ptr=given.floor,
+        demand_ptr=given.demand,
+        scratch_ptr=out.scratch,
+        num_rows=num_rows,
+        E=out.num_experts,
+        K=out.top_k,
+        POLICY=policy_key(policy),
+        BLOCK_M=tiles.rows,
+        BLOCK_R=min(tiles.rows, tiles.demand_rows),
+        HAS_PDL=is_pdl,
+        num_warps=tiles.num_warps,
+        launch_pdl=is_pdl,
+    )
+    decide_kernel[grid](
+        scores_ptr=given.scores,
+        bias_ptr=given.correction_bias,
+        ids_ptr=given.topk_ids,
+        weights_ptr=given.topk_weights,
+        row_class_ptr=given.row_class,
+        budget_ptr=given.budget,
+        demand_ptr=given.demand,
+        out_ids_ptr=out.ids,
+        out_weights_ptr=out.weights,
+        out_ptr=out.numbers,
+        scratch_ptr=out.scratch,
+        num_rows=num_rows,
+        E=out.num_experts,
+        K=out.top_k,
+        FIRST_EXPERT=out.first_expert,
+        NUM_SCHEDULED=out.num_scheduled,
+        POLICY=policy_key(policy),
+        BLOCK_M=tiles.rows,
+        HAS_PDL=is_pdl,
+        num_warps=tiles.num_warps,
+        launch_pdl=is_pdl,
+    )
+    place_kernel[grid](
+        out_ids_ptr=out.ids,
+        out_weights_ptr=out.weights,
+        row_class_ptr=given.row_class,
+        active_ptr=out.active,
+        out_ptr=out.numbers,
+        scratch_ptr=out.scratch,
+        num_rows=num_rows,
+        capacity=out.max_rows,
+        E=out.num_experts,
+        K=out.top_k,
+        FIRST_EXPERT=out.first_expert,
+        NUM_SCHEDULED=out.num_scheduled,
+        BLOCK_M=tiles.rows,
+        HAS_PDL=is_pdl,
+        num_warps=tiles.num_warps,
+        launch_pdl=is_pdl,
+    )
+
+
+def policy_key(policy: Policy) -> tuple[str, str, bool, str]:
+    """The policy as the kernels take it."""
+    return (
+        policy.demand.value,
+        policy.importance.value,
+        policy.is_refilling,
+        policy.weights.value,
+    )
+
+
+def check_inputs(given: SelectInputs, out: SelectBuffers) -> None:
+    """Raise ValueError for the first tensor that the kernels could not read or that does not fit
+    the buffers; what `select` checks is not checked again.
+    """
+    names = ("scores", "topk_ids", "topk_weights", "row_class", "correction_bias", "contribution")
+    for name in names:
+        tensor = getattr(given, name)
+        if tensor is not None and not tensor.is_contiguous():
+            raise ValueError(f"{name}: expected a contiguous tensor, got strides {tensor.stride()}")
+    num_rows, top_k = given.topk_ids.shape
+    if num_rows > out.max_rows:
+        raise ValueError(f"topk_ids: expected at most {out.max_rows} rows, got {num_rows}")
+    for name, got, expected in (
+        ("scores", given.scores.shape[1], out.num_experts),
+        ("topk_ids", top_k, out.top_k),
+        ("topk_ids", given.topk_ids.dtype, out.ids.dtype),
+        ("topk_ids", given.topk_ids.device, out.ids.device),
+    ):
+        if got != expected:
+            raise ValueError(f"{name}: expected {expected}, as in the buffers, got {got}")

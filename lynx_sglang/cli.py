@@ -1,0 +1,139 @@
+"""The ``lynx-sglang`` command: is this installation sound, and what is a server doing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import urllib.error
+import urllib.request
+import warnings
+from pathlib import Path
+from typing import Any
+
+from lynx_controller.fleet import refit
+from lynx_controller.log import replay
+from lynx_sglang import settings, sglang_names
+from lynx_sglang.calibrate import measure
+from lynx_sglang.cpu import entry_point
+from lynx_sglang.evaluation import cli as evaluation
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one subcommand; 0 when all is well, 1 when something is not."""
+    parser = argparse.ArgumentParser(prog="lynx-sglang", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    check = commands.add_parser("check", help="check this installation against SGLang")
+    check.set_defaults(run=lambda _args: run_check())
+
+    options = commands.add_parser("settings", help="list every setting, its range and default")
+    options.set_defaults(run=lambda _args: run_settings())
+
+    status = commands.add_parser("status", help="show what a running server's controller does")
+    status.add_argument(
+        "--url", default="http://127.0.0.1:30000", help="server (default %(default)s)"
+    )
+    status.add_argument("--json", action="store_true", help="print the whole state as JSON")
+    status.set_defaults(run=lambda args: run_status(args.url, args.json))
+
+    explain = commands.add_parser("replay", help="explain the decisions in a --lynx-decision-log")
+    explain.add_argument("log", type=Path, help="file that the server wrote")
+    explain.add_argument("--step", type=int, help="only this engine step's decisions")
+    explain.set_defaults(run=lambda args: run_replay(args.log, args.step))
+
+    job = commands.add_parser("fleet-refit", help="fit the replicas that share a --lynx-store")
+    refit.add_arguments(job)
+    job.set_defaults(run=run_refit)
+
+    evaluate = commands.add_parser("eval", help="measure what a running server's answers lose")
+    evaluation.add_arguments(evaluate)
+    evaluate.set_defaults(run=evaluation.main)
+
+    calibrate = commands.add_parser("calibrate", help="measure what cutting a model costs")
+    measure.add_arguments(calibrate)
+    calibrate.set_defaults(run=measure.main)
+
+    args = parser.parse_args(argv)
+    code: int = args.run(args)
+    return code
+
+
+def run_check() -> int:
+    version = sglang_names.sglang_version()
+    print(f"sglang {version}: {'supported' if sglang_names.is_supported() else 'NOT supported'}")
+    print(f"platform: {'CPU (torch operators)' if entry_point.activate() else 'SGLang in-tree'}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # SGLang's own, about kernels that this machine lacks
+        faults = [fault for name in sglang_names.NAMES if (fault := name.fault())]
+    for fault in faults:
+        print(f"SGLang name does not fit: {fault}")
+    print(f"SGLang names: {len(sglang_names.NAMES) - len(faults)} of {len(sglang_names.NAMES)} fit")
+    return int(bool(faults) or not sglang_names.is_supported())
+
+
+def run_settings() -> int:
+    for name, spec in settings.OPTIONS.items():
+        print(f"{settings.flag_of(name)}  ({settings.variable_of(name)})")
+        print(f"    {spec.metadata['about']}")
+        print(f"    Takes {spec.metadata['allowed']}. Default: {spec.default}.")
+    return 0
+
+
+def run_status(url: str, as_json: bool) -> int:
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/server_info", timeout=10) as response:
+            states = json.load(response)["internal_states"]
+    except (urllib.error.URLError, TimeoutError) as error:
+        print(f"lynx-sglang: {url}: {error}", file=sys.stderr)
+        return 1
+    parts = [state["lynx"] for state in states if "lynx" in state]
+    if not parts:
+        print(f"lynx-sglang: {url} runs without --moe-backend lynx", file=sys.stderr)
+        return 1
+    for part in parts:
+        print(json.dumps(part, indent=2) if as_json else describe(part))
+    return 0
+
+
+def run_replay(path: Path, step: int | None) -> int:
+    """1 for a file that is no log, or where today's controller decides otherwise."""
+    try:
+        _calls, differences = replay.show(path, step=step)
+    except (OSError, ValueError) as error:
+        print(f"lynx-sglang: {path}: {error}", file=sys.stderr)
+        return 1
+    return int(differences > 0)
+
+
+def run_refit(args: argparse.Namespace) -> int:
+    refit.run(args.store, args.every)
+    return 0
+
+
+def describe(part: dict[str, Any]) -> str:
+    """A server's ``lynx`` part of ``/server_info`` as a few lines of text."""
+    decision, steps = part["decision"], max(part["decode_steps"], 1)
+    set_to, shadow = part["settings"], part["shadow"]
+    lines = [f"policy {set_to['policy']}, {settings.promise_of(set_to)}"]
+    if decision is None:
+        return "\n".join([*lines, "now: no step has run yet"])
+    budget = sum(decision["budget"]) / part["num_layers"]
+    waited = ""
+    if set_to["slo_ttft_ms"] is not None and part["controller"] is not None:
+        waited = f", requests wait {part['controller']['queue_ms'] / 1e3:.1f} s for a place"
+    lines += [
+        f"now: cap {budget:.1f} of {part['num_experts']} experts, "
+        f"share {decision['share']:.3f}, demand {decision['demand']:.3f}, "
+        f"{decision['reason']}{', saturated' if decision['saturated'] else ''}, "
+        f"predicted {decision['predicted_ms']:.1f} ms{waited}",
+        f"since start: {part['decode_steps']} decode steps, "
+        f"{part['active_experts_sum'] / steps:.1f} active experts, "
+        f"{part['retained_mass_sum'] / steps:.4f} retained mass",
+    ]
+    if shadow["rows"]:
+        lines.append(
+            f"shadow passes: {shadow['steps']} steps, KL {shadow['kl_mean']:.2e} nats a token "
+            f"(p99 {shadow['kl_p99']:.2g}), top-1 agreement {shadow['agreement']:.4f}"
+        )
+    return "\n".join([*lines, f"decisions: {part['decisions']}"])

@@ -1,0 +1,99 @@
+"""The MoE runner core that SGLang knows as ``lynx``: computes only the active experts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sglang.srt.layers.moe.moe_runner.base import DispatchMoeRunnerCore
+from sglang.srt.layers.moe.moe_runner.runner import MoeRunner, register_moe_runner_core
+from sglang.srt.layers.moe.moe_runner.triton import TritonMoeQuantInfo
+from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput
+from sglang.srt.layers.moe.utils import resolve_moe_runner_backend
+
+from lynx_kernels import CpuExperts
+from lynx_sglang.errors import UnsupportedError
+from lynx_sglang.integration.flags import BACKEND
+
+
+class LynxRunnerCore(DispatchMoeRunnerCore):
+    """Runs one layer's experts on the ids that selection left."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        if reason := _unsupported(config):
+            raise UnsupportedError(f"--moe-backend lynx: MoE layer {config.layer_id}: {reason}")
+        self._experts: CpuExperts | None = None
+        self._weights_at: tuple[int, int] | None = None  # addresses that the experts' views have
+
+    @property
+    def runner_backend(self) -> Any:
+        return resolve_moe_runner_backend(BACKEND)
+
+    def run_from_dispatch(
+        self, dispatch_output: Any, quant_info: Any, runner_config: Any, hooks: Any = None
+    ) -> Any:
+        """hidden [M, H] through its experts; see ``lynx_kernels.fused_moe``."""
+        weights_at = (quant_info.w13_weight.data_ptr(), quant_info.w2_weight.data_ptr())
+        if self._experts is None or weights_at != self._weights_at:
+            # Views: a weight update in place shows through, one that moves them comes here.
+            self._weights_at = weights_at
+            self._experts = CpuExperts(
+                quant_info.w13_weight,
+                quant_info.w2_weight,
+                w13_bias=quant_info.b13,
+                w2_bias=quant_info.b2,
+                activation=runner_config.activation,
+            )
+        topk_output = dispatch_output.topk_output
+        output = self._experts(
+            dispatch_output.hidden_states,
+            topk_output.topk_ids,
+            topk_output.topk_weights,
+            apply_router_weight_on_input=runner_config.apply_router_weight_on_input,
+        )
+        return StandardCombineInput(hidden_states=output)
+
+
+def _unsupported(config: Any) -> str | None:
+    if config.activation not in ("silu", "gelu") or not config.is_gated:
+        return f"activation {config.activation} (gated: {config.is_gated}) is not covered"
+    for name in ("gemm1_alpha", "gemm1_beta", "gemm1_clamp_limit", "swiglu_limit"):
+        if getattr(config, name) is not None:
+            return f"{name} is not covered"
+    if config.no_combine:
+        return "no_combine is not covered"
+    return None
+
+
+def install(add_layer: Callable[[Any], None]) -> None:
+    """Register the core; ``add_layer`` is told the configuration of each layer as it is built."""
+    from sglang.kernels.fused_op import BaseFusedOp
+    from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
+
+    def factory(config: Any) -> LynxRunnerCore:
+        core = LynxRunnerCore(config)
+        add_layer(config)
+        return core
+
+    def forward(method: Any, layer: Any, dispatch_output: Any) -> Any:
+        return method.runner.run(
+            dispatch_output,
+            TritonMoeQuantInfo(
+                w13_weight=layer.w13_weight,
+                w2_weight=layer.w2_weight,
+                b13=getattr(layer, "w13_weight_bias", None),
+                b2=getattr(layer, "w2_weight_bias", None),
+            ),
+        )
+
+    register_moe_runner_core(BACKEND, factory)
+    BaseFusedOp.register_oot_forward(UnquantizedFusedMoEMethod, forward, "native")
+
+
+def create_moe_runner(
+    _original: Callable[..., None], method: Any, layer: Any, moe_runner_config: Any
+) -> None:
+    """Hook around ``UnquantizedFusedMoEMethod.create_moe_runner``, which ends in TRITON."""
+    method.moe_runner_config = moe_runner_config
+    method.runner = MoeRunner(resolve_moe_runner_backend(BACKEND), moe_runner_config)

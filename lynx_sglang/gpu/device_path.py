@@ -1,0 +1,164 @@
+"""Selection on a GPU: the same launches eagerly and in captured graphs, every address fixed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from lynx_controller import Decision
+from lynx_kernels import Selection
+from lynx_kernels.schedule.operator import Schedule
+from lynx_kernels.select.operator import find_policy
+from lynx_kernels.select.triton_buffers import MAX_FUSED_ROWS, SelectBuffers
+from lynx_kernels.select.triton_form import select_triton
+from lynx_sglang.gpu.counters import Counters
+from lynx_sglang.loop.buffer import IN_FLIGHT, Buffer
+from lynx_sglang.loop.step import Step
+
+MAX_ROWS = MAX_FUSED_ROWS  # of a decode step that shares; larger ones need all experts anyway
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What all MoE layers of a model have in common."""
+
+    layer_ids: list[int]  # ascending
+    num_experts: int  # E, routed
+    num_shared: int  # fused shared experts: ids from E up, a slot each
+    top_k: int  # routed
+    ep_rank: int = 0  # of the ranks that share the experts out
+    ep_size: int = 1
+
+    @property
+    def num_slots(self) -> int:
+        return self.top_k + self.num_shared
+
+    @property
+    def scheduled(self) -> range:
+        """Ids of the experts that run here: all, or an expert-parallel rank's routed ones."""
+        if self.ep_size == 1:
+            return range(self.num_experts + self.num_shared)
+        num_local = self.num_experts // self.ep_size
+        return range(self.ep_rank * num_local, (self.ep_rank + 1) * num_local)
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A step between its launch and its result."""
+
+    step: Step
+    ran_under: Decision
+    launch_s: float
+    is_after_idle: bool
+    lane: int  # which of the IN_FLIGHT blocks carries it
+
+
+class DevicePath:
+    """All layers' selection, the schedules it makes, and what comes back of it.
+
+    Per step, on the stream of the forward: ``begin`` sends decision and row classes, layers
+    ``select``, ``end`` queues the counters' way back, and nothing waits. ``land`` reads them where
+    SGLang waits for the same step's tokens, with the next step already launched.
+    """
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        *,
+        floor: int,
+        policy: str,
+        device: torch.device | str,
+        max_rows: int = MAX_ROWS,
+        contributions: Mapping[int, Tensor] = MappingProxyType({}),
+    ) -> None:
+        """
+        Args:
+            contributions: by layer id, float32 [E]: see ``lynx_kernels.select``.
+        """
+        self.sizes, self.max_rows = sizes, max_rows
+        self.buffer = Buffer(
+            sizes.layer_ids, sizes.num_experts, floor, max_rows=max_rows, device=device
+        )
+        self._policy = find_policy(policy)
+        self._contributions = {layer: row.to(device) for layer, row in contributions.items()}
+        outputs = SelectBuffers.allocate(
+            max_rows=max_rows,
+            top_k=sizes.num_slots,
+            num_experts=sizes.num_experts,
+            num_scheduled=len(sizes.scheduled),
+            first_expert=sizes.scheduled.start,
+            device=device,
+        ).per_layer(len(sizes.layer_ids))
+        outputs.num_active.zero_()
+        outputs.retained_mass.fill_(1.0)
+        self._outputs = dict(zip(sizes.layer_ids, outputs.layers, strict=True))
+        self._counters = Counters(outputs.num_active, outputs.retained_mass)
+        self._schedules: dict[int, Schedule] = {}
+        self._num_begun = 0
+
+    # ------------------------------------------------------------------ in a forward
+
+    def can_select(self, rows: int) -> bool:
+        return 0 < rows <= self.max_rows
+
+    def select(
+        self,
+        layer_id: int,
+        topk_ids: Tensor,
+        topk_weights: Tensor,
+        scores: Callable[[], Tensor],
+        correction_bias: Tensor | None,
+    ) -> Selection:
+        """One layer's selection, under what the buffer holds when it runs."""
+        buffer = self.buffer
+        return select_triton(
+            scores().contiguous(),
+            topk_ids.int().contiguous(),
+            topk_weights.float().contiguous(),
+            buffer.row_class[: topk_ids.shape[0]],
+            budget=buffer.caps[layer_id],
+            floor=buffer.floor,
+            demand=buffer.demand,
+            policy=self._policy,
+            correction_bias=None if correction_bias is None else correction_bias.float(),
+            contribution=self._contributions.get(layer_id),
+            out=self._outputs[layer_id],
+        )
+
+    def hand_over(self, layer_id: int, schedule: Schedule | None) -> None:
+        """Keep a layer's schedule for its runner, which comes next."""
+        if schedule is not None:
+            self._schedules[layer_id] = schedule
+
+    def take(self, layer_id: int) -> Schedule | None:
+        """The schedule that a layer's runner is to run; None where none was made."""
+        return self._schedules.pop(layer_id, None)
+
+    # ------------------------------------------------------------------ around a forward
+
+    def begin(self, step: Step) -> int:
+        """Send what a step is to run under; its lane."""
+        lane = self._num_begun % IN_FLIGHT
+        self._num_begun += 1
+        self._counters.wait(lane)  # for the step IN_FLIGHT before, whose result was out long ago
+        if step.is_selecting:
+            self.buffer.send(step.row_class, lane)
+        return lane
+
+    def end(self, step: Step, lane: int) -> None:
+        """Queue the way back of a launched step's counters."""
+        self._counters.read(lane, len(step.row_class) if step.is_selecting else 0)
+
+    def land(self, flight: Flight) -> None:
+        """Wait for a step, as its result is about to, and note in it what each layer did."""
+        self._counters.wait(flight.lane)
+        step, layers = flight.step, self.sizes.layer_ids
+        if not step.is_selecting:
+            return
+        num_active, masses = self._counters.of(flight.lane)
+        step.num_active = dict(zip(layers, num_active.tolist(), strict=True))
+        step.note_masses(layers, masses)

@@ -1,0 +1,101 @@
+"""The MoE layers of a model on a GPU, and what runs the experts of each."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from lynx_kernels.fused_moe.workspace import Workspace
+from lynx_sglang.errors import UnsupportedError
+from lynx_sglang.gpu.device_path import DevicePath
+from lynx_sglang.gpu.fused_runner import FusedRunner, builder_of, uncovered
+from lynx_sglang.integration.flags import BACKEND
+
+logger = logging.getLogger(__name__)
+
+
+class ExpertLayers:
+    """Stands in front of the layers that Lynx's kernels cover; knows why the others are not."""
+
+    def __init__(self) -> None:
+        self._runners: list[FusedRunner] = []
+        self._left: Counter[str] = Counter()  # layers by "runner: reason"
+        self.device = torch.device("cuda")
+
+    def add(self, layer: Any) -> None:
+        """Note a ``FusedMoE`` that SGLang has just built, before its weights are loaded."""
+        from sglang.srt.runtime_context import get_server_args
+
+        config, builder = layer.moe_runner_config, builder_of(layer)
+        self.device = layer.w13_weight.device
+        runner = getattr(builder, "runner", None)
+        reason: str | None
+        if get_server_args().moe_runner_backend != BACKEND:
+            reason = "--moe-runner-backend asks for it"
+        elif runner is None or not runner.runner_backend.is_triton() or runner.fused_func is None:
+            reason = f"{type(builder).__name__} has no runner that Lynx's kernels can stand before"
+        else:
+            reason = uncovered(builder, config, self.device)
+        if reason is None:
+            front = FusedRunner(layer, builder.runner.fused_func)
+            builder.runner.fused_func = front
+            self._runners.append(front)
+        else:
+            name = (
+                "a kernel of its own"
+                if layer.runner_backend is None
+                else layer.runner_backend.value
+            )
+            self._left[f"{name}: {reason}"] += 1
+
+    def allocate(self, path: DevicePath) -> None:
+        """Before any capture. One log line for each runner says which layers it serves and why."""
+        workspaces: dict[Any, Workspace] = {}
+        for runner in self._runners:
+            runner.allocate(path, workspaces)
+        if self._runners:
+            logger.info(
+                "lynx's kernels run the experts of %d layers in decode steps of up to %d rows, "
+                "SGLang's triton runs them in all other steps",
+                len(self._runners),
+                path.max_rows,
+            )
+        for runner_and_reason, count in self._left.items():
+            logger.info(
+                "behind lynx's selection, SGLang runs the experts of %d layers with %s",
+                count,
+                runner_and_reason,
+            )
+
+
+def around_init(note: Callable[[Any], None]) -> Callable[..., None]:
+    """Hook around ``FusedMoE.__init__``: ``note`` is told each layer as it is built."""
+
+    def hook(original: Callable[..., None], layer: Any, *rest: Any, **named: Any) -> None:
+        original(layer, *rest, **named)
+        note(layer)
+
+    return hook
+
+
+def bind_backend(original: Callable[..., None], topk: Any, *rest: Any, **named: Any) -> None:
+    """Hook around ``TopK.bind_runner_backend``: selection needs a routing that it can edit.
+
+    Raises:
+        UnsupportedError: the layer's runner routes inside its kernel.
+    """
+    from sglang.srt.layers.moe.topk import TopKOutputFormat
+
+    original(topk, *rest, **named)
+    config = topk.topk_config
+    if config.output_format is not TopKOutputFormat.STANDARD:
+        name = "none" if config.runner_backend is None else config.runner_backend.value
+        raise UnsupportedError(
+            f"--moe-backend lynx: MoE layer {topk.layer_id}: the runner {name} routes inside its "
+            f"kernel ({config.output_format.name}), where nothing can be selected. "
+            "Choose another --moe-runner-backend, or none."
+        )

@@ -1,0 +1,147 @@
+"""Lynx's kernels in front of SGLang's Triton runner, layer by layer, on a GPU.
+
+SGLang builds its own runner for its own weight layout. Where selection made a schedule, decode
+steps, the active experts run in ``lynx_kernels``; every other step is SGLang's, prefill above all.
+
+fp8 experts multiply activations of the model's own dtype: what SGLang does to them before its
+product, rounding to fp8 by a scale of each token or of the checkpoint, is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lynx_kernels.device import arch_of
+from lynx_kernels.fused_moe.activation import SWIGLU_ALPHA, SWIGLU_LIMIT
+from lynx_kernels.fused_moe.triton_form import fused_moe_triton
+from lynx_kernels.fused_moe.triton_projection import SCALE_BLOCK
+from lynx_kernels.fused_moe.workspace import Workspace
+from lynx_sglang.gpu.device_path import DevicePath
+
+ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu"}  # SGLang's names on CUDA, and ours
+HIDDEN_DTYPES = (torch.bfloat16, torch.float16)
+MIN_ARCH, MIN_FP8_ARCH = 80, 89
+
+
+class FusedRunner:
+    """One layer's experts; stands where ``MoeRunner.run`` looks for a fused function."""
+
+    def __init__(self, layer: Any, original: Callable[..., Any]) -> None:
+        """``layer``: SGLang's ``FusedMoE``. ``original``: what SGLang would have called."""
+        self._layer, self._original = layer, original
+        self._path: DevicePath | None = None
+        self._workspace: Workspace | None = None
+
+    def allocate(self, path: DevicePath, workspaces: dict[Any, Workspace]) -> None:
+        """Before any capture: scratch of this layer's shape, which all layers of it share."""
+        w13, w2 = self._layer.w13_weight, self._layer.w2_weight
+        dtype = self._layer.moe_runner_config.params_dtype
+        key = (w13.shape, w2.shape, w13.dtype, dtype)
+        if key not in workspaces:
+            workspaces[key] = Workspace.allocate(
+                w13, w2, max_rows=path.max_rows, top_k=path.sizes.num_slots, dtype=dtype
+            )
+        self._path, self._workspace = path, workspaces[key]
+
+    def __call__(self, dispatch_output: Any, quant_info: Any, runner_config: Any) -> Any:
+        """hidden [M, H] through its experts; see ``lynx_kernels.fused_moe_triton``."""
+        from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput
+
+        path, workspace = self._path, self._workspace
+        schedule = None if path is None else path.take(self._layer.layer_id)
+        if schedule is None or workspace is None:
+            return self._original(dispatch_output, quant_info, runner_config)
+        is_clamped = runner_config.gemm1_alpha is not None
+        scales = [quant_info.w13_scale, quant_info.w2_scale]
+        if quant_info.per_channel_quant:  # [E, N, 1]
+            scales = [scale.squeeze(2) for scale in scales]
+        output: Tensor = fused_moe_triton(
+            dispatch_output.hidden_states,
+            quant_info.w13_weight,
+            quant_info.w2_weight,
+            schedule,
+            workspace=workspace,
+            activation="swiglu_clamped" if is_clamped else ACTIVATIONS[runner_config.activation],
+            is_interleaved=is_clamped or quant_info.fuse_swiglu_interleaved,
+            w13_scale=scales[0],
+            w2_scale=scales[1],
+            w13_bias=quant_info.b13,
+            w2_bias=quant_info.b2,
+            apply_router_weight_on_input=runner_config.apply_router_weight_on_input,
+        )
+        if runner_config.routed_scaling_factor not in (None, 1.0):
+            output.mul_(runner_config.routed_scaling_factor)
+        return StandardCombineInput(hidden_states=output)
+
+
+def builder_of(layer: Any) -> Any:
+    """What built a layer's runner: its quant method, or the scheme that this one stands for."""
+    from sglang.srt.layers.quantization.compressed_tensors.compressed_tensors import (
+        CompressedTensorsFusedMoEMethod,
+    )
+
+    method = layer.quant_method
+    return layer.scheme if isinstance(method, CompressedTensorsFusedMoEMethod) else method
+
+
+def uncovered(method: Any, config: Any, device: torch.device) -> str | None:
+    """Why a layer's experts stay with SGLang's runner; None where Lynx's kernels run them.
+
+    ``method``: what built the runner.
+    """
+    from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
+
+    arch, is_fp8 = arch_of(device), not isinstance(method, UnquantizedFusedMoEMethod)
+    reason = uncovered_fp8(method, config) if is_fp8 else None
+    if reason is not None:
+        return reason
+    if arch < (MIN_FP8_ARCH if is_fp8 else MIN_ARCH):
+        return f"compute capability {arch / 10:.1f}"
+    if config.params_dtype not in HIDDEN_DTYPES:
+        return f"dtype {config.params_dtype}"
+    if config.num_fused_shared_experts and config.num_local_experts != config.num_experts:
+        return "fused shared experts, which each expert-parallel rank runs for its share"
+    return uncovered_activation(config)
+
+
+def uncovered_fp8(method: Any, config: Any) -> str | None:
+    """Scales are per 128 x 128 block, row or expert; whatever else is quantised is no fp8 here."""
+    from sglang.srt.layers.quantization.compressed_tensors.schemes import (
+        CompressedTensorsW8A8Fp8MoE,
+    )
+    from sglang.srt.layers.quantization.fp8 import Fp8MoEMethod
+    from sglang.srt.layers.quantization.modelopt_quant import ModelOptFp8MoEMethod
+    from sglang.srt.layers.quantization.w8a8_fp8 import W8A8FP8MoEMethod
+
+    if isinstance(method, W8A8FP8MoEMethod | ModelOptFp8MoEMethod):
+        return None
+    if not isinstance(method, Fp8MoEMethod | CompressedTensorsW8A8Fp8MoE):
+        return f"weights of {type(method).__name__}"
+    if isinstance(method, Fp8MoEMethod) and (method.use_mxfp8 or method.is_fp4_expert):
+        return "MXFP8 and FP4 experts"
+    if method.weight_block_size is None:
+        return None
+    if list(method.weight_block_size) != [SCALE_BLOCK, SCALE_BLOCK]:
+        return f"fp8 scales per {method.weight_block_size} block, not {SCALE_BLOCK} x {SCALE_BLOCK}"
+    if config.intermediate_size_per_partition % SCALE_BLOCK:
+        return f"intermediate size {config.intermediate_size_per_partition} of fp8 experts"
+    return None
+
+
+def uncovered_activation(config: Any) -> str | None:
+    if config.no_combine:
+        return "no_combine"
+    if config.activation not in ACTIVATIONS or not config.is_gated:
+        return f"activation {config.activation} (gated: {config.is_gated})"
+    if config.swiglu_limit is not None or config.gemm1_beta is not None:
+        return "swiglu_limit and gemm1_beta"
+    clamp = (config.gemm1_alpha, config.gemm1_clamp_limit)
+    if clamp not in ((None, None), (SWIGLU_ALPHA, SWIGLU_LIMIT)):
+        return f"gemm1_alpha and gemm1_clamp_limit {clamp}"
+    if clamp != (None, None) and not (config.gate_up_interleaved and config.activation == "silu"):
+        return "a clamped SwiGLU whose gate and up rows do not alternate"
+    return None

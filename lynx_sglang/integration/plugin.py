@@ -1,0 +1,75 @@
+"""Entry point ``sglang.srt.plugins``: runs in every SGLang process.
+
+Without ``--moe-backend lynx`` it adds command-line options and nothing else. With it, the
+scheduler processes also get the runner, the selection and the telemetry.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+from lynx_sglang import sglang_names
+from lynx_sglang.integration import flags
+
+logger = logging.getLogger(__name__)
+
+_registered = False
+
+
+def register() -> None:
+    """Add the options, and in a server process the hooks; idempotent."""
+    global _registered
+    if _registered:
+        return
+    _registered = True
+    if not sglang_names.is_supported():
+        logger.warning(
+            "lynx is off: it supports SGLang %s, and %s is installed",
+            ", ".join(sglang_names.SUPPORTED_VERSIONS),
+            sglang_names.sglang_version(),
+        )
+        return
+    _register_launcher()
+    if (settings := flags.published()) is not None:
+        _register_server(settings)
+
+
+def hook_path(name: sglang_names.Name) -> str:
+    """The path of a name as SGLang's hook registry writes it."""
+    return name.path.replace(":", ".")
+
+
+def _register_launcher() -> None:
+    from sglang.srt.arg_groups.choices import (
+        add_attention_backend_choices,
+        add_moe_runner_backend_choices,
+    )
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    from lynx_sglang.cpu import entry_point
+    from lynx_sglang.integration import compatibility
+
+    add_moe_runner_backend_choices([flags.BACKEND])
+    HookRegistry.register(hook_path(sglang_names.ADD_CLI_ARGS), flags.add_cli_args, HookType.AFTER)
+    HookRegistry.register(
+        hook_path(sglang_names.FROM_CLI_ARGS), flags.from_cli_args, HookType.AROUND
+    )
+    if engine := sys.modules.get("sglang.srt.entrypoints.engine"):
+        # Engine.__init__ loads the plugins itself: a hook on it would come too late, and the
+        # registry would replace every binding of ServerArgs rather than this attribute.
+        engine_class: Any = engine.Engine
+        engine_class.server_args_class = staticmethod(
+            flags.engine_args(engine_class.server_args_class)
+        )
+    compatibility.register()
+    if entry_point.activate() is not None:
+        add_attention_backend_choices([entry_point.ATTENTION_BACKEND])
+        entry_point.register_defaults()
+
+
+def _register_server(settings: Any) -> None:
+    from lynx_sglang.integration import hooks
+
+    hooks.install(settings)

@@ -1,0 +1,179 @@
+"""The control path of a replica: what a step cost, in; what the next may run, out. On rank 0 alone.
+
+Its clock, log, metrics and store are the replica's. It writes to no buffer: ``runtime`` puts what
+it decides in force, through ``ranks`` where there are several.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lynx_controller import Controller, ControllerConfig, Decision, Observation
+from lynx_controller.fleet.member import Member
+from lynx_controller.log.decision_log import Log, LoggedController
+from lynx_sglang import calibration
+from lynx_sglang.loop import membership, tier
+from lynx_sglang.loop.clock import StepClock
+from lynx_sglang.loop.step import Batch, Step
+from lynx_sglang.loop.telemetry import Telemetry
+from lynx_sglang.settings import Settings, promise_of
+
+logger = logging.getLogger(__name__)
+
+
+class Control:
+    """One replica's controller, and what it is told and tells."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        layer_ids: list[int],
+        num_experts: int,
+        top_k: int,
+        slot_of: Callable[[int], int],
+        telemetry: Telemetry,
+    ) -> None:
+        """
+        Args:
+            slot_of: batch-size class of a number of rows.
+        """
+        self.layer_ids, self.num_experts, self.top_k = layer_ids, num_experts, top_k
+        self.telemetry = telemetry
+        self.member: Member | None = None  # of a fleet, with --lynx-store
+        self._slot_of = slot_of
+        self._clock = StepClock()
+        make: Callable[..., Controller] = Controller
+        if settings.decision_log is not None:
+            make = partial(LoggedController, Log(Path(settings.decision_log)))
+        self.controller = make(
+            slo=settings.slo,
+            num_layers=len(layer_ids),
+            num_experts=num_experts,
+            top_k=top_k,
+            config=ControllerConfig(min_demand=settings.min_demand),
+            layer_offsets=offsets_of(settings),
+        )
+        self.decided_for = Batch()  # what the decision is for
+        self.decision = self.apply(settings)
+
+    def join(self, hf_config: Any, spread: str) -> None:
+        """Become a replica of the fleet that --lynx-store names."""
+        assert self.settings.store is not None
+        sizes = len(self.layer_ids), self.num_experts, self.top_k
+        self.member = membership.join(self.settings.store, hf_config, *sizes, spread)
+
+    def apply(self, settings: Settings) -> Decision:
+        """Decide again under the operator's fixed budget and demand, SLO and floors."""
+        self.settings = settings
+        budget = None if settings.budget == "auto" else settings.cap(self.num_experts)
+        demand = None if settings.demand == "auto" else float(settings.demand)
+        if settings.budget == "full":
+            demand = 1.0
+        self.controller.set_slo(settings.slo)
+        self.controller.set_min_demand(settings.min_demand)
+        self.controller.set_max_quality_loss(settings.max_quality_loss)
+        self.controller.override(budget=budget, demand=demand)
+        return self.plan(self.decided_for)
+
+    def plan(self, batch: Batch) -> Decision:
+        """Decide for a batch that differs from the last one, before it runs."""
+        self.decided_for = batch
+        self.decision = self.controller.plan(
+            batch.rows, self._slot_of(batch.rows), batch.phase, batch.num_flexible
+        )
+        return self.decision
+
+    def end(
+        self, step: Step, now_s: float, *, ran_under: Decision, launch_s: float, is_after_idle: bool
+    ) -> Decision:
+        """Account for a step that finished at ``now_s`` and decide for the next one."""
+        step_ms, itl_ms = self._clock.end(
+            now_s,
+            launch_s,
+            is_after_idle=is_after_idle,
+            streams=[request.rid for request in step.requests],
+        )
+        self.telemetry.step_ended(step, step_ms)
+        if not step.rows:
+            return self.decision
+        self._account(step)
+        if len(step.num_active) < len(self.layer_ids):
+            return self.decision  # the forward did not reach every layer
+        # A shadow pass is in the gap that streams saw, and no part of what the step costs.
+        seen = self._observation(step, ran_under, step_ms - step.shadow_ms, itl_ms)
+        if self.member is not None:
+            self.member.note(seen, self.controller)
+        self.decision = self.controller.step(seen)
+        self.decided_for = step.batch
+        self.telemetry.decided(self, step, ran_under)
+        return self.decision
+
+    def _account(self, step: Step) -> None:
+        """Note in each request what its token kept."""
+        masses = [1.0] * step.rows
+        if step.row_retained_mass is not None:
+            masses = (step.row_retained_mass / len(self.layer_ids)).tolist()
+        for request, mass in zip(step.requests, masses, strict=True):
+            tier.account_of(request).add(min(1.0, mass))
+
+    def _observation(
+        self, step: Step, ran_under: Decision, step_ms: float, itl_ms: float
+    ) -> Observation:
+        return Observation(
+            step=step.number,
+            phase=step.phase,
+            rows=step.rows,
+            slot=self._slot_of(step.rows),
+            step_ms=step_ms,
+            itl_ms=itl_ms,
+            active_experts=[step.num_active[layer] for layer in self.layer_ids],
+            retained_mass=[step.retained_mass.get(layer, 1.0) for layer in self.layer_ids],
+            kv_tokens=step.kv_tokens,
+            flexible_rows=step.num_flexible,
+            queue=None if step.waiting is None else step.waiting.requests,
+            queue_ms=None if step.waiting is None else step.waiting.oldest_ms,
+            demand=ran_under.demand,
+            budget_applied=ran_under.budget,
+            shadow_kl=None if step.shadow is None else step.shadow.mean_kl,
+            shadow_agreement=None if step.shadow is None else step.shadow.agreement,
+        )
+
+    def log_start(self, num_ranks: int) -> None:
+        """The sign of life that a plugin owes: one line that says what it does."""
+        settings = self.settings
+        logger.info(
+            "lynx is active: policy %s, %s, %s, budget %s, demand %s, mass at least %s, floor %d, "
+            "%d MoE layers of %d experts, top-%d, %d rank%s",
+            settings.policy,
+            promise_of(asdict(settings)),
+            f"quality limit {settings.max_quality_loss:g} nats"
+            if settings.max_quality_loss is not None
+            else "no quality limit",
+            settings.budget,
+            settings.demand,
+            settings.min_demand,
+            settings.floor,
+            len(self.layer_ids),
+            self.num_experts,
+            self.top_k,
+            num_ranks,
+            "" if num_ranks == 1 else "s",
+        )
+        if settings.calibration is not None:
+            logger.info(
+                "lynx is calibrated by %s: mass kept at least %g",
+                settings.calibration,
+                settings.min_demand,
+            )
+
+
+def offsets_of(settings: Settings) -> list[float] | None:
+    """[L] what `lynx-sglang calibrate` found of the layers, where the server was given it."""
+    if settings.calibration is None:
+        return None
+    return calibration.load(settings.calibration, settings.policy).layer_offsets

@@ -1,0 +1,158 @@
+"""Shadow passes: a few decode steps also run with every expert, to see what sharing changed.
+
+On a sampled step the same batch runs twice, full experts first. The served pass then writes the
+same KV slots, layer by layer and before it reads them, so that nothing of the full pass is left:
+what is served is what it would have been. Both passes read the context that the run has, so the
+comparison is of one step: what earlier cuts left in the KV cache is in both.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lynx_kernels import RowClass
+
+if TYPE_CHECKING:
+    from lynx_sglang.loop.runtime import Runtime
+
+GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
+# Upper bounds of the histogram of a row's KL, in nats: 1, 2, 5 per decade.
+KL_BUCKETS = tuple(float(f"{digit}e{power}") for power in range(-6, 1) for digit in (1, 2, 5))
+
+
+def is_sampled(count: int, share: float) -> bool:
+    """Whether the degraded step number ``count`` (from 0) is one of ``share`` in [0, 1].
+
+    Multiples of the golden ratio modulo 1 are even at every scale and have no period, so no
+    rhythm of the traffic can hide from them; and the same steps are sampled in every run.
+    """
+    return count * GOLDEN % 1.0 < share
+
+
+@dataclass(slots=True)
+class Sampler:
+    """Counts the decode steps that are cut, and picks a share of them."""
+
+    count: int = 0
+
+    def pick(self, share: float) -> bool:
+        self.count += 1
+        return is_sampled(self.count - 1, share)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One step's flexible rows: the full model's next token against the served one's."""
+
+    kl: list[float]  # KL(full || served) in nats
+    agrees: list[bool]  # both have the same most probable token
+
+    @property
+    def mean_kl(self) -> float:
+        return sum(self.kl) / len(self.kl)
+
+    @property
+    def agreement(self) -> float:
+        return sum(self.agrees) / len(self.agrees)
+
+
+def refusal(model_config: Any) -> str | None:
+    """Why SGLang's ``ModelConfig`` cannot run a step twice; None if it can."""
+    from sglang.srt.configs.hybrid_arch import mambaish_config
+
+    if mambaish_config(model_config) is None:
+        return None
+    return "its recurrent layers would take each token of a shadowed step twice"
+
+
+def forward(runtime: Runtime) -> Callable[..., Any]:
+    """The hook around ``ModelRunner._forward_raw``: a sampled step runs every expert first."""
+
+    def hook(original: Callable[..., Any], *call: Any, **named: Any) -> Any:
+        from sglang.srt.eplb.expert_distribution import get_global_expert_distribution_recorder
+
+        step = runtime.step
+        if step is None or not step.is_shadowed:
+            return original(*call, **named)
+        flexible = step.row_class == RowClass.FLEXIBLE
+        began_s = time.monotonic()
+        with runtime.all_experts(), get_global_expert_distribution_recorder().disable_this_region():
+            full = log_probabilities(original(*call, **named), flexible)
+        ended_s = time.monotonic()
+        output = original(*call, **named)
+        served_s = time.monotonic()
+        step.shadow = compare(full, log_probabilities(output, flexible))
+        step.shadow_ms = (ended_s - began_s + time.monotonic() - served_s) * 1e3
+        return output
+
+    return hook
+
+
+def compare(full: torch.Tensor, served: torch.Tensor) -> Comparison:
+    """``full`` and ``served``: log-probabilities [rows, V] float32 of the same rows."""
+    terms = full.exp() * (full - served)
+    kl = terms.masked_fill(full == -torch.inf, 0.0).sum(dim=-1).clamp(min=0.0)  # 0 log 0 = 0
+    agrees = full.argmax(dim=-1) == served.argmax(dim=-1)
+    return Comparison(kl.tolist(), agrees.tolist())
+
+
+def log_probabilities(output: Any, rows: torch.Tensor) -> torch.Tensor:
+    """Of ``rows`` (bool [M]) in a ``ModelRunnerOutput``: [rows, V] float32, memory of its own.
+
+    These are the model's: before penalties, grammar, temperature and sampling.
+    """
+    logits: torch.Tensor = output.logits_output.next_token_logits
+    return logits[: rows.shape[0]][rows].float().log_softmax(dim=-1)
+
+
+@dataclass(slots=True)
+class ShadowTotals:
+    """Sums over all shadow passes; differences of two readings are a window's."""
+
+    steps: int = 0
+    rows: int = 0
+    kl_sum: float = 0.0
+    agreements: int = 0
+    # Rows by KL: up to each bound of KL_BUCKETS, and beyond the last.
+    histogram: list[int] = field(default_factory=lambda: [0] * (len(KL_BUCKETS) + 1))
+
+    def add(self, seen: Comparison) -> None:
+        self.steps += 1
+        self.rows += len(seen.kl)
+        self.kl_sum += sum(seen.kl)
+        self.agreements += sum(seen.agrees)
+        for kl in seen.kl:
+            self.histogram[bisect_left(KL_BUCKETS, kl)] += 1
+
+    def report(self) -> dict[str, Any]:
+        """JSON for ``/server_info``; means and quantile are None before the first row."""
+        rows = self.rows
+        return {
+            "steps": self.steps,
+            "rows": rows,
+            "kl_sum": self.kl_sum,
+            "kl_mean": self.kl_sum / rows if rows else None,
+            "kl_p99": quantile(self.histogram, 0.99) if rows else None,
+            "agreements": self.agreements,
+            "agreement": self.agreements / rows if rows else None,
+            "kl_buckets": list(KL_BUCKETS),
+            "kl_histogram": list(self.histogram),
+        }
+
+
+def quantile(histogram: list[int], share: float) -> float:
+    """Of a histogram over KL_BUCKETS, linear inside a bucket as ``histogram_quantile`` reads it."""
+    wanted = share * sum(histogram)
+    below, low = 0, 0.0
+    for count, high in zip(histogram, KL_BUCKETS, strict=False):
+        if count and below + count >= wanted:
+            return low + (high - low) * (wanted - below) / count
+        below, low = below + count, high
+    return low

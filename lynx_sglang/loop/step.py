@@ -1,0 +1,155 @@
+"""One forward step of the scheduler, as selection and the controller see it."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from lynx_controller import Phase
+from lynx_kernels import RowClass
+from lynx_sglang.loop.shadow import Comparison
+from lynx_sglang.loop.tier import Tier, tier_of
+from lynx_sglang.loop.waiting import Waiting
+
+SLOTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+HEALTH_CHECK_PREFIX = "HEALTH_CHECK"  # SGLang's probes; no user's traffic
+
+
+class Batch(NamedTuple):
+    """What a decision is made for."""
+
+    phase: Phase = Phase.DECODE
+    rows: int = 1
+    num_flexible: int = 1
+
+
+@dataclass(slots=True)
+class Step:
+    """A batch about to run. ``runtime`` fills in what each layer did."""
+
+    number: int
+    phase: Phase
+    row_class: torch.Tensor  # uint8 [rows]; empty where nothing is selected
+    requests: list[Any]  # the decoding requests, in the order of their rows
+    first_decode_row: int
+    num_flexible: int
+    kv_tokens: int
+    waiting: Waiting | None = None  # set where a TTFT is to be held
+    is_selecting: bool = False  # set when the decision in force cuts anything
+    is_shadowed: bool = False  # set when it also runs with every expert
+    shadow: Comparison | None = None
+    shadow_ms: float = 0.0  # time that the shadow pass took
+    num_active: dict[int, int] = field(default_factory=dict)  # by layer id
+    retained_mass: dict[int, float] = field(default_factory=dict)  # mean over flexible rows
+    row_retained_mass: np.ndarray[Any, Any] | None = None  # sum over layers, [decode rows]
+    _row_masses: dict[int, np.ndarray[Any, Any]] = field(default_factory=dict)  # until added up
+
+    @property
+    def rows(self) -> int:
+        """Decoding rows: one token of each decoding request."""
+        return len(self.requests)
+
+    @property
+    def batch(self) -> Batch:
+        return Batch(self.phase, self.rows, self.num_flexible)
+
+    def note_layer(self, layer_id: int, num_active: int, row_mass: np.ndarray[Any, Any]) -> None:
+        """Record one selected layer: T, and each row's retained mass [M >= rows]."""
+        self.num_active[layer_id] = num_active
+        self._row_masses[layer_id] = row_mass
+
+    def add_up_layers(self) -> None:
+        """Add up what ``note_layer`` recorded, once for the step."""
+        if self._row_masses:
+            rows = slice(self.first_decode_row, self.first_decode_row + self.rows)
+            masses = np.stack([row_mass[rows] for row_mass in self._row_masses.values()])
+            self.note_masses(list(self._row_masses), masses)
+
+    def note_masses(self, layer_ids: list[int], masses: np.ndarray[Any, Any]) -> None:
+        """Record what each decode row kept in each selected layer: masses [L, rows]."""
+        self.row_retained_mass = masses.sum(axis=0, dtype=float)
+        if self.num_flexible:
+            # Exact rows keep all of theirs, so the sum of losses is the flexible rows' own.
+            means = 1.0 - (1.0 - masses).sum(axis=1, dtype=float) / self.num_flexible
+            self.retained_mass = dict(zip(layer_ids, means.tolist(), strict=True))
+
+
+def phase_of(batch: Any) -> Phase:
+    """SGLang's forward mode; MIXED answers ``is_extend()`` too, so it is asked first."""
+    mode = batch.forward_mode
+    if mode.is_mixed():
+        return Phase.MIXED
+    if mode.is_decode():
+        return Phase.DECODE
+    if mode.is_target_verify():
+        return Phase.VERIFY
+    if mode.is_idle() or mode.is_prebuilt():
+        return Phase.IDLE
+    return Phase.PREFILL
+
+
+def step_of(batch: Any, number: int, default_tier: Tier) -> Step:
+    """Describe a ``ScheduleBatch``; only decoding requests of the flexible tier are flexible."""
+    phase = phase_of(batch)
+    if phase is Phase.DECODE:
+        requests, first_row = list(batch.reqs), 0
+    elif phase is Phase.MIXED:
+        requests = list(batch.decoding_reqs or [])
+        first_row = sum(batch.extend_lens) - len(requests)
+    else:
+        requests, first_row = [], 0
+    flexible = [is_flexible(request, default_tier) for request in requests]
+    classes = np.full(first_row + len(requests), RowClass.EXACT, dtype=np.uint8)
+    classes[first_row:][flexible] = RowClass.FLEXIBLE
+    return Step(
+        number=number,
+        phase=phase,
+        row_class=torch.from_numpy(classes),
+        requests=requests,
+        first_decode_row=first_row,
+        num_flexible=sum(flexible),
+        kv_tokens=int(batch.seq_lens_cpu.sum()) if batch.seq_lens_cpu is not None else 0,
+    )
+
+
+def batch_ahead(scheduler: Any, default_tier: Tier) -> Batch:
+    """The next decode batch as ``Scheduler.get_next_batch_to_run`` will merge it.
+
+    Before a loop's batch is built; 0 rows where nothing is left to decode.
+    """
+    last = scheduler.last_batch
+    requests = list(scheduler.running_batch.reqs)
+    if last is not None and last.forward_mode.is_extend():
+        unfinished_prefills = (scheduler.chunked_req, last.chunked_req)
+        requests += [each for each in last.reqs if each not in unfinished_prefills]
+    requests = [each for each in requests if not each.finished()]
+    num_flexible = sum(is_flexible(each, default_tier) for each in requests)
+    return Batch(Phase.DECODE, len(requests), num_flexible)
+
+
+def is_flexible(request: Any, default_tier: Tier) -> bool:
+    """Whether selection may change a decoding request's experts."""
+    return tier_of(request, default_tier) is Tier.FLEXIBLE and not is_probe(request)
+
+
+def is_probe(request: Any) -> bool:
+    return isinstance(request.rid, str) and request.rid.startswith(HEALTH_CHECK_PREFIX)
+
+
+def pad_to(row_class: torch.Tensor, rows: int) -> torch.Tensor:
+    """``row_class`` [rows]: rows that SGLang padded the batch with are PAD."""
+    if rows == row_class.shape[0]:
+        return row_class
+    padded = torch.full((rows,), RowClass.PAD, dtype=torch.uint8)
+    padded[: row_class.shape[0]] = row_class
+    return padded
+
+
+def slot_of(rows: int, slots: Sequence[int] = SLOTS) -> int:
+    """The smallest of ``slots`` (ascending) that holds ``rows``; above them, multiples of 256."""
+    return slots[bisect_left(slots, rows)] if rows <= slots[-1] else -(-rows // 256) * 256

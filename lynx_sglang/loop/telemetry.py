@@ -1,0 +1,285 @@
+"""What Lynx tells and takes at run time: Prometheus, ``/server_info``, ``/set_internal_state``.
+
+Metrics follow SGLang's conventions: ``sglang:lynx_*``, seconds, gauges ``mostrecent``, SGLang's
+labels. They exist with ``--enable-metrics``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from lynx_controller import Reason
+from lynx_sglang import settings, sglang_names
+from lynx_sglang.errors import SettingError
+from lynx_sglang.loop.shadow import KL_BUCKETS, Comparison, ShadowTotals
+
+if TYPE_CHECKING:
+    from lynx_controller import Decision
+    from lynx_sglang.loop.control import Control
+    from lynx_sglang.loop.runtime import Runtime
+    from lynx_sglang.loop.step import Step
+    from lynx_sglang.settings import Settings
+
+GAUGES = {
+    "lynx_slo_itl_seconds": "The inter-token latency to hold; 0 without an SLO.",
+    "lynx_slo_ttft_seconds": "The time to first token to hold; 0 without one.",
+    "lynx_queue_seconds": "Wait of the oldest request without a place; 0 without a TTFT to hold.",
+    "lynx_share": "Experts that a step may use, over those that it would use uncut.",
+    "lynx_demand": "Share of each token's routing mass that its experts must hold; 1 if not fixed.",
+    "lynx_budget_experts": "Cap on the distinct experts of a layer, mean over layers.",
+    "lynx_active_experts": "Distinct experts of a layer in the last decode step, mean over layers.",
+    "lynx_retained_mass": "Top-k gate mass that flexible rows kept, mean over layers.",
+    "lynx_saturated": "1 while the SLO cannot be met at the quality floor.",
+    "lynx_predicted_step_seconds": "Predicted time of the next decode step.",
+    "lynx_max_quality_loss_nats": "Mean KL to the full model that a token may lose; 0: no limit.",
+    "lynx_guard_share": "Least share that the quality limit allows; 0 without one.",
+    "lynx_guard_binds": "1 while the SLO would take a deeper cut than the quality limit allows.",
+}
+STEP_BUCKETS_S = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.2, 0.5, 1.0)
+
+# /set_internal_state takes numbers alone, so words are spelled as numbers.
+NUMERIC_WORDS: dict[str, dict[float, str]] = {
+    "slo_itl_ms": {0: "none"},
+    "slo_ttft_ms": {0: "none"},
+    "budget": {0: "auto", -1: "full"},
+    "demand": {-1: "auto"},
+    "max_quality_loss": {0: "none"},
+    "shadow_share": {-1: "auto"},
+}
+UPDATABLE = (
+    "slo_itl_ms",
+    "slo_ttft_ms",
+    "budget",
+    "demand",
+    "min_demand",
+    "floor",
+    "max_quality_loss",
+    "shadow_share",
+)
+
+
+class Telemetry:
+    """Counts what happened; mirrors it to Prometheus when the server does."""
+
+    def __init__(self) -> None:
+        self.steps: Counter[str] = Counter()  # by phase
+        self.decisions: Counter[str] = Counter()  # by reason
+        self.floor_hits = 0  # layer-steps whose floors needed more than the cap
+        self.decode_steps = 0
+        self.active_experts_sum = 0.0  # over decoding steps, of the mean over layers
+        self.retained_mass_sum = 0.0
+        self.shadow = ShadowTotals()
+        self._gauges: dict[str, Any] = {}
+        self._steps_s: Any = None
+        self._decisions: Any = None
+        self._floor_hits: Any = None
+        self._failures: Any = None
+        self._shadow_steps: Any = None
+        self._shadow_agreements: Any = None
+        self._shadow_kl: Any = None
+        self._labels: dict[str, Any] = {}
+
+    def open(self, scheduler: Any) -> None:
+        """Create the metrics, with the labels of the scheduler's own."""
+        reporter = scheduler.metrics_reporter
+        if not reporter.enable_metrics:
+            return
+        # Import after SGLang has set PROMETHEUS_MULTIPROC_DIR.
+        from prometheus_client import Counter as PrometheusCounter
+        from prometheus_client import Gauge, Histogram
+
+        labels = self._labels = reporter.metrics_collector.labels
+        for name, about in GAUGES.items():
+            gauge = Gauge(
+                f"sglang:{name}", about, labelnames=[*labels], multiprocess_mode="mostrecent"
+            )
+            self._gauges[name] = gauge.labels(**labels)
+        self._steps_s = Histogram(
+            "sglang:lynx_step_seconds",
+            "Time from one forward's end to the next's, by phase.",
+            labelnames=[*labels, "phase"],
+            buckets=STEP_BUCKETS_S,
+        )
+        self._decisions = PrometheusCounter(
+            "sglang:lynx_decisions_total",
+            "Controller decisions, by reason.",
+            labelnames=[*labels, "reason"],
+        )
+        self._shadow_kl = Histogram(
+            "sglang:lynx_shadow_kl_nats",
+            "KL of a flexible row's next token, full experts against served, on shadowed steps.",
+            labelnames=[*labels],
+            buckets=KL_BUCKETS,
+        ).labels(**labels)
+        for attribute, name, about in (
+            ("_floor_hits", "floor_hits", "Layer-steps whose floors needed more than the cap."),
+            ("_failures", "controller_failures", "Controller errors, answered by full quality."),
+            ("_shadow_steps", "shadow_steps", "Decode steps that also ran with every expert."),
+            (
+                "_shadow_agreements",
+                "shadow_agreements",
+                "Rows of shadowed steps whose most probable token every expert would not change.",
+            ),
+        ):
+            counter = PrometheusCounter(f"sglang:lynx_{name}_total", about, labelnames=[*labels])
+            setattr(self, attribute, counter.labels(**labels))
+
+    def step_ended(self, step: Step, step_ms: float) -> None:
+        self.steps[step.phase.value] += 1
+        if self._steps_s is not None:
+            self._steps_s.labels(**self._labels, phase=step.phase.value).observe(step_ms / 1e3)
+        if step.shadow is not None:
+            self._shadowed(step.shadow)
+
+    def _shadowed(self, seen: Comparison) -> None:
+        self.shadow.add(seen)
+        if self._shadow_kl is None:
+            return
+        self._shadow_steps.inc()
+        self._shadow_agreements.inc(sum(seen.agrees))
+        for kl in seen.kl:
+            self._shadow_kl.observe(kl)
+
+    def decided(self, control: Control, step: Step, ran_under: Decision) -> None:
+        """Record a decoding step, the decision that it ran under and the one after it."""
+        decision = control.decision
+        num_layers = len(control.layer_ids)
+        hits = sum(
+            step.num_active[layer] > cap
+            for layer, cap in zip(control.layer_ids, ran_under.budget, strict=True)
+        )
+        reason = decision.reason.value
+        active_experts = sum(step.num_active.values()) / num_layers
+        retained_mass = mean_retained_mass(step)
+        self.decisions[reason] += 1
+        self.floor_hits += hits
+        self.decode_steps += 1
+        self.active_experts_sum += active_experts
+        self.retained_mass_sum += retained_mass
+        if not self._gauges:
+            return
+        values = {
+            "lynx_slo_itl_seconds": (control.settings.slo_itl_ms or 0.0) / 1e3,
+            "lynx_slo_ttft_seconds": (control.settings.slo_ttft_ms or 0.0) / 1e3,
+            "lynx_queue_seconds": 0.0 if step.waiting is None else step.waiting.oldest_ms / 1e3,
+            "lynx_share": decision.share,
+            "lynx_demand": decision.demand,
+            "lynx_budget_experts": sum(decision.budget) / num_layers,
+            "lynx_active_experts": active_experts,
+            "lynx_retained_mass": retained_mass,
+            "lynx_saturated": float(decision.saturated),
+            "lynx_predicted_step_seconds": decision.predicted_ms / 1e3,
+            "lynx_max_quality_loss_nats": control.settings.max_quality_loss or 0.0,
+            "lynx_guard_share": decision.guard_share,
+            "lynx_guard_binds": float(decision.reason is Reason.GUARD),
+        }
+        for name, value in values.items():
+            self._gauges[name].set(value)
+        self._decisions.labels(**self._labels, reason=reason).inc()
+        self._floor_hits.inc(hits)
+        if reason == "failed":
+            self._failures.inc()
+
+
+def mean_retained_mass(step: Step) -> float:
+    masses = step.retained_mass.values()
+    return sum(masses) / len(masses) if masses else 1.0
+
+
+def add_server_info(runtime: Runtime) -> Callable[..., None]:
+    """The hook after ``get_internal_state``: a ``lynx`` part per scheduler in ``/server_info``."""
+
+    def hook(output: Any, _controller: Any, _request: Any) -> None:
+        output.internal_state["lynx"] = server_info(runtime)
+
+    return hook
+
+
+def server_info(runtime: Runtime) -> dict[str, Any]:
+    decision, telemetry = runtime.decision, runtime.telemetry
+    control, ranks = runtime.control, runtime.ranks
+    member = None if control is None else control.member
+    return {
+        "sglang": sglang_names.sglang_version(),
+        # A store's address may hold a password.
+        "settings": asdict(runtime.settings) | {"store": runtime.settings.store and "set"},
+        "num_layers": len(runtime.layer_ids),
+        "num_experts": runtime.num_experts,
+        "top_k": runtime.top_k,
+        "decision": None if decision is None else decision.to_dict(),
+        "controller": None if control is None else control.controller.state(),
+        "steps": dict(telemetry.steps),
+        "decisions": dict(telemetry.decisions),
+        "floor_hits": telemetry.floor_hits,
+        # Sums over decoding steps: take differences of two readings for a window's mean.
+        "decode_steps": telemetry.decode_steps,
+        "active_experts_sum": telemetry.active_experts_sum,
+        "retained_mass_sum": telemetry.retained_mass_sum,
+        "shadow": telemetry.shadow.report(),
+        "fleet": None if member is None else member.state(),
+        "ranks": None if ranks is None else ranks.state(),
+    }
+
+
+def add_update_handlers(runtime: Runtime) -> Callable[..., dict[str, Any]]:
+    """The hook after ``_update_handlers``: Lynx's keys for ``/set_internal_state``.
+
+    ``lynx_slo_itl_ms``, ``lynx_slo_ttft_ms`` (0: none), ``lynx_budget`` (0: auto, -1: full),
+    ``lynx_demand`` (-1: auto), ``lynx_min_demand``, ``lynx_floor``, ``lynx_max_quality_loss`` (0:
+    none), ``lynx_shadow_share`` (-1: auto).
+    """
+    from sglang.srt.managers.scheduler_components.internal_state import (
+        UpdateRejected,
+        _UpdateHandler,
+    )
+
+    def apply(key: str, value: float) -> None:
+        name, parsed = parse_update(key, value)
+        runtime.apply_overrides(replace(runtime.settings, **{name: parsed}))
+
+    def hook(handlers: dict[str, Any], _controller: Any) -> dict[str, Any]:
+        asked = runtime.settings  # and what this request's keys, one by one, make of them
+
+        def validate(key: str, value: float) -> None:
+            nonlocal asked
+            try:
+                asked = updated(asked, key, value, runtime.shadow_refusal)
+            except SettingError as error:
+                raise UpdateRejected(str(error)) from None
+
+        ours = {f"lynx_{name}": _UpdateHandler(validate, apply) for name in UPDATABLE}
+        return {**handlers, **ours}
+
+    return hook
+
+
+def updated(
+    before: Settings, key: str, value: float, shadow_refusal: str | None = None
+) -> Settings:
+    """Settings after one ``/set_internal_state`` entry.
+
+    Raises:
+        SettingError: names the key and what is wrong with its value, alone or beside the others.
+    """
+    name, parsed = parse_update(key, value)
+    after = replace(before, **{name: parsed})
+    reason = after.conflict() or (shadow_refusal if after.shadowed_share else None)
+    if reason:
+        raise SettingError(f"{key}: got {value}; {reason}")
+    return after
+
+
+def parse_update(key: str, value: float) -> tuple[str, Any]:
+    """Setting name and value of one ``/set_internal_state`` entry.
+
+    Raises:
+        SettingError: names the key, its range and what it got.
+    """
+    name = key.removeprefix("lynx_")
+    word = NUMERIC_WORDS.get(name, {}).get(value)
+    spelled = ", ".join(f"{k:g} for {w}" for k, w in NUMERIC_WORDS.get(name, {}).items())
+    source = f"{key} ({spelled})" if spelled else key
+    return name, settings.parse_value(name, value if word is None else word, source)

@@ -1,0 +1,369 @@
+"""Every SGLang name that Lynx hooks, calls or reads, and the versions it was checked against.
+
+This table is the whole surface between the two projects. ``test_sglang_names.py`` walks it
+against the installed SGLang: each name must exist with these parameters. At start the plugin
+refuses a version that is not listed, so that an upgrade can never half-apply.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import pkgutil
+from dataclasses import dataclass
+
+SUPPORTED_VERSIONS = ("0.5.23",)
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """One SGLang name and the parameters that Lynx relies on."""
+
+    path: str
+    parameters: tuple[str, ...] = ()
+    use: str = ""
+
+    def fault(self) -> str | None:
+        """Why the installed SGLang does not have this name as described, or None."""
+        try:
+            target = pkgutil.resolve_name(self.path)
+        except (ImportError, AttributeError) as error:
+            return f"{self.path}: {error}"
+        if not self.parameters:
+            return None
+        present = inspect.signature(target).parameters
+        missing = [name for name in self.parameters if name not in present]
+        return f"{self.path}: no parameter {', '.join(missing)}" if missing else None
+
+
+# Public extension points.
+ADD_MOE_CHOICES = Name(
+    "sglang.srt.arg_groups.choices:add_moe_runner_backend_choices", use="accept --moe-backend lynx"
+)
+ADD_ATTENTION_CHOICES = Name(
+    "sglang.srt.arg_groups.choices:add_attention_backend_choices", use="CPU attention by name"
+)
+RESOLUTION_HOOK = Name(
+    "sglang.srt.arg_groups.resolution_hooks:register_resolution_hook", ("name",), "CPU defaults"
+)
+DECLARE_RESOLUTION = Name(
+    "sglang.srt.arg_groups.overrides:declare_resolution", ("server_args", "source"), "CPU defaults"
+)
+RESOLVING_VIEW = Name(
+    "sglang.srt.arg_groups.overrides:resolving_view", ("server_args",), "read resolved arguments"
+)
+MODEL_CONFIG_OF = Name(
+    "sglang.srt.arg_groups.overrides:model_config_of", ("server_args",), "is it a MoE model"
+)
+REGISTER_CORE = Name(
+    "sglang.srt.layers.moe.moe_runner.runner:register_moe_runner_core",
+    ("backend_name", "factory"),
+    "the MoE runner",
+)
+RESOLVE_BACKEND = Name(
+    "sglang.srt.layers.moe.utils:resolve_moe_runner_backend", ("backend",), "the MoE runner"
+)
+MOE_RUNNER = Name(
+    "sglang.srt.layers.moe.moe_runner.runner:MoeRunner", ("runner_backend", "config"), "the runner"
+)
+DISPATCH_CORE = Name(
+    "sglang.srt.layers.moe.moe_runner.base:DispatchMoeRunnerCore.run_from_dispatch",
+    ("dispatch_output", "quant_info", "runner_config", "hooks"),
+    "base of the MoE runner",
+)
+OOT_FORWARD = Name(
+    "sglang.kernels.fused_op:BaseFusedOp.register_oot_forward",
+    ("op_cls", "fn", "platform_key"),
+    "unquantised MoE, RMSNorm and rotary embedding on the CPU platform",
+)
+RMS_NORM = Name(
+    "sglang.srt.layers.layernorm:RMSNorm.forward_native",
+    ("x", "residual", "post_residual_addition", "quant_linear"),
+    "replaced on the CPU platform, and what it falls back on",
+)
+ROTARY = Name(
+    "sglang.srt.layers.rotary_embedding.base:RotaryEmbedding.forward_native",
+    ("positions", "query", "key", "offsets", "fused_set_kv_buffer_arg"),
+    "replaced on the CPU platform, and what it falls back on",
+)
+FUSED_TOPK = Name(
+    "sglang.srt.layers.moe.topk:fused_topk_torch_native",
+    ("hidden_states", "gating_output", "topk", "renormalize", "correction_bias", "scoring_func"),
+    "replaced on the CPU platform (as ``fused_topk_native``), and what it falls back on",
+)
+SERVER_ARGS = Name(
+    "sglang.srt.runtime_context:get_server_args", use="GPU: did the operator name a runner"
+)
+UNQUANTIZED_METHOD = Name(
+    "sglang.srt.layers.quantization.unquant:UnquantizedFusedMoEMethod",
+    use="GPU: experts in the model's dtype",
+)
+FP8_METHOD = Name(
+    "sglang.srt.layers.quantization.fp8:Fp8MoEMethod",
+    use="GPU: fp8 experts, scales per block or expert",
+)
+CHANNEL_FP8_METHOD = Name(
+    "sglang.srt.layers.quantization.w8a8_fp8:W8A8FP8MoEMethod",
+    use="GPU: fp8 experts, scales per row",
+)
+MODELOPT_FP8_METHOD = Name(
+    "sglang.srt.layers.quantization.modelopt_quant:ModelOptFp8MoEMethod",
+    use="GPU: fp8 experts, scales per expert",
+)
+COMPRESSED_METHOD = Name(
+    "sglang.srt.layers.quantization.compressed_tensors.compressed_tensors:"
+    "CompressedTensorsFusedMoEMethod",
+    use="GPU: its layers carry the scheme that builds the runner",
+)
+COMPRESSED_FP8_SCHEME = Name(
+    "sglang.srt.layers.quantization.compressed_tensors.schemes:CompressedTensorsW8A8Fp8MoE",
+    ("weight_quant", "input_quant"),
+    "GPU: fp8 experts, scales per block, row or expert",
+)
+TRITON_FUSED = Name(
+    "sglang.srt.layers.moe.moe_runner.triton:fused_experts_none_to_triton",
+    ("dispatch_output", "quant_info", "runner_config"),
+    "GPU: what Lynx's kernels stand in front of",
+)
+TRITON_QUANT_INFO = Name(
+    "sglang.srt.layers.moe.moe_runner.triton:TritonMoeQuantInfo",
+    (
+        "w13_weight",
+        "w2_weight",
+        "b13",
+        "b2",
+        "w13_scale",
+        "w2_scale",
+        "per_channel_quant",
+        "fuse_swiglu_interleaved",
+    ),
+    "weights as the runners get them",
+)
+RUNNER_CONFIG = Name(
+    "sglang.srt.layers.moe.moe_runner.base:MoeRunnerConfig",
+    (
+        "layer_id",
+        "num_experts",
+        "num_local_experts",
+        "num_fused_shared_experts",
+        "params_dtype",
+        "activation",
+        "is_gated",
+        "no_combine",
+        "apply_router_weight_on_input",
+        "routed_scaling_factor",
+        "gemm1_alpha",
+        "gemm1_beta",
+        "gemm1_clamp_limit",
+        "swiglu_limit",
+        "gate_up_interleaved",
+    ),
+    "what a layer asks of its runner",
+)
+TOPK_FORMAT = Name(
+    "sglang.srt.layers.moe.topk:TopKOutputFormat.STANDARD", use="GPU: a routing that can be edited"
+)
+TOPK_CONFIG = Name(
+    "sglang.srt.layers.moe.topk:TopKConfig",
+    (
+        "use_grouped_topk",
+        "scoring_func",
+        "custom_routing_function",
+        "correction_bias",
+        "fused_shared_experts_scaling_factor",
+        "output_format",
+        "runner_backend",
+    ),
+    "how a layer routes",
+)
+OUTPUT_STREAMER = Name(
+    "sglang.srt.managers.scheduler_components.output_streamer:"
+    "SchedulerOutputStreamer.build_additional_customized_info",
+    ("reqs",),
+    "per-request report in meta_info",
+)
+EXPERT_RECORDER = Name(
+    "sglang.srt.eplb.expert_distribution:get_global_expert_distribution_recorder",
+    use="shadow passes stay out of SGLang's expert statistics",
+)
+STATEFUL_LAYERS = Name(
+    "sglang.srt.configs.hybrid_arch:mambaish_config",
+    ("model_config",),
+    "models whose state a second pass would advance twice",
+)
+# Hooked functions (sglang.srt.plugins.hook_registry).
+ADD_CLI_ARGS = Name("sglang.srt.server_args:ServerArgs.add_cli_args", ("parser",), "flags")
+FROM_CLI_ARGS = Name("sglang.srt.server_args:ServerArgs.from_cli_args", ("args",), "flags")
+ENGINE_ARGS = Name("sglang.srt.entrypoints.engine:Engine.server_args_class", use="Engine(lynx_...)")
+CREATE_RUNNER = Name(
+    "sglang.srt.layers.quantization.unquant:UnquantizedFusedMoEMethod.create_moe_runner",
+    ("layer", "moe_runner_config"),
+    "the quant method ends in TRITON for names it does not know",
+)
+FUSED_MOE = Name(
+    "sglang.srt.layers.moe.fused_moe_triton.layer:FusedMoE.__init__",
+    ("layer_id", "num_experts", "top_k", "num_fused_shared_experts"),
+    "GPU: what layers there are, and a fused function in front of their Triton runner",
+)
+BIND_BACKEND = Name(
+    "sglang.srt.layers.moe.topk:TopK.bind_runner_backend",
+    ("runner_backend",),
+    "GPU: refuse runners that route inside their kernel",
+)
+CAPTURE = Name(
+    "sglang.srt.model_executor.runner.decode_cuda_graph_runner:DecodeCudaGraphRunner.capture",
+    ("self",),
+    "GPU: selection is captured in decode graphs; buffers come before",
+)
+PROCESS_RESULT = Name(
+    "sglang.srt.managers.scheduler:Scheduler.process_batch_result",
+    ("batch", "result"),
+    "GPU: a step's end",
+)
+POST_PROCESS_TOPK = Name(
+    "sglang.srt.layers.moe.topk:_post_process_topk_ids",
+    (
+        "topk_ids",
+        "topk_weights",
+        "topk_config",
+        "router_logits",
+        "layer_id",
+        "num_token_non_padded",
+        "expert_location_dispatch_info",
+    ),
+    "selection: after top-k, before pad masks, EPLB remap and capture",
+)
+RUN_EXPERTS = Name(
+    "sglang.srt.layers.moe.fused_moe_triton.layer:FusedMoE.run_moe_core",
+    ("self", "dispatch_output"),
+    "calibration: what each expert puts out",
+)
+RECEIVE = Name(
+    "sglang.srt.managers.scheduler_components.request_receiver:"
+    "SchedulerRequestReceiver.recv_requests",
+    ("local_reqs",),
+    "rank 0's orders ride with the requests that it broadcasts in each loop",
+)
+NEXT_BATCH = Name(
+    "sglang.srt.managers.scheduler:Scheduler.get_next_batch_to_run",
+    ("running_batch", "last_batch"),
+    "what the next decode batch is merged from",
+)
+PARALLEL = Name("sglang.srt.runtime_context:get_parallel", use="this process's rank, of how many")
+RUN_BATCH = Name(
+    "sglang.srt.managers.scheduler:Scheduler.run_batch", ("batch",), "step begin and end"
+)
+FORWARD = Name(
+    "sglang.srt.model_executor.model_runner:ModelRunner._forward_raw",
+    ("forward_batch", "pp_proxy_tensors"),
+    "shadow passes: inside SGLang's count of passes, before sampling",
+)
+STREAMER_CLASS = Name(
+    "sglang.srt.managers.scheduler:Scheduler.get_output_streamer_class", ("self",), "meta_info"
+)
+GET_STATE = Name(
+    "sglang.srt.managers.scheduler_components.internal_state:"
+    "SchedulerInternalStateController.get_internal_state",
+    ("recv_req",),
+    "lynx in /server_info",
+)
+UPDATE_HANDLERS = Name(
+    "sglang.srt.managers.scheduler_components.internal_state:"
+    "SchedulerInternalStateController._update_handlers",
+    ("self",),
+    "/set_internal_state",
+)
+
+# Attributes of SGLang's objects that are read or set, by class: on a GPU, or by rank 0 of several.
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "sglang.srt.managers.scheduler:Scheduler": (
+        "chunked_req",
+        "enable_overlap",
+        "forward_stream_ctx",
+        "forward_ct",
+        "last_batch",
+        "metrics_reporter",
+        "waiting_queue",
+        "running_batch",
+    ),
+    "sglang.srt.managers.schedule_batch:Req": ("time_stats",),
+    "sglang.srt.observability.req_time_stats:SchedulerReqTimeStats": ("wait_queue_entry_time",),
+    "sglang.srt.layers.moe.moe_runner.runner:MoeRunner": ("fused_func", "runner_backend"),
+    "sglang.srt.layers.moe.fused_moe_triton.layer:FusedMoE": (
+        "layer_id",
+        "moe_ep_rank",
+        "moe_ep_size",
+        "moe_runner_config",
+        "quant_method",
+        "runner_backend",
+    ),
+    "sglang.srt.layers.quantization.fp8:Fp8MoEMethod": (
+        "is_fp4_expert",
+        "runner",
+        "use_mxfp8",
+        "weight_block_size",
+    ),
+    "sglang.srt.layers.quantization.w8a8_fp8:W8A8FP8MoEMethod": ("runner",),
+    "sglang.srt.layers.quantization.modelopt_quant:ModelOptFp8MoEMethod": ("runner",),
+    "sglang.srt.layers.quantization.compressed_tensors.schemes:CompressedTensorsW8A8Fp8MoE": (
+        "runner",
+        "weight_block_size",
+    ),
+    "sglang.srt.layers.moe.topk:TopK": ("layer_id", "topk_config"),
+    "sglang.srt.model_executor.runner.decode_cuda_graph_runner:DecodeCudaGraphRunner": (
+        "capture_bs",
+    ),
+}
+
+NATIVE_ATTENTION = Name(
+    "sglang.srt.layers.attention.torch_native_backend:TorchNativeAttnBackend",
+    use="base of the CPU platform's attention, and its prefill",
+)
+KV_WRITE = Name("sglang.srt.mem_cache.memory_pool:KVWriteLoc", use="where decode writes its KV")
+ATTENTION_TABLE = Name(
+    "sglang.srt.layers.attention.attention_registry:ATTENTION_BACKENDS",
+    use="is the CPU platform's attention there yet",
+)
+REGISTER_ATTENTION = Name(
+    "sglang.srt.layers.attention.attention_registry:register_attention_backend",
+    use="the CPU platform's attention",
+)
+PLATFORM = Name("sglang.srt.platforms.interface:SRTPlatform", use="base of the CPU platform")
+PLATFORM_CAPABILITIES = Name(
+    "sglang.srt.platforms.interface:PlatformCapabilities", use="what the CPU platform can do"
+)
+PLATFORM_ENUM = Name(
+    "sglang.srt.platforms.device_mixin:PlatformEnum", use="the CPU platform's kind"
+)
+COMBINE_INPUT = Name(
+    "sglang.srt.layers.moe.token_dispatcher:StandardCombineInput", use="what a runner returns"
+)
+TIMING_INTERVAL = Name(
+    "sglang.srt.utils.device_timer:_TimingInterval",
+    ("start_event",),
+    "replaced on the CPU platform: no device to record events on",
+)
+HOOK_REGISTRY = Name("sglang.srt.plugins.hook_registry:HookRegistry", use="every hook")
+HOOK_TYPE = Name("sglang.srt.plugins.hook_registry:HookType", use="every hook")
+SCHEDULER_PROCESS = Name(
+    "sglang.srt.managers.scheduler:run_scheduler_process", use="calibration's scheduler"
+)
+UPDATE_REJECTED = Name(
+    "sglang.srt.managers.scheduler_components.internal_state:UpdateRejected",
+    use="a refused change of a setting",
+)
+UPDATE_HANDLER = Name(
+    "sglang.srt.managers.scheduler_components.internal_state:_UpdateHandler",
+    use="a setting that changes at run time",
+)
+
+NAMES: tuple[Name, ...] = tuple(value for value in list(globals().values()) if type(value) is Name)
+
+
+def sglang_version() -> str:
+    return importlib.metadata.version("sglang")
+
+
+def is_supported() -> bool:
+    """Whether the installed SGLang is one that this table was checked against."""
+    return sglang_version() in SUPPORTED_VERSIONS

@@ -1,0 +1,88 @@
+"""The ``lynx-sglang`` cli."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lynx_controller import Observation, Phase, Slo
+from lynx_controller.log.decision_log import Log, LoggedController
+from lynx_sglang import cli
+from lynx_sglang.settings import OPTIONS, flag_of
+
+PART = {
+    "settings": {"policy": "lynx", "slo_itl_ms": 20.0, "slo_percentile": 95.0, "slo_ttft_ms": None},
+    "decision": {
+        "demand": 1.0,
+        "share": 0.625,
+        "budget": [12, 14],
+        "reason": "hold",
+        "saturated": True,
+        "predicted_ms": 18.21,
+    },
+    "num_layers": 2,
+    "num_experts": 64,
+    "decode_steps": 10,
+    "active_experts_sum": 121.0,
+    "retained_mass_sum": 9.5,
+    "decisions": {"hold": 10},
+    "shadow": {"rows": 0},
+}
+
+
+def test_check_passes_on_this_installation(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check"]) == 0
+    assert "supported" in capsys.readouterr().out
+
+
+def test_settings_lists_them_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["settings"]) == 0
+    text = capsys.readouterr().out
+    assert all(flag_of(name) in text for name in OPTIONS)
+
+
+def test_status_describes_the_loop() -> None:
+    text = cli.describe(PART)
+    assert "SLO p95 ITL 20 ms\n" in text
+    assert "cap 13.0 of 64 experts, share 0.625, demand 1.000, hold, saturated" in text
+    assert "12.1 active experts, 0.9500 retained mass" in text
+    assert "shadow" not in text
+
+
+def test_status_tells_what_shadow_passes_saw() -> None:
+    seen = {"rows": 32, "steps": 2, "kl_mean": 0.00123, "kl_p99": 0.025, "agreement": 0.96875}
+    text = cli.describe({**PART, "shadow": seen})
+    assert (
+        "shadow passes: 2 steps, KL 1.23e-03 nats a token (p99 0.025), top-1 agreement 0.9688"
+        in text
+    )
+
+
+def test_status_before_the_first_step() -> None:
+    assert cli.describe({**PART, "decision": None}).endswith("no step has run yet")
+
+
+def test_status_says_when_there_is_no_server(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["status", "--url", "http://127.0.0.1:9"]) == 1
+    assert "127.0.0.1:9" in capsys.readouterr().err
+
+
+def test_replay_explains_a_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "decisions.jsonl"
+    log = Log(path)
+    controller = LoggedController(log, Slo(itl_ms=10.0), num_layers=2, num_experts=8, top_k=2)
+    for step in range(5):
+        controller.step(
+            Observation(
+                step=step, phase=Phase.DECODE, rows=4, slot=4, step_ms=9.0,
+                active_experts=[6, 7], retained_mass=[1.0, 1.0], kv_tokens=100,
+            )
+        )  # fmt: skip
+    log.close()
+    assert cli.main(["replay", str(path)]) == 0
+    assert "5 calls replayed, 0 decided otherwise" in capsys.readouterr().out
+    assert cli.main(["replay", str(tmp_path / "absent")]) == 1
+    path.write_text("{}\n")
+    assert cli.main(["replay", str(path)]) == 1
+    assert "not a decision log" in capsys.readouterr().err
