@@ -29,8 +29,8 @@ import sys
 absent = ("numba", "sklearn", "redis", "locust", "matplotlib", "prometheus_client")
 sys.modules.update(dict.fromkeys(absent))
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-from lynx_sglang.gpu_runtime import GpuRuntime
-from lynx_sglang.plugin import hook_path
+from lynx_sglang.gpu.runtime import GpuRuntime
+from lynx_sglang.integration.plugin import hook_path
 from lynx_sglang.settings import Settings
 hooks = GpuRuntime(Settings()).runner_hooks()
 for name, hook in hooks.items():
