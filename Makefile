@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml scripts/make_env.sh
 	@touch $@
 
 demo: $(STAMP)  ## the same load on plain SGLang and on Lynx; report in build/demo
-	$(PYTHON) loadtests/demo.py --model $(MODEL) --out build/demo
+	$(PYTHON) -m loadtests.demo --model $(MODEL) --out build/demo
 
 serve: $(STAMP)  ## a Lynx server that stays; SLO_MS sets its promise
 	@printf '%s\n' "When the server is ready:" \
@@ -40,35 +40,36 @@ format: $(STAMP)
 	$(PYTHON) -m ruff check --fix .
 
 bench: $(STAMP)  ## decode step of plain SGLang and Lynx on this CPU
-	PYTHONPATH=loadtests:models $(PYTHON) benchmarks/decode_step.py
-	PYTHONPATH=loadtests:models $(PYTHON) benchmarks/decode_step.py --width 8 \
+	$(PYTHON) -m benchmarks.decode_step
+	$(PYTHON) -m benchmarks.decode_step --width 8 \
 	  --out benchmarks/results/cpu/decode_step_x8.json
 
 bench-shadow: $(STAMP)  ## what the quality guard's shadow passes cost
-	PYTHONPATH=loadtests:models $(PYTHON) benchmarks/shadow_step.py
+	$(PYTHON) -m benchmarks.shadow_step
 
 # On a GPU machine: no installation, any Python with torch and Triton. ARGS=--dry-run needs no GPU.
 GPU_PYTHON ?= $(if $(wildcard $(STAMP)),$(PYTHON),python3)
+gpu-%: export PYTHONPATH := $(CURDIR)/kernels:$(CURDIR)/controller
 
 gpu-check:  ## are the Triton kernels right on this GPU? under 10 minutes
-	$(GPU_PYTHON) benchmarks/gpu/check.py $(ARGS)
+	$(GPU_PYTHON) -m benchmarks.gpu.check $(ARGS)
 	@if command -v compute-sanitizer >/dev/null && [ -z "$(ARGS)" ]; then \
 	  timeout 150 compute-sanitizer --error-exitcode 1 \
-	    $(GPU_PYTHON) benchmarks/gpu/check.py --quick --limit-min 2 || [ $$? -eq 124 ]; \
+	    $(GPU_PYTHON) -m benchmarks.gpu.check --quick --limit-min 2 || [ $$? -eq 124 ]; \
 	else echo "compute-sanitizer: not run"; fi
 
 gpu-bench:  ## their time against the byte floor, SGLang and the active experts; under 10 minutes
-	$(GPU_PYTHON) benchmarks/gpu/bench.py $(ARGS)
+	$(GPU_PYTHON) -m benchmarks.gpu.bench $(ARGS)
 
 gpu-e2e:  ## a real server, plain and with Lynx, at constant batches; under 10 minutes
-	$(GPU_PYTHON) benchmarks/gpu/e2e.py $(ARGS)
+	$(GPU_PYTHON) -m benchmarks.gpu.e2e $(ARGS)
 
 gpu-tune:  ## sweep tile shapes on this GPU
-	$(GPU_PYTHON) benchmarks/gpu/tune.py $(ARGS)
+	$(GPU_PYTHON) -m benchmarks.gpu.tune $(ARGS)
 
 gpu-resources:  ## compile for GPUs that are not here, write kernels/RESOURCES.md and the predictions
-	$(GPU_PYTHON) benchmarks/gpu/resources.py
-	$(GPU_PYTHON) benchmarks/gpu/model.py > benchmarks/gpu/PREDICTIONS.md
+	$(GPU_PYTHON) -m benchmarks.gpu.resources
+	$(GPU_PYTHON) -m benchmarks.gpu.model > benchmarks/gpu/PREDICTIONS.md
 
 clean:
 	rm -rf build

@@ -19,9 +19,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from server import Server, stop_with_me
-from tasks import problems
-from widen import widen
+from loadtests.server import Server, stop_with_me
+from models.tasks import problems
+from models.widen import widen
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/cpu"
@@ -114,7 +114,7 @@ def main() -> int:
             active[name] = (now_total - total) / (now_steps - steps)
 
     report = {
-        "command": " ".join(["python", "benchmarks/decode_step.py", *sys.argv[1:]]),
+        "command": " ".join(["python", "-m", "benchmarks.decode_step", *sys.argv[1:]]),
         "machine": machine(),
         "model": model.name,
         "rows": args.rows,

@@ -1,6 +1,6 @@
 """CPU kernels: fused MoE against SGLang's native path at the same ids, and the cost of selection.
 
-    python benchmarks/kernels_cpu.py [--repeats 100] [--threads 1] [--out FILE]
+    python -m benchmarks.kernels_cpu [--repeats 100] [--threads 1] [--out FILE]
 
 Repeats of the two sides are interleaved, so that a busy machine slows both. A row is printed only
 after its outputs were compared: bit for bit with native, by id and weight with the reference.
@@ -28,11 +28,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "kernels"))
+from lynx_kernels import POLICIES, CpuExperts, RowClass, select, select_reference
 
-from lynx_kernels import POLICIES, CpuExperts, RowClass, select, select_reference  # noqa: E402
-
+ROOT = Path(__file__).parents[1]
 ROWS = (1, 4, 16, 64, 512)
 LAYERS = ((128, 48, 64, 4), (512, 256, 64, 4))  # H, I, E, K
 SELECTIONS = ((16, 64, 4), (16, 128, 8))  # M, E, K
@@ -144,7 +142,7 @@ def header(arguments: argparse.Namespace) -> dict[str, Any]:
         "torch": torch.__version__,
         "sglang": version("sglang"),
         "commit": commit.stdout.strip() if commit.returncode == 0 else "none",
-        "command": "python benchmarks/kernels_cpu.py " + " ".join(sys.argv[1:]),
+        "command": "python -m benchmarks.kernels_cpu " + " ".join(sys.argv[1:]),
     }
 
 

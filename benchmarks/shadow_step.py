@@ -14,8 +14,8 @@ import json
 import sys
 from pathlib import Path
 
-from decode_step import RESULTS, ROOT, generate, machine, prompts_of, spread, step_ms
-from server import Server, stop_with_me
+from benchmarks.decode_step import RESULTS, ROOT, generate, machine, prompts_of, spread, step_ms
+from loadtests.server import Server, stop_with_me
 
 SHARES = (0.0, 0.02, 1.0)
 
@@ -74,7 +74,7 @@ def main() -> int:
             return 1
 
     report = {
-        "command": " ".join(["python", "benchmarks/shadow_step.py", *sys.argv[1:]]),
+        "command": " ".join(["python", "-m", "benchmarks.shadow_step", *sys.argv[1:]]),
         "machine": machine(),
         "rows": args.rows,
         "cap": args.cap,

@@ -7,11 +7,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from percentile import percentile
-from record import gaps_of
-from stream import Client, Exchange
-from summary import itls_ms
-from workload import MAX_TOKENS, questions
+from loadtests.percentile import percentile
+from loadtests.record import gaps_of
+from loadtests.stream import Client, Exchange
+from loadtests.summary import itls_ms
+from loadtests.workload import MAX_TOKENS, questions
 
 # The validation split: test problems are for measuring accuracy alone.
 SPLIT, POOL, SEED = "validation", 200, 1

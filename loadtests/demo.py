@@ -1,6 +1,6 @@
 """The demo: one load step on plain SGLang, on Lynx under an SLO, and on Lynx without one.
 
-    python loadtests/demo.py --model models/lynx-moe-tiny --out build/demo
+    python -m loadtests.demo --model models/lynx-moe-tiny --out build/demo
 
 The SLO and the request rates are derived from the plain server's own times in this run, so that
 the load is a real one and the SLO both binding and feasible on any machine. Writes
@@ -18,16 +18,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import calibration
-import picture
-import report
-from bars import judge
-from calibration import Pace
-from monitor import Monitor, Sample
-from record import Record, read
-from server import Server, stop_with_me
-from shapes import Plateau, Shape
-from widen import widen
+from loadtests import calibration, picture, report
+from loadtests.bars import judge
+from loadtests.calibration import Pace
+from loadtests.monitor import Monitor, Sample
+from loadtests.record import Record, read
+from loadtests.server import Server, stop_with_me
+from loadtests.shapes import Plateau, Shape
+from models.widen import widen
 
 # The SLO lies this share of the way from the unloaded ITL to the loaded one, medians both: a decode
 # step of the loaded plain server is over it, one on few experts under it.

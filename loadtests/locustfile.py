@@ -23,12 +23,13 @@ import gevent
 from gevent.pool import Group
 from locust import User, events
 from locust.runners import LocalRunner
-from pacer import Pacer
-from record import Record, answered, write
-from shapes import Shape
-from stream import Chunk, Client, Exchange, StreamError
-from summary import faults, summarise
-from workload import MAX_TOKENS, check, questions
+
+from loadtests.pacer import Pacer
+from loadtests.record import Record, answered, write
+from loadtests.shapes import Shape
+from loadtests.stream import Chunk, Client, Exchange, StreamError
+from loadtests.summary import faults, summarise
+from loadtests.workload import MAX_TOKENS, check, questions
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from percentile import percentile
+from loadtests.percentile import percentile
 
 LATE_MS = 50.0  # an arrival this much behind its time was not sent by the plan
 

@@ -10,10 +10,11 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
-from monitor import Sample, course
-from record import Record
-from shapes import Shape
-from summary import running, windows
+
+from loadtests.monitor import Sample, course
+from loadtests.record import Record
+from loadtests.shapes import Shape
+from loadtests.summary import running, windows
 
 COLOURS = {"sglang": "tab:gray", "lynx": "tab:green", "lynx-full": "tab:blue"}
 LABELS = {"sglang": "plain SGLang", "lynx": "Lynx", "lynx-full": "Lynx, full budget"}

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
-from stream import Exchange
+from loadtests.stream import Exchange
 
 
 @dataclass(frozen=True, slots=True)

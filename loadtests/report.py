@@ -11,9 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from monitor import Sample, means, recovery_s
-from record import Record
-from summary import running
+from loadtests.monitor import Sample, means, recovery_s
+from loadtests.record import Record
+from loadtests.summary import running
 
 COLUMNS = (
     ("name", "", "{}"),
@@ -68,7 +68,7 @@ def row(
 def document(slo_ms: float, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "machine": machine(),
-        "command": shlex.join(["python", "loadtests/demo.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "loadtests.demo", *sys.argv[1:]]),
         "slo_itl_ms": slo_ms,
         "runs": list(rows),
         "versions": {name: version(name) for name in ("sglang", "torch", "lynx-sglang", "locust")},

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from percentile import percentile
-from record import Gap, Record
+from loadtests.percentile import percentile
+from loadtests.record import Gap, Record
 
 PERCENTS = (50, 90, 95, 99)
 

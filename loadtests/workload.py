@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from record import Record
-
-sys.path.append(str(Path(__file__).parents[1] / "models"))
-from tasks import TASKS, Problem, is_correct, problems
+from loadtests.record import Record
+from models.tasks import TASKS, Problem, is_correct, problems
 
 MAX_TOKENS = 256
 

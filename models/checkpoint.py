@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 
 import torch
-from hub_config import config_of, shape_of
-from model import Model
 from safetensors.torch import load_file, save_file
-from shape import Shape
 from tokenizers import Tokenizer
 from torch import Tensor
-from vocabulary import CHAT_TEMPLATE, END_OF_TEXT, TURN_END, TURN_START
+
+from models.hub_config import config_of, shape_of
+from models.model import Model
+from models.shape import Shape
+from models.vocabulary import CHAT_TEMPLATE, END_OF_TEXT, TURN_END, TURN_START
 
 LAYER_NAMES = {
     "attention_norm.weight": "input_layernorm.weight",

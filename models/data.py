@@ -8,13 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from model import Batch
-from problem import Problem
-from recipe import Recipe
-from tasks import stream
 from tokenizers import Tokenizer
 from torch import Tensor
-from vocabulary import TURN_END, chat_prompt
+
+from models.model import Batch
+from models.problem import Problem
+from models.recipe import Recipe
+from models.tasks import stream
+from models.vocabulary import TURN_END, chat_prompt
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from model import Batch, Model
-from routing import Routing
 from tokenizers import Tokenizer
-from vocabulary import TURN_END, chat_prompt
+
+from models.model import Batch, Model
+from models.routing import Routing
+from models.vocabulary import TURN_END, chat_prompt
 
 Watcher = Callable[[list[Routing]], None]
 

@@ -1,6 +1,6 @@
 """Measures a trained folder: accuracy per task, how evenly its experts are used, and text.
 
-    python models/evaluate.py --model models/lynx-moe-sigmoid --count 500 --gsm8k FOLDER
+    python -m models.evaluate --model models/lynx-moe-sigmoid --count 500 --gsm8k FOLDER
 
 Decoding is greedy, in float32, on the test split. Routing is measured on decode steps only, on
 requests of both tasks in equal parts. With GSM8K's folder, perplexity on its test text, beside
@@ -16,16 +16,17 @@ import platform
 from pathlib import Path
 from typing import Any
 
-import gsm8k
 import torch
-from checkpoint import load
-from decoding import complete
-from model import Model
-from perplexity import baselines, perplexity
-from routing import Routing
-from tasks import TASKS, Problem, is_correct, problems
 from tokenizers import Tokenizer
-from vocabulary import chat_prompt
+
+from models import gsm8k
+from models.checkpoint import load
+from models.decoding import complete
+from models.model import Model
+from models.perplexity import baselines, perplexity
+from models.routing import Routing
+from models.tasks import TASKS, Problem, is_correct, problems
+from models.vocabulary import chat_prompt
 
 BATCHES = (1, 4, 16, 32)
 DECODE_BATCH = 64

@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from routing import Choice, Routing, balance_loss, grouped_top_k, softmax_top_k
-from shape import Shape
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from models.routing import Choice, Routing, balance_loss, grouped_top_k, softmax_top_k
+from models.shape import Shape
 
 
 class SwiGlu(nn.Module):

@@ -10,7 +10,7 @@ import json
 import re
 from pathlib import Path
 
-from problem import Problem
+from models.problem import Problem
 
 SPLITS = ("train", "validation", "test")
 VALIDATION_EVERY = 50

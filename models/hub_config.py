@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from shape import Grouping, Shape
+from models.shape import Grouping, Shape
 
 QWEN3_MOE, GLM4_MOE = "Qwen3MoeForCausalLM", "Glm4MoeForCausalLM"
 

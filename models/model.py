@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from experts import Experts, SwiGlu
-from routing import Routing
-from shape import Shape
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from models.experts import Experts, SwiGlu
+from models.routing import Routing
+from models.shape import Shape
 
 
 @dataclass(slots=True)

@@ -12,12 +12,13 @@ from collections import Counter
 from collections.abc import Sequence
 
 import torch
-from data import examples
-from model import Model
-from problem import Problem
 from tokenizers import Tokenizer
 from torch.nn import functional as F
-from vocabulary import MIDDLE, PREFIX, TURN_END
+
+from models.data import examples
+from models.model import Model
+from models.problem import Problem
+from models.vocabulary import MIDDLE, PREFIX, TURN_END
 
 BATCH = 16
 MIXES = tuple(step / 20 for step in range(1, 20))  # shares of the unigram in the bigram model

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from shape import Grouping
 from torch import Tensor
+
+from models.shape import Grouping
 
 Choice = tuple[Tensor, Tensor, Tensor]  # scores [N, E], ids int64 [N, K], weights [N, K]
 

@@ -11,9 +11,8 @@ import hashlib
 import random
 from collections.abc import Iterator
 
-import tasks_code
-import tasks_math
-from problem import Draft, Problem
+from models import tasks_code, tasks_math
+from models.problem import Draft, Problem
 
 __all__ = ["SPLITS", "TASKS", "Problem", "is_correct", "problems", "split_of", "stream"]
 

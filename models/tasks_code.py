@@ -10,8 +10,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-import sandbox
-from problem import Draft, Problem
+from models import sandbox
+from models.problem import Draft, Problem
 
 VERBS = ("build", "compute", "find", "get", "make", "scan")
 NOUNS = ("answer", "data", "report", "result", "score", "value")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from problem import Draft, Problem
+from models.problem import Draft, Problem
 
 NAMES = (
     ("Ana", "She"), ("Ben", "He"), ("Cara", "She"), ("Dan", "He"), ("Ella", "She"),

@@ -1,6 +1,6 @@
 """Prompts and answers of the bundled tasks, as a server would see them.
 
-python models/traffic.py --out build/traffic.jsonl      # training problems
+python -m models.traffic --out build/traffic.jsonl      # training problems
 lynx-sglang calibrate --model-path models/lynx-moe-tiny --text build/traffic.jsonl ...
 """
 
@@ -11,8 +11,8 @@ import json
 from itertools import islice
 from pathlib import Path
 
-from tasks import SPLITS, TASKS, stream
-from vocabulary import TURN_END, chat_prompt
+from models.tasks import SPLITS, TASKS, stream
+from models.vocabulary import TURN_END, chat_prompt
 
 
 def traffic(split: str, count: int, seed: int) -> list[dict[str, str]]:

@@ -1,6 +1,6 @@
 """Trains one of the models from nothing: tokenizer, weights, Hugging Face folder.
 
-    python models/train.py --shape lynx-moe-sigmoid --out build/lynx-moe-sigmoid --gsm8k FOLDER
+    python -m models.train --shape lynx-moe-sigmoid --out build/lynx-moe-sigmoid --gsm8k FOLDER
 
 The data are drawn on the fly from the tasks' training split, and from GSM8K's training text where
 its folder is given. The learning rate decays over `--steps`; with `--minutes` it decays over
@@ -20,23 +20,23 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import checkpoint
-import gsm8k
 import torch
-from data import Examples, batches
-from decoding import complete
-from model import Model
-from perplexity import perplexity
-from problem import Problem
-from recipe import Recipe, learning_rate_scale
-from routing import balanced_bias
-from shape import SHAPES, Shape
-from tasks import TASKS, is_correct, problems
 from tokenizers import Tokenizer
 from torch import Tensor, multiprocessing
 from torch import distributed as dist
 from torch.nn import functional as F
-from vocabulary import train_tokenizer
+
+from models import checkpoint, gsm8k
+from models.data import Examples, batches
+from models.decoding import complete
+from models.model import Model
+from models.perplexity import perplexity
+from models.problem import Problem
+from models.recipe import Recipe, learning_rate_scale
+from models.routing import balanced_bias
+from models.shape import SHAPES, Shape
+from models.tasks import TASKS, is_correct, problems
+from models.vocabulary import train_tokenizer
 
 STATE = "training.pt"
 

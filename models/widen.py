@@ -1,6 +1,6 @@
 """The same model with wider experts: more bytes to read and multiply, the same function.
 
-    python models/widen.py models/lynx-moe-tiny build/models/lynx-moe-tiny-x8 --factor 8
+    python -m models.widen models/lynx-moe-tiny build/models/lynx-moe-tiny-x8 --factor 8
 
 An expert is down(silu(gate(x)) * up(x)), a sum over its inner neurons. Each neuron is repeated
 `factor` times and its output weights are divided by as much (Net2WiderNet: Chen, Goodfellow and

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
-from contenders import fit_ours
-from fleet import NUM_LAYERS, Array, Fleet
 
+from benchmarks.cellscope.contenders import fit_ours
+from benchmarks.cellscope.fleet import NUM_LAYERS, Array, Fleet
 from benchmarks.cellscope.models.drift import Drift, Scope
 from lynx_controller.fleet.site import Sites
 

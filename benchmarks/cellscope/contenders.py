@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
-from fleet import Array, Fleet, Window
 
+from benchmarks.cellscope.fleet import Array, Fleet, Window
 from benchmarks.cellscope.models.cellscope import CellScope
 from lynx_controller.fleet import groups
 from lynx_controller.fleet.groups import Fit, Layout, numbered

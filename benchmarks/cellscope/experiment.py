@@ -1,7 +1,7 @@
 """CellScope's experiment on a serving fleet: accuracy against samples, update cost, drift.
 
-    python benchmarks/cellscope/experiment.py [--seeds 10] [--recorded MODEL=LOG ...]
-    python benchmarks/cellscope/experiment.py --tune      # the constants, on seeds kept for that
+    python -m benchmarks.cellscope.experiment [--seeds 10] [--recorded MODEL=LOG ...]
+    python -m benchmarks.cellscope.experiment --tune      # the constants, on seeds kept for that
 
 Prints one report, writes benchmarks/results/cpu/cellscope.json. Needs scikit-learn (extra `fleet`).
 """
@@ -20,15 +20,13 @@ from typing import Any, Final
 # One core, as a controller has; read by BLAS when NumPy is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import alarms
-import contenders
 import numpy as np
-import recorded
-from fleet import NUM_LAYERS, SAMPLES, Fleet, Window
-from report import header, report
 
+from benchmarks.cellscope import alarms, contenders, recorded
+from benchmarks.cellscope.fleet import NUM_LAYERS, SAMPLES, Fleet, Window
 from benchmarks.cellscope.models.cellscope import CellScope, boosted_trees
 from benchmarks.cellscope.models.drift import Drift
+from benchmarks.cellscope.report import header, report
 from lynx_controller.fleet import groups
 from lynx_controller.fleet.site import Recorder, Sites, Statistics
 

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-import contenders
 import numpy as np
-from fleet import SAMPLES, Array, Window
 
+from benchmarks.cellscope import contenders
+from benchmarks.cellscope.fleet import SAMPLES, Array, Window
 from benchmarks.cellscope.models.features import Features
 from lynx_controller import Observation, Phase
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fleet import SAMPLES
+
+from benchmarks.cellscope.fleet import SAMPLES
 
 
 def header(seeds: int) -> dict[str, Any]:

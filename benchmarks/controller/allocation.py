@@ -1,6 +1,6 @@
 """Does splitting experts over layers by a learned price beat one demand for all? On the real model.
 
-    PYTHONPATH=models:kernels python benchmarks/controller/allocation.py
+    python -m benchmarks.controller.allocation
 
 Bundled model, maths and code, batches of 16, decode rows, teacher-forced on the full model's greedy
 answers; each way of cutting keeps its own KV cache. KL is full || cut per token. Prices come from
@@ -14,24 +14,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import numpy as np
 import torch
-from checkpoint import load
-from experts import Experts
-from model import Batch, Cache, Model
-from routing import Routing
-from tasks import problems
 from tokenizers import Tokenizer
-from vocabulary import TURN_END, chat_prompt
 
 from lynx_kernels import select
+from models.checkpoint import load
+from models.experts import Experts
+from models.model import Batch, Cache, Model
+from models.routing import Routing
+from models.tasks import problems
+from models.vocabulary import TURN_END, chat_prompt
 
 DEMANDS = (0.3, 0.4, 0.5, 0.6, 0.75)
 ROWS, STEPS = 16, 96
@@ -264,7 +261,7 @@ def main() -> None:
             f"({low:.5f}-{high:.5f}) | {row['kl_p99']:.4f} |"
         )
     record = {
-        "command": "PYTHONPATH=models:kernels python benchmarks/controller/allocation.py",
+        "command": "python -m benchmarks.controller.allocation",
         "natural": natural.tolist(),
         "kl_of_one_layer": loss.tolist(),
         "t_of_one_layer": t.tolist(),

@@ -1,6 +1,6 @@
 """A whole day on the simulated plant, second by second.
 
-    python benchmarks/controller/day.py   # 86,400 s
+    python -m benchmarks.controller.day   # 86,400 s
 
 1 to 16 arrivals/s and back, two peaks, 100 tokens each. It is `benchmarks.plant.day`, so the
 controllers see one step a second; what that does to the figures is in tests/controller/test_day.py.
@@ -20,8 +20,8 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-from policies import MIN_MASS, BatchTable, BrownoutServe, Lynx, Policy
 
+from benchmarks.controller.policies import MIN_MASS, BatchTable, BrownoutServe, Lynx, Policy
 from benchmarks.plant.day import run
 from benchmarks.plant.simulator import Plant
 from lynx_controller import Controller, ControllerConfig, Slo
@@ -81,7 +81,7 @@ def main() -> None:
             f"| {name} | {row['late']:.1f} | {row['mass']:.3f} | {row['on_time']:.3f} | "
             f"{row['seconds']:.1f} |"
         )
-    record = {"command": "python benchmarks/controller/day.py", "cores": os.cpu_count()}
+    record = {"command": "python -m benchmarks.controller.day", "cores": os.cpu_count()}
     options.out.write_text(json.dumps(record | {"day": found}, indent=1) + "\n")
 
 

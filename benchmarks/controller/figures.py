@@ -10,9 +10,9 @@ import statistics
 from dataclasses import dataclass, field
 
 import numpy as np
-from policies import FLOOR
-from scenarios import Scenario, Span
 
+from benchmarks.controller.policies import FLOOR
+from benchmarks.controller.scenarios import Scenario, Span
 from benchmarks.plant.metrics import (
     overshoot,
     recovery_steps,

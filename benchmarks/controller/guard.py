@@ -1,6 +1,6 @@
 """Does the quality guard hold its limit? Mean KL over the limit, on a plant whose KL is known.
 
-    python benchmarks/controller/guard.py
+    python -m benchmarks.controller.guard
 
 Rows 16, an SLO that no cut meets, so that all cuts are the guard's; floor 0.2, limit 0.01 nats,
 one cut step in 20 shadowed. KL is gain * lost mass^bend, carried by a share of the tokens.
@@ -61,7 +61,7 @@ def main() -> None:
             f"{statistics.median(then):.2f} | {max(then):.2f} |",
             flush=True,
         )
-    record = {"command": "python benchmarks/controller/guard.py", "limit": LIMIT, "rows": rows}
+    record = {"command": "python -m benchmarks.controller.guard", "limit": LIMIT, "rows": rows}
     OUT.write_text(json.dumps(record, indent=1) + "\n")
 
 

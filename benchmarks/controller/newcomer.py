@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from scenarios import Scenario
 
+from benchmarks.controller.scenarios import Scenario
 from benchmarks.plant.simulator import Load, Plant, Setting, simulate
 from lynx_controller import Controller, Observation, Slo
 from lynx_controller.fleet.exchange import matched, refit

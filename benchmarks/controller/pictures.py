@@ -8,9 +8,9 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from figures import Run
-from scenarios import Scenario
 
+from benchmarks.controller.figures import Run
+from benchmarks.controller.scenarios import Scenario
 from benchmarks.plant.metrics import windowed_ms
 
 FOLDER = Path("benchmarks/results/cpu/controller")

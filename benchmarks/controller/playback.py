@@ -1,7 +1,7 @@
 """Controllers on a recorded server, and what the model behind it is worth.
 
-    python benchmarks/controller/playback.py DECISIONS --slo-ms 12 --name law
-    python benchmarks/controller/playback.py DECISIONS --slo-ms 12 --name passes --passes PASSES
+    python -m benchmarks.controller.playback DECISIONS --slo-ms 12 --name law
+    python -m benchmarks.controller.playback DECISIONS --slo-ms 12 --name passes --passes PASSES
 
 DECISIONS is Lynx's log. PASSES is SGLang's own record of a server without Lynx (record_passes.py);
 DECISIONS then tells what experts cost there. `recording.py` makes both under the demo's load. Adds
@@ -19,9 +19,9 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-from policies import FLOOR, MIN_MASS, BrownoutServe, Lynx, Pi, Policy
-from report import rounded
 
+from benchmarks.controller.policies import FLOOR, MIN_MASS, BrownoutServe, Lynx, Pi, Policy
+from benchmarks.controller.report import rounded
 from benchmarks.plant.playback import Playback
 from benchmarks.plant.simulator import Sample, simulate
 from lynx_controller import Controller, ControllerConfig, Slo
@@ -95,7 +95,7 @@ def main() -> None:
         )
     record = json.loads(options.out.read_text()) if options.out.exists() else {}
     options_of = "DECISIONS --slo-ms MS --name NAME [--passes PASSES]"
-    record["command"] = f"python benchmarks/controller/playback.py {options_of}"
+    record["command"] = f"python -m benchmarks.controller.playback {options_of}"
     record[options.name] = {
         "slo_ms": options.slo_ms,
         "cores": os.cpu_count(),

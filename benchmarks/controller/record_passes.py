@@ -2,7 +2,7 @@
 
     python -m sglang.launch_server ... --enable-forward-pass-metrics \\
         --forward-pass-metrics-ipc-name ipc:///tmp/passes
-    python benchmarks/controller/record_passes.py ipc:///tmp/passes.0 passes.jsonl
+    python -m benchmarks.controller.record_passes ipc:///tmp/passes.0 passes.jsonl
 
 One JSON object per pass, SGLang's own fields; ".0" is the data-parallel rank.
 """

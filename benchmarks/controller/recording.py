@@ -1,7 +1,7 @@
 """The demo's load on two servers: SGLang's forward passes on a plain one, Lynx's decisions.
 
-    PYTHONPATH=loadtests python benchmarks/controller/recording.py passes      # 3 minutes
-    PYTHONPATH=loadtests python benchmarks/controller/recording.py decisions   # 2 minutes
+    python -m benchmarks.controller.recording passes      # 3 minutes
+    python -m benchmarks.controller.recording decisions   # 2 minutes
 
 The first derives SLO and rates, as the demo does, and writes passes.jsonl and load.json; the second
 gives the same load to Lynx and writes decisions.jsonl. With --sweep the cap is not the law's but
@@ -22,10 +22,9 @@ from contextlib import contextmanager, nullcontext
 from itertools import cycle
 from pathlib import Path
 
-import calibration
-import demo
-from server import Server
-from shapes import Shape
+from loadtests import calibration, demo
+from loadtests.server import Server
+from loadtests.shapes import Shape
 
 COMMON = f"--prefill-decode-interval={demo.PREFILL_INTERVAL}"
 CAPS, PERIOD_S = (63, 30, 24, 18), 1.0  # 63, so that selection runs at all of them
@@ -60,8 +59,8 @@ def record_passes(options: argparse.Namespace) -> None:
             shape = demo.shape_of(loaded, options.high_s)
             load = {"slo_ms": slo_ms, "shape": str(shape)}
             (out / "load.json").write_text(json.dumps(load) + "\n")
-            script = str(Path(__file__).with_name("record_passes.py"))
-            command = [sys.executable, script, f"{endpoint}.0", str(out / "passes.jsonl")]
+            recorder_of = (sys.executable, "-m", "benchmarks.controller.record_passes")
+            command = [*recorder_of, f"{endpoint}.0", str(out / "passes.jsonl")]
             with subprocess.Popen(command) as recorder:
                 try:
                     demo.load("sglang", server, shape, slo_ms, options)

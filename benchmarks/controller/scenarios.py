@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import traces
-from policies import FLOOR
 
+from benchmarks.controller import traces
+from benchmarks.controller.policies import FLOOR
 from benchmarks.plant.serving import Request
 from benchmarks.plant.simulator import Load, Plant
 

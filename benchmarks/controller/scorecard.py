@@ -1,8 +1,8 @@
 """Every controller on every scenario, many seeds; ten figures, one table, one picture each.
 
-    python benchmarks/controller/scorecard.py            # all: table, json, pictures, bars
-    python benchmarks/controller/scorecard.py --tune     # PI's gains, on seeds kept for that
-    python benchmarks/controller/scorecard.py --only burst --traces DIR   # a whole published hour
+    python -m benchmarks.controller.scorecard            # all: table, json, pictures, bars
+    python -m benchmarks.controller.scorecard --tune     # PI's gains, on seeds kept for that
+    python -m benchmarks.controller.scorecard --only burst --traces DIR   # a whole published hour
 
 Writes benchmarks/results/cpu/controller.json, controller.md and controller/*.png.
 """
@@ -21,14 +21,22 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import newcomer
 import numpy as np
-import pictures
-import report
-from figures import ABOUT, Run, judge, late_share, mass_of
-from policies import FLOOR, MIN_MASS, BatchTable, Brownout, BrownoutServe, Lynx, Pi, Policy, lynx
-from scenarios import NAMES, SERVED, Scenario, make
 
+from benchmarks.controller import newcomer, pictures, report
+from benchmarks.controller.figures import ABOUT, Run, judge, late_share, mass_of
+from benchmarks.controller.policies import (
+    FLOOR,
+    MIN_MASS,
+    BatchTable,
+    Brownout,
+    BrownoutServe,
+    Lynx,
+    Pi,
+    Policy,
+    lynx,
+)
+from benchmarks.controller.scenarios import NAMES, SERVED, Scenario, make
 from benchmarks.plant.serving import serve
 from benchmarks.plant.simulator import Plant, Setting, simulate
 from lynx_controller import ControllerConfig, Observation, Phase
@@ -205,7 +213,7 @@ def main() -> None:
         results[name] = {policy: summarise([row[policy] for row in rows]) for policy in rows[0]}
         print(name, "done", flush=True)
     record = {
-        "command": "python benchmarks/controller/scorecard.py",
+        "command": "python -m benchmarks.controller.scorecard",
         "this run": " ".join(sys.argv[1:]),
         "python": platform.python_version(),
         "numpy": np.__version__,

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from candidates import budget_of
-from gate import Setting
-from sensitivity import layer_budgets
-
+from benchmarks.frontier.candidates import budget_of
+from benchmarks.frontier.gate import Setting
+from benchmarks.frontier.sensitivity import layer_budgets
 from lynx_kernels import POLICIES
 from lynx_kernels.select.policies import Importance, Weights
 

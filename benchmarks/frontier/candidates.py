@@ -6,8 +6,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from gate import Setting
-
+from benchmarks.frontier.gate import Setting
 from lynx_kernels import POLICIES, Policy
 
 NEVER = 2.0  # a confidence that no row has

@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from free import prefill
-from model import Batch, Cache, Model
-from sharing import Router, routed
 from torch import Tensor
-from transcripts import Transcript
+
+from benchmarks.frontier.free import prefill
+from benchmarks.frontier.sharing import Router, routed
+from benchmarks.frontier.transcripts import Transcript
+from models.model import Batch, Cache, Model
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from gate import Gate
-from model import Batch, Cache, Model
-from sharing import routed
 from tokenizers import Tokenizer
 from torch import Tensor
-from vocabulary import TURN_END
+
+from benchmarks.frontier.gate import Gate
+from benchmarks.frontier.sharing import routed
+from models.model import Batch, Cache, Model
+from models.vocabulary import TURN_END
 
 PREFILL = 64  # prompts of one prefill pass
 MAX_NEW_TOKENS = 224

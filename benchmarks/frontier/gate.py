@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from experts import Experts
 from torch import Tensor
 
 from lynx_kernels import Policy, RowClass, select
+from models.experts import Experts
 
 
 @dataclass(frozen=True, slots=True)

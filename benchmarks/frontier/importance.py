@@ -1,7 +1,7 @@
 """What should an expert's importance count? Rules beyond those of `select`, on validation problems.
 
-    python benchmarks/frontier/importance.py models/lynx-moe-sigmoid models/lynx-moe-tiny
-    python benchmarks/frontier/importance.py models/lynx-moe-tiny models/lynx-moe-deep \
+    python -m benchmarks.frontier.importance models/lynx-moe-sigmoid models/lynx-moe-tiny
+    python -m benchmarks.frontier.importance models/lynx-moe-tiny models/lynx-moe-deep \
         models/lynx-moe-sigmoid --seed 133 --rows 8 16 32 --shares 0.5 0.3 --caps layers \
         --rules "p^4, contribution" "p^6, contribution" "p^8, contribution"
 
@@ -26,21 +26,29 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import run as frontier  # also finds the packages
 import torch
-from bootstrap import Row, draws_of, interval, mean_kl
-from candidates import ANSWER_SHARES, budget_of
-from checkpoint import load
-from experts import Experts
-from forced import Forced
-from gate import Gate, Setting
-from measure import figures
-from rules import Layer, Rule, greedy, less_substitute, power, put_out, second_pass
-from sensitivity import inputs_of, layer_budgets
 from torch import Tensor
-from transcripts import transcribe
 
+from benchmarks.frontier import run as frontier  # also finds the packages
+from benchmarks.frontier.bootstrap import Row, draws_of, interval, mean_kl
+from benchmarks.frontier.candidates import ANSWER_SHARES, budget_of
+from benchmarks.frontier.forced import Forced
+from benchmarks.frontier.gate import Gate, Setting
+from benchmarks.frontier.measure import figures
+from benchmarks.frontier.rules import (
+    Layer,
+    Rule,
+    greedy,
+    less_substitute,
+    power,
+    put_out,
+    second_pass,
+)
+from benchmarks.frontier.sensitivity import inputs_of, layer_budgets
+from benchmarks.frontier.transcripts import transcribe
 from lynx_kernels import POLICIES, RowClass, select
+from models.checkpoint import load
+from models.experts import Experts
 
 RESULTS = frontier.ROOT / "benchmarks/results/cpu"
 FLOORS = {share: floor for floor, shares in ANSWER_SHARES.items() for share in shares}

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from forced import Forced
-from gate import Gate, Setting
 from torch import Tensor
+
+from benchmarks.frontier.forced import Forced
+from benchmarks.frontier.gate import Gate, Setting
 
 DIGITS = 4  # kept of each problem's sum, which only resampling reads
 

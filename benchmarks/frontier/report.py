@@ -1,6 +1,6 @@
 """Tables and a picture of what run.py measured.
 
-    python benchmarks/frontier/report.py
+    python -m benchmarks.frontier.report
 
 Reads benchmarks/results/cpu/frontier/*.jsonl; writes report.md beside them and docs/frontier.png.
 """
@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from bootstrap import Row, draws_of, interval, log_kl_at, paired_loss
 from numpy import exp
+
+from benchmarks.frontier.bootstrap import Row, draws_of, interval, log_kl_at, paired_loss
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -222,7 +223,7 @@ def main() -> None:
     files = sorted(arguments.results.glob("*.jsonl"))
     if not files:
         parser.error(f"--results: expected *.jsonl in {arguments.results}, got none")
-    text, models = ["# Quality frontier\n\nMade by `python benchmarks/frontier/report.py`."], []
+    text, models = ["# Quality frontier\n\nMade by `python -m benchmarks.frontier.report`."], []
     for file in files:
         about, rows = read(file)
         models.append((about["model"], rows))

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gate import Setting
+from benchmarks.frontier.gate import Setting
 
 Key = tuple[Any, ...]
 

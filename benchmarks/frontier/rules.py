@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from experts import Experts
-from sensitivity import output_of
 from torch import Tensor
+
+from benchmarks.frontier.sensitivity import output_of
+from models.experts import Experts
 
 
 @dataclass(slots=True)

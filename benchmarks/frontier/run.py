@@ -1,7 +1,7 @@
 """The quality frontier: what every policy costs in answers at every number of active experts.
 
-    python benchmarks/frontier/run.py models/lynx-moe-tiny    # everything; resumes where it ended
-    python benchmarks/frontier/run.py models/A models/B --stage calibrate sweep curves
+    python -m benchmarks.frontier.run models/lynx-moe-tiny    # everything; resumes where it ended
+    python -m benchmarks.frontier.run models/A models/B --stage calibrate sweep curves
 
 Stages, in order: `calibrate` (training problems), `sweep` and `ablation` (validation problems),
 `curves` and `answers` (test problems, with what the sweep chose). One JSON row for each setting in
@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import platform
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -22,14 +20,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / part) for part in ("kernels", "models")]
+import numpy as np
+import torch
+from torch import Tensor
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from ablation import variants  # noqa: E402
-from candidates import (  # noqa: E402
+from benchmarks.frontier.ablation import variants
+from benchmarks.frontier.candidates import (
     ANSWER_SHARES,
     ANSWERED,
     DEMANDS,
@@ -40,19 +36,23 @@ from candidates import (  # noqa: E402
     budget_of,
     constants,
 )
-from checkpoint import load  # noqa: E402
-from forced import Forced  # noqa: E402
-from free import decode  # noqa: E402
-from gate import Gate, Setting  # noqa: E402
-from measure import measure  # noqa: E402
-from results import Results, key_of  # noqa: E402
-from sensitivity import contributions, layer_budgets, layer_offsets, similarities  # noqa: E402
-from tasks import is_correct  # noqa: E402
-from torch import Tensor  # noqa: E402
-from transcripts import encode, mixed, transcribe  # noqa: E402
+from benchmarks.frontier.forced import Forced
+from benchmarks.frontier.free import decode
+from benchmarks.frontier.gate import Gate, Setting
+from benchmarks.frontier.measure import measure
+from benchmarks.frontier.results import Results, key_of
+from benchmarks.frontier.sensitivity import (
+    contributions,
+    layer_budgets,
+    layer_offsets,
+    similarities,
+)
+from benchmarks.frontier.transcripts import encode, mixed, transcribe
+from lynx_kernels import POLICIES, Policy
+from models.checkpoint import load
+from models.tasks import is_correct
 
-from lynx_kernels import POLICIES, Policy  # noqa: E402
-
+ROOT = Path(__file__).parents[2]
 SEEDS = {"train": 31, "validation": 32, "test": 33}
 ROWS = (4, 8, 16, 32, 64)
 REACH = 1.0  # experts

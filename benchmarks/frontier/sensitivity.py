@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from experts import Experts
-from forced import Forced
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.frontier.forced import Forced
 from lynx_controller.decide.budget import offsets_at_least_kl
 from lynx_sglang.calibrate.expert_outputs import ExpertOutputs
+from models.experts import Experts
 
 SHARES = (0.3, 0.45)  # of the natural union, at which one layer alone is cut
 LEAST_KL = 1e-7  # nats; below it a layer's KL is rounding

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from experts import Experts
-from model import Model
 from torch import Tensor
+
+from models.experts import Experts
+from models.model import Model
 
 # Layer index, scores [N, E], ids [N, K], weights [N, K] and the layer to new ids and weights.
 Router = Callable[[int, Tensor, Tensor, Tensor, Experts], tuple[Tensor, Tensor]]

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from free import decode
-from model import Model
-from tasks import Problem, problems
 from tokenizers import Tokenizer
-from vocabulary import chat_prompt
+
+from benchmarks.frontier.free import decode
+from models.model import Model
+from models.tasks import Problem, problems
+from models.vocabulary import chat_prompt
 
 
 @dataclass(frozen=True, slots=True)

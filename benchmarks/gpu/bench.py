@@ -1,7 +1,7 @@
 """The MoE layer's time on this device against its byte floor, its rivals and its own T.
 
-    python benchmarks/gpu/bench.py [--limit-min 9] [--models qwen3-30b mixtral-tp2] [--out FILE]
-    python benchmarks/gpu/bench.py --dry-run        same code on a CPU, interpreted, a tiny shape
+    python -m benchmarks.gpu.bench [--limit-min 9] [--models qwen3-30b mixtral-tp2] [--out FILE]
+    python -m benchmarks.gpu.bench --dry-run        same code on a CPU, interpreted, a tiny shape
 
 Each time is the median replay of a CUDA graph that runs the layer over several copies of its
 weights in turn, so that L2 is cold, divided by the copies. The floor is the bytes that must move
@@ -27,8 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from compilation import CompiledAhead
-from harness import (
+from torch import Tensor
+
+from benchmarks.gpu.compilation import CompiledAhead
+from benchmarks.gpu.harness import (
     IS_DRY_RUN,
     MAX_ERROR,
     ROOT,
@@ -43,11 +45,10 @@ from harness import (
     summary,
     times_us,
 )
-from model import Prediction
-from rivals import RIVALS, expected_of, max_error_of, serves
-from shapes import SHAPES, TINY, Shape, targets_of
-from torch import Tensor
-from weights import Weights
+from benchmarks.gpu.model import Prediction
+from benchmarks.gpu.rivals import RIVALS, expected_of, max_error_of, serves
+from benchmarks.gpu.shapes import SHAPES, TINY, Shape, targets_of
+from benchmarks.gpu.weights import Weights
 
 COLD_BYTES = 256 << 20  # active weights over all copies, several times any L2
 MIN_COPIES, MAX_COPIES = 4, 16

@@ -1,7 +1,7 @@
 """Are the kernels right on this device? Numerics, captured graphs, scratch, repeated bits.
 
-    python benchmarks/gpu/check.py [--quick]
-    python benchmarks/gpu/check.py --dry-run        same code on a CPU, interpreted, tiny shapes
+    python -m benchmarks.gpu.check [--quick]
+    python -m benchmarks.gpu.check --dry-run        same code on a CPU, interpreted, tiny shapes
 
 First select and the fused MoE in one graph, whose budget and demand change between replays; then
 the fused MoE alone over hard routings; then layers that follow each other. Every output is compared
@@ -18,8 +18,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from compilation import CompiledAhead
-from harness import (
+from torch import Tensor
+
+from benchmarks.gpu.compilation import CompiledAhead
+from benchmarks.gpu.harness import (
     DEVICE,
     IS_DRY_RUN,
     MAX_ERROR,
@@ -31,10 +33,8 @@ from harness import (
     header,
     rows_of,
 )
-from shapes import SHAPES, TINY, Shape, route
-from torch import Tensor
-from weights import Weights
-
+from benchmarks.gpu.shapes import SHAPES, TINY, Shape, route
+from benchmarks.gpu.weights import Weights
 from lynx_kernels import select_reference
 from lynx_kernels.fused_moe.workspace import Workspace
 from lynx_kernels.schedule.operator import Schedule, build_schedule_reference

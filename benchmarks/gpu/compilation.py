@@ -9,10 +9,10 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import replace
 
 import torch
-from harness import DEVICE
-from launches import SelectVariant, Variant
-from shapes import Shape
 
+from benchmarks.gpu.harness import DEVICE
+from benchmarks.gpu.launches import SelectVariant, Variant
+from benchmarks.gpu.shapes import Shape
 from lynx_kernels.fused_moe import tuning
 from lynx_kernels.fused_moe.tuning import Tiles
 

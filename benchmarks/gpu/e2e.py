@@ -26,13 +26,11 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu.e2e_client import Load, measure
+from benchmarks.gpu.e2e_model import QWEN3_30B, ROUTERS, TINY, Shape, write_model, write_router
+from loadtests.server import Server
+
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / "loadtests")]
-
-from e2e_client import Load, measure  # noqa: E402
-from e2e_model import QWEN3_30B, ROUTERS, TINY, Shape, write_model, write_router  # noqa: E402
-from server import Server  # noqa: E402
-
 BATCHES = (16, 1, 32, 8, 64)  # the bar's own first
 SHARES = (1.0, 0.75, 0.5, 0.3)  # of the natural union
 SLO_SHARE = 0.75
@@ -145,8 +143,8 @@ def make_importable(folder: Path) -> None:
         info.mkdir(parents=True, exist_ok=True)
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lynx-sglang\nVersion: 0\n")
         (info / "entry_points.txt").write_text(
-            "[sglang.srt.plugins]\nlynx = lynx_sglang.plugin:register\n"
-            "[sglang.srt.platforms]\nlynx_cpu = lynx_sglang.platform:activate\n"
+            "[sglang.srt.plugins]\nlynx = lynx_sglang.integration.plugin:register\n"
+            "[sglang.srt.platforms]\nlynx_cpu = lynx_sglang.cpu.entry_point:activate\n"
         )
         paths.append(str(folder))
     os.environ["PYTHONPATH"] = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])

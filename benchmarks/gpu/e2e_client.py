@@ -15,7 +15,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
-from server import Server
+
+from loadtests.server import Server
 
 PROMPT_TOKENS = 64
 SETTLING_GAPS = 16  # the others' prefill falls into the first ones

@@ -21,23 +21,22 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-IS_DRY_RUN = "--dry-run" in sys.argv
-os.environ["TRITON_INTERPRET"] = str(int(IS_DRY_RUN))  # read when Triton is first imported
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / "kernels"), str(ROOT / "controller")]
+import torch
+import triton
+from torch import Tensor
 
-import torch  # noqa: E402
-import triton  # noqa: E402
-from shapes import Shape, logits_of  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-from lynx_kernels.schedule.operator import Schedule  # noqa: E402
-from lynx_kernels.select.policies import POLICIES  # noqa: E402
-from lynx_kernels.select.selection import RowClass, Selection  # noqa: E402
-from lynx_kernels.select.triton_form import SelectBuffers, select_triton  # noqa: E402
+from benchmarks.gpu import IS_DRY_RUN
+from benchmarks.gpu.shapes import Shape, logits_of
+from lynx_kernels.schedule.operator import Schedule
+from lynx_kernels.select.policies import POLICIES
+from lynx_kernels.select.selection import RowClass, Selection
+from lynx_kernels.select.triton_form import SelectBuffers, select_triton
 
 if not IS_DRY_RUN and not torch.cuda.is_available():
     sys.exit("no CUDA device: only --dry-run works here")
+if not IS_DRY_RUN and triton.knobs.runtime.interpret:
+    sys.exit("TRITON_INTERPRET is set: kernels would not be compiled")
+ROOT = Path(__file__).parents[2]
 DEVICE = torch.device("cpu" if IS_DRY_RUN else "cuda")
 DTYPE = torch.float32 if IS_DRY_RUN else torch.bfloat16  # the interpreter cannot multiply bf16
 MAX_ERROR = 1e-5 if IS_DRY_RUN else 1e-2  # relative, of the norm

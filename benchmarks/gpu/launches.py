@@ -14,8 +14,8 @@ from unittest import mock
 
 import torch
 import triton
-from shapes import SHAPES, Shape
 
+from benchmarks.gpu.shapes import SHAPES, Shape
 from lynx_kernels.fused_moe import triton_form as fused_host
 from lynx_kernels.fused_moe import tuning
 from lynx_kernels.fused_moe.triton_projection import SCALE_BLOCK

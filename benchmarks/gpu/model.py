@@ -1,6 +1,6 @@
 """What the fused MoE layer should cost on a device, before anything is measured.
 
-    python benchmarks/gpu/model.py [--bandwidth-tb-s 4.3]
+    python -m benchmarks.gpu.model [--bandwidth-tb-s 4.3]
 
 bytes  = T experts' weights + rows in and out + activations out and in
 floor  = bytes / copy bandwidth
@@ -15,7 +15,7 @@ import argparse
 import sys
 from dataclasses import dataclass
 
-from shapes import SHAPES, Shape, expected_union, targets_of
+from benchmarks.gpu.shapes import SHAPES, Shape, expected_union, targets_of
 
 COPY_TB_S = 4.3  # an H200's large copy, read plus written
 STREAM_SHARE = 4.2 / 4.3  # of the copy bandwidth, while tiles stream

@@ -1,8 +1,8 @@
 """Compile every kernel that the host would launch, for three architectures, without a GPU.
 
-    python benchmarks/gpu/resources.py                   check all, write kernels/RESOURCES.md
-    python benchmarks/gpu/resources.py --only qwen3-30b:8:90 select:64,128,8:80
-    python benchmarks/gpu/resources.py --is-current      is kernels/RESOURCES.md of these kernels?
+    python -m benchmarks.gpu.resources                   check all, write kernels/RESOURCES.md
+    python -m benchmarks.gpu.resources --only qwen3-30b:8:90 select:64,128,8:80
+    python -m benchmarks.gpu.resources --is-current      is kernels/RESOURCES.md of these kernels?
 
 Exits with 1 where a kernel spills, exceeds the device, cannot hold the planned programs on an
 SM, or lacks the machine instructions it was planned for: products on the newest tensor cores that
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -22,17 +21,14 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-os.environ["TRITON_INTERPRET"] = "0"  # read when Triton is first imported
-sys.path.insert(0, str(Path(__file__).parents[2] / "kernels"))
-
 import torch
 import triton
-from launches import Launch, SelectVariant, Variant, all_variants, parse
-from machine_code import PRODUCTS, MachineCode
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from benchmarks.gpu.launches import Launch, SelectVariant, Variant, all_variants, parse
+from benchmarks.gpu.machine_code import PRODUCTS, MachineCode
 from lynx_kernels.fused_moe import tuning
 
 DEVICES = {80: "A100", 90: "H100, H200", 100: "B200"}
@@ -201,7 +197,7 @@ def write_listing(rows: Sequence[dict[str, Any]], path: Path) -> None:
         "# Resources of the kernels",
         "",
         f"Compiled with Triton {triton.__version__}, without a GPU, by",
-        "`python benchmarks/gpu/resources.py`. Products and copies count machine instructions, the",
+        "`python -m benchmarks.gpu.resources`. Products and copies count machine instructions, the",
         "unrolled start of the pipeline included. A tile is rows alone for `select`.",
         "",
         *(f"- `{name}`: a product on tensor cores, {what}" for name, what in PRODUCTS.items()),

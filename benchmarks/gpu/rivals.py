@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from harness import IS_DRY_RUN, MAX_ERROR
 from torch import Tensor
-from weights import Weights
 
+from benchmarks.gpu.harness import IS_DRY_RUN, MAX_ERROR
+from benchmarks.gpu.weights import Weights
 from lynx_kernels.fused_moe.activation import ACTIVATIONS
 from lynx_kernels.fused_moe.triton_projection import SCALE_BLOCK
 

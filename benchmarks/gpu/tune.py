@@ -1,7 +1,7 @@
 """Sweep tile shapes on this device and print rows for `TABLE` in lynx_kernels/tuning.py.
 
-    python benchmarks/gpu/tune.py [--models qwen3-30b] [--slots 8 32] [--limit-min 9]
-    python benchmarks/gpu/tune.py --dry-run
+    python -m benchmarks.gpu.tune [--models qwen3-30b] [--slots 8 32] [--limit-min 9]
+    python -m benchmarks.gpu.tune --dry-run
 
 Gate-up and down are swept in turn, the other held at the best so far, each at half of the natural
 union with several weight copies in turn. A candidate counts only if its output is right.
@@ -18,8 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from compilation import CompiledAhead
-from harness import (
+from benchmarks.gpu.compilation import CompiledAhead
+from benchmarks.gpu.harness import (
     DEVICE,
     IS_DRY_RUN,
     MAX_ERROR,
@@ -32,9 +32,8 @@ from harness import (
     rows_of,
     times_us,
 )
-from shapes import SHAPES, TINY, Shape, route
-from weights import Weights
-
+from benchmarks.gpu.shapes import SHAPES, TINY, Shape, route
+from benchmarks.gpu.weights import Weights
 from lynx_kernels.fused_moe import tuning
 from lynx_kernels.fused_moe.tuning import GemmTiles, Tiles
 from lynx_kernels.fused_moe.workspace import layer_of

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from unittest import mock
 
 import torch
-from harness import DEVICE, DTYPE, IS_DRY_RUN
-from shapes import Shape
 from torch import Tensor
 
+from benchmarks.gpu.harness import DEVICE, DTYPE, IS_DRY_RUN
+from benchmarks.gpu.shapes import Shape
 from lynx_kernels.device import arch_of
 from lynx_kernels.fused_moe import tuning
 from lynx_kernels.fused_moe.activation import ACTIVATIONS

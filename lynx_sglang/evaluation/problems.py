@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib
 import json
 import re
 import sys
@@ -15,7 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import partial
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from lynx_sglang.evaluation.execution import passes
@@ -101,17 +103,30 @@ def completes(prompt: str, entry_point: str, tests: str, answer: str) -> bool:
     return passes(f"{head}{code}\n\n{tests}\n\ncheck({entry_point})\n")
 
 
-def bundled(count: int) -> list[Problem]:
-    """``count`` test problems of each task of the bundled model."""
-    folder = Path(__file__).parents[2] / "models"
-    if not (folder / "tasks.py").exists():
+def bundled_tasks() -> ModuleType:
+    """``models.tasks`` of the checkout that this file is in, whatever the current folder.
+
+    Raises:
+        EvaluationError: this file is not in a checkout.
+    """
+    package = Path(__file__).parents[2] / "models" / "__init__.py"
+    if not package.exists():
         raise EvaluationError(
             "--problems bundled: its tasks are in a checkout's models/, not in the wheel. "
             "Run from a checkout, or give gsm8k=FILE or humaneval=FILE."
         )
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
-    tasks = importlib.import_module("tasks")
+    if "models" not in sys.modules:
+        spec = spec_from_file_location("models", package)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules["models"] = models = module_from_spec(spec)
+        spec.loader.exec_module(models)
+    return import_module("models.tasks")
+
+
+def bundled(count: int) -> list[Problem]:
+    """``count`` test problems of each task of the bundled model."""
+    tasks = bundled_tasks()
     return [
         Problem(task, index, problem.prompt, partial(tasks.is_correct, problem))
         for task in tasks.TASKS

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server import SERVE, Server
-from tasks import problems
+
+from loadtests.server import SERVE, Server
+from models.tasks import problems
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models" / "lynx-moe-tiny"

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from server import Server
 
+from loadtests.server import Server
 from lynx_sglang.loop.telemetry import GAUGES
 
 pytestmark = pytest.mark.e2e

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.e2e
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu" / "e2e.py"
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_dry_run_has_a_row_of_every_setting(tmp_path: Path) -> None:
     out = tmp_path / "rows.jsonl"
-    command = [str(SCRIPT), "--dry-run", "--batches", "4", "--rounds", "1", "--out", str(out)]
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
+    program = (sys.executable, "-m", "benchmarks.gpu.e2e")
+    command = [*program, "--dry-run", "--batches", "4", "--rounds", "1", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     header, *rows = (json.loads(line) for line in out.read_text().splitlines())
     assert header["device"] == "CPU, dry run"

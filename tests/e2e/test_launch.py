@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from server import LAUNCH_SERVER, SERVE, Server, command
+
+from loadtests.server import LAUNCH_SERVER, SERVE, Server, command
 
 pytestmark = pytest.mark.e2e
 

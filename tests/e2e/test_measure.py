@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from server import LAUNCH_SERVER, Server, command
-from traffic import traffic
+
+from loadtests.server import LAUNCH_SERVER, Server, command
+from models.traffic import traffic
 
 pytestmark = pytest.mark.e2e
 

@@ -10,20 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server import Server
 
 from benchmarks.plant import passes
+from loadtests.server import Server
 
 pytestmark = pytest.mark.e2e
 
-RECORDER = Path(__file__).parents[2] / "benchmarks" / "controller" / "record_passes.py"
+ROOT = Path(__file__).parents[2]
+RECORDER = (sys.executable, "-m", "benchmarks.controller.record_passes")
 
 
 def test_a_plain_servers_passes_are_recorded(
     plain: Server, prompts: list[str], generate: Callable[..., list[Any]], tmp_path: Path
 ) -> None:
     path, endpoint = tmp_path / "passes.jsonl", f"ipc://{plain.log.with_name('passes')}.0"
-    with subprocess.Popen([sys.executable, str(RECORDER), endpoint, str(path)]) as recorder:
+    with subprocess.Popen([*RECORDER, endpoint, str(path)], cwd=ROOT) as recorder:
         try:
             found: list[passes.DecodePass] = []
             for _ in range(40):  # a subscriber misses what was sent before it came

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from server import Server
+
+from loadtests.server import Server
 
 pytestmark = pytest.mark.e2e
 

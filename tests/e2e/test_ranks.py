@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server import Server
+
+from loadtests.server import Server
 
 pytestmark = pytest.mark.e2e
 

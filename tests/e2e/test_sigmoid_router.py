@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import checkpoint
 import pytest
-from decoding import complete
-from server import Server
-from tasks import is_correct, problems
-from vocabulary import chat_prompt
+
+from loadtests.server import Server
+from models import checkpoint
+from models.decoding import complete
+from models.tasks import is_correct, problems
+from models.vocabulary import chat_prompt
 
 pytestmark = pytest.mark.e2e
 

@@ -1,13 +1,12 @@
 """The Triton kernels compile for GPUs that this machine does not have, within their limits.
 
-A few of the variants in kernels/RESOURCES.md, which `python benchmarks/gpu/resources.py` makes of
+A few of the variants in kernels/RESOURCES.md, which `python -m benchmarks.gpu.resources` makes of
 all of them. In a process of its own: other tests may have imported Triton as an interpreter.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,8 +35,8 @@ MAX_SELECT_SHARED_BYTES = 48 * 1024  # what a program has everywhere, without as
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu" / "resources.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
+    command = [sys.executable, "-m", "benchmarks.gpu.resources", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -118,5 +117,5 @@ def test_kernels_wait_for_the_launch_before_where_they_overlap_it(rows):
 
 def test_the_listing_is_of_these_kernels():
     done = run("--is-current")
-    message = "run python benchmarks/gpu/resources.py"
+    message = "run python -m benchmarks.gpu.resources"
     assert done.returncode == 0, f"{message}\n{done.stderr[-2000:]}"

@@ -6,12 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import report
-from bars import judge
-from calibration import Pace
-from demo import HIGH_SHARE, LOW_SHARE, shape_of, slo
-from monitor import Sample, course, means, recovery_s
-from stream import Chunk, Exchange
+
+from loadtests import report
+from loadtests.bars import judge
+from loadtests.calibration import Pace
+from loadtests.demo import HIGH_SHARE, LOW_SHARE, shape_of, slo
+from loadtests.monitor import Sample, course, means, recovery_s
+from loadtests.stream import Chunk, Exchange
 
 FULL = Sample(10.0, 1.0, 1.0, 64.0, 64, "full", 100, 3000.0, 100.0)
 CUT = Sample(11.0, 0.6, 1.0, 30.0, 64, "feed_forward", 150, 4000.0, 145.0)

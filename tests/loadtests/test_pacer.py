@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from pacer import Pacer
+
+from loadtests.pacer import Pacer
 
 
 class Clock:

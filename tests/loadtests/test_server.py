@@ -14,7 +14,7 @@ import pytest
 PROGRAM = """
 import sys
 from pathlib import Path
-from server import Server, stop_with_me
+from loadtests.server import Server, stop_with_me
 
 stop_with_me()
 sleeper = (sys.executable, "-c", "import time; time.sleep(60)")
@@ -26,10 +26,9 @@ with server:
 
 
 def test_a_terminated_program_leaves_no_server(tmp_path: Path) -> None:
-    loadtests = Path(__file__).parents[2] / "loadtests"
     program = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(tmp_path / "log")],
-        env={**os.environ, "PYTHONPATH": str(loadtests)},
+        cwd=Path(__file__).parents[2],
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from shapes import Plateau, Shape
+
+from loadtests.shapes import Plateau, Shape
 
 STEP = Shape.parse("20x1,60x8,20x1")
 

@@ -9,7 +9,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
-from stream import Client, Exchange, StreamError, events, lines_of, note_event
+
+from loadtests.stream import Client, Exchange, StreamError, events, lines_of, note_event
 
 
 def delta(text: str | None, tokens: int | None = None) -> dict[str, Any]:

@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from percentile import percentile
-from record import Gap, Record, gaps_of, read, write
-from stream import Chunk, Exchange
-from summary import accuracy, faults, itls_ms, running, summarise, violation_rate, windows
+
+from loadtests.percentile import percentile
+from loadtests.record import Gap, Record, gaps_of, read, write
+from loadtests.stream import Chunk, Exchange
+from loadtests.summary import accuracy, faults, itls_ms, running, summarise, violation_rate, windows
 
 RECORD = Record(
     index=0, task="math", problem=0, due_s=0.0, sent_s=0.0, end_s=2.0, ttft_ms=5.0, tokens=4,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from record import Record
-from workload import check, questions
+from loadtests.record import Record
+from loadtests.workload import check, questions
 
 
 def test_tasks_take_turns_and_repeat_by_seed() -> None:

@@ -1,14 +1,15 @@
 from pathlib import Path
 
-import checkpoint
 import pytest
 import torch
-from decoding import complete
-from model import Batch, Model
-from shape import SHAPES
-from tasks import TASKS, is_correct, problems
 from tokenizers import Tokenizer
-from vocabulary import TURN_END, chat_prompt
+
+from models import checkpoint
+from models.decoding import complete
+from models.model import Batch, Model
+from models.shape import SHAPES
+from models.tasks import TASKS, is_correct, problems
+from models.vocabulary import TURN_END, chat_prompt
 
 FOLDERS = Path(__file__).parents[2] / "models"
 ARCHITECTURES = {

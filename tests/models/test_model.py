@@ -1,11 +1,12 @@
 import pytest
 import torch
-from checkpoint import from_hub, to_hub
-from experts import Experts
-from hub_config import config_of, shape_of
-from model import Batch, Model
-from shape import Grouping, Shape
 from torch.nn import functional as F
+
+from models.checkpoint import from_hub, to_hub
+from models.experts import Experts
+from models.hub_config import config_of, shape_of
+from models.model import Batch, Model
+from models.shape import Grouping, Shape
 
 SMALL = Shape(vocabulary=40, layers=2, hidden=24, experts=7, top_k=3, inner=5, head_dim=8)
 SIGMOID = Shape(

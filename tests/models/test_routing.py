@@ -1,7 +1,8 @@
 import pytest
 import torch
-from routing import balance_loss, balanced_bias, grouped_top_k, softmax_top_k
-from shape import Grouping, Shape
+
+from models.routing import balance_loss, balanced_bias, grouped_top_k, softmax_top_k
+from models.shape import Grouping, Shape
 
 
 @pytest.mark.parametrize(

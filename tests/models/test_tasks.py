@@ -2,9 +2,10 @@ import itertools
 import time
 
 import pytest
-import tasks
-from sandbox import Sandbox
-from tasks import Problem, is_correct, problems
+
+from models import tasks
+from models.sandbox import Sandbox
+from models.tasks import Problem, is_correct, problems
 
 
 @pytest.mark.parametrize("task", tasks.TASKS)

@@ -4,14 +4,15 @@ import json
 import math
 from pathlib import Path
 
-import gsm8k
 import pytest
 import torch
-from model import Batch, Model
-from perplexity import baselines, perplexity
-from problem import Problem
-from shape import Shape
-from vocabulary import MIDDLE, PREFIX, TURN_END, train_tokenizer
+
+from models import gsm8k
+from models.model import Batch, Model
+from models.perplexity import baselines, perplexity
+from models.problem import Problem
+from models.shape import Shape
+from models.vocabulary import MIDDLE, PREFIX, TURN_END, train_tokenizer
 
 WORDS = ("one", "two", "three", "apples", "are", "pears", "and", "plums")
 

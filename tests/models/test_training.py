@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import checkpoint
 import pytest
 import torch
-import train
-from model import Model
-from recipe import Recipe
-from shape import Grouping, Shape
-from tasks import problems
 from torch import distributed as dist
-from vocabulary import train_tokenizer
+
+from models import checkpoint, train
+from models.model import Model
+from models.recipe import Recipe
+from models.shape import Grouping, Shape
+from models.tasks import problems
+from models.vocabulary import train_tokenizer
 
 SMALL = Shape(
     vocabulary=320,

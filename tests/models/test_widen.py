@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import checkpoint
 import pytest
 import torch
-from decoding import complete
-from shape import SHAPES
-from tasks import problems
-from widen import widen
+
+from models import checkpoint
+from models.decoding import complete
+from models.shape import SHAPES
+from models.tasks import problems
+from models.widen import widen
 
 FOLDERS = Path(__file__).parents[2] / "models"
 

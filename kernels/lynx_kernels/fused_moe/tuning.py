@@ -4,7 +4,7 @@ Never chosen by T, which a captured graph does not know. `RULES` follow from cou
 in flight on every SM, little traffic between L2 and SMs. A measured row in `TABLE` comes before
 them; rows are made on the device by
 
-    python benchmarks/gpu/tune.py
+    python -m benchmarks.gpu.tune
 """
 
 from __future__ import annotations

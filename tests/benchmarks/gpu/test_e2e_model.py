@@ -14,26 +14,19 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
-FOLDER = Path(__file__).parents[2] / "benchmarks" / "gpu"
+from benchmarks.gpu import e2e_model as model
+
+ROOT = Path(__file__).parents[3]
+E2E = (sys.executable, "-m", "benchmarks.gpu.e2e")
 
 
-@pytest.fixture(scope="module")
-def model() -> object:
-    sys.path.insert(0, str(FOLDER))
-    try:
-        import e2e_model
-    finally:
-        sys.path.remove(str(FOLDER))
-    return e2e_model
-
-
-def test_the_skewed_router_has_the_published_union(model) -> None:
+def test_the_skewed_router_has_the_published_union() -> None:
     spread = model.spread_of(128, 8)
     assert model.union(128, 8, 0.0) == pytest.approx(model.PUBLISHED_EVEN, abs=0.3)
     assert model.union(128, 8, spread) == pytest.approx(model.PUBLISHED_UNION, abs=0.3)
 
 
-def test_a_routers_checkpoint_has_its_gates_and_nothing_else(model, tmp_path) -> None:
+def test_a_routers_checkpoint_has_its_gates_and_nothing_else(tmp_path) -> None:
     shape = model.TINY
     for router in model.ROUTERS:
         folder = model.write_router(tmp_path / router, shape, router)
@@ -46,7 +39,7 @@ def test_a_routers_checkpoint_has_its_gates_and_nothing_else(model, tmp_path) ->
         assert is_even is (router == "uniform")
 
 
-def test_a_rows_strongest_expert_has_the_same_share_under_either_router(model) -> None:
+def test_a_rows_strongest_expert_has_the_same_share_under_either_router() -> None:
     spreads = {"skewed": model.spread_of(128, 8), "uniform": 0.0}
     for router, spread in spreads.items():
         rng = np.random.default_rng(0)
@@ -60,14 +53,14 @@ def test_a_rows_strongest_expert_has_the_same_share_under_either_router(model) -
 def test_the_time_is_up_whatever_is_waited_for_and_no_server_is_left(tmp_path) -> None:
     """Three seconds are too few for a server to start."""
     out = tmp_path / "rows.jsonl"
-    command = [str(FOLDER / "e2e.py"), "--dry-run", "--limit-min", "0.05", "--out", str(out)]
+    command = [*E2E, "--dry-run", "--limit-min", "0.05", "--out", str(out)]
     done = subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, check=False, timeout=60
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
     )
     assert done.stdout.strip() == f"time is up: 0 rows are in {out}"
     assert done.returncode == 1
     assert len(out.read_text().splitlines()) == 1  # the header
-    log = FOLDER.parents[1] / "build" / "gpu" / "e2e" / "sglang.log"
+    log = ROOT / "build" / "gpu" / "e2e" / "sglang.log"
     opened = str(log.resolve())
     for process in psutil.process_iter():
         try:

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bootstrap import draws_of, interval, log_kl_at, paired_loss
-from decoding import complete
-from forced import Forced
-from free import decode
-from gate import Gate, Setting
-from importance import Ruled
-from measure import figures, measure
-from model import Batch, Model
-from results import Results, key_of
-from rules import greedy, power, put_out
-from sensitivity import contributions, layer_budgets, similarities
-from shape import Shape
-from tasks import TASKS, problems
-from transcripts import Transcript, encode, mixed
-from vocabulary import train_tokenizer
 
+from benchmarks.frontier.bootstrap import draws_of, interval, log_kl_at, paired_loss
+from benchmarks.frontier.forced import Forced
+from benchmarks.frontier.free import decode
+from benchmarks.frontier.gate import Gate, Setting
+from benchmarks.frontier.importance import Ruled
+from benchmarks.frontier.measure import figures, measure
+from benchmarks.frontier.results import Results, key_of
+from benchmarks.frontier.rules import greedy, power, put_out
+from benchmarks.frontier.sensitivity import contributions, layer_budgets, similarities
+from benchmarks.frontier.transcripts import Transcript, encode, mixed
 from lynx_kernels import POLICIES
+from models.decoding import complete
+from models.model import Batch, Model
+from models.shape import Shape
+from models.tasks import TASKS, problems
+from models.vocabulary import train_tokenizer
 
 SMALL = Shape(vocabulary=320, layers=3, hidden=32, heads=2, kv_heads=1, experts=12, inner=8)
 

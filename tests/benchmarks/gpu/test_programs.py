@@ -8,12 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-FOLDER = Path(__file__).parents[2] / "benchmarks" / "gpu"
+ROOT = Path(__file__).parents[3]
 
 
-def run(script: str, *arguments: str) -> str:
+def run(program: str, *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, str(FOLDER / script), *arguments],
+        [sys.executable, "-m", f"benchmarks.gpu.{program}", *arguments],
+        cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -23,14 +24,14 @@ def run(script: str, *arguments: str) -> str:
 
 
 def test_the_check_passes():
-    printed = run("check.py", "--dry-run", "--quick")
+    printed = run("check", "--dry-run", "--quick")
     assert "FAIL" not in printed
     assert "25 of 25 good" in printed
 
 
 def test_the_benchmark_writes_right_rows_as_they_come(tmp_path):
     path = tmp_path / "rows.jsonl"
-    run("bench.py", "--dry-run", "--out", str(path))
+    run("bench", "--dry-run", "--out", str(path))
     header, bandwidth, *rows = (json.loads(line) for line in path.read_text().splitlines())
     assert header["device"] == "CPU, dry run"
     assert bandwidth["copy_tb_s"] > 0
@@ -42,14 +43,14 @@ def test_the_benchmark_writes_right_rows_as_they_come(tmp_path):
 
 
 def test_the_sweep_prints_a_row_for_the_table(tmp_path):
-    printed = run("tune.py", "--dry-run", "--out", str(tmp_path / "rows.jsonl"))
+    printed = run("tune", "--dry-run", "--out", str(tmp_path / "rows.jsonl"))
     assert "): Tiles(gate_up=GemmTiles(" in printed
 
 
 HANG = """
 import sys, time
 sys.argv.append("--dry-run")
-import harness
+from benchmarks.gpu import harness
 harness.GRACE_S = 0.1
 harness.Clock(limit_min=0.0)
 time.sleep(60)
@@ -58,7 +59,7 @@ time.sleep(60)
 
 def test_a_result_that_does_not_come_ends_the_program():
     done = subprocess.run(
-        [sys.executable, "-c", HANG], cwd=FOLDER, capture_output=True, text=True, timeout=50
+        [sys.executable, "-c", HANG], cwd=ROOT, capture_output=True, text=True, timeout=50
     )
     assert done.returncode == 1
     assert "no result 0.1 s after the time was up" in done.stdout
@@ -66,6 +67,6 @@ def test_a_result_that_does_not_come_ends_the_program():
 
 
 def test_predictions_are_those_on_file():
-    printed = run("model.py").splitlines()
-    on_file = (FOLDER / "PREDICTIONS.md").read_text().splitlines()
+    printed = run("model").splitlines()
+    on_file = (ROOT / "benchmarks/gpu/PREDICTIONS.md").read_text().splitlines()
     assert printed[2:] == on_file[2:]

@@ -1,15 +1,11 @@
-"""The frontier's modules, which are a script's neighbours and no package; one thread."""
+"""One thread for the frontier's tests."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks/frontier"))
 
 
 @pytest.fixture(scope="session", autouse=True)
