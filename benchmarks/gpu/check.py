@@ -36,8 +36,8 @@ from benchmarks.gpu.harness import (
 from benchmarks.gpu.shapes import SHAPES, TINY, Shape, route
 from benchmarks.gpu.weights import Weights
 from lynx_kernels import select_reference
-from lynx_kernels.fused_moe.workspace import Workspace
-from lynx_kernels.schedule.operator import Schedule, build_schedule_reference
+from lynx_kernels.fused_moe import Workspace
+from lynx_kernels.schedule import Schedule, build_schedule_reference
 
 GARBAGE = 1 << 20
 NUM_REPLAYS = 2 if IS_DRY_RUN else 3

@@ -27,10 +27,8 @@ from torch import Tensor
 
 from benchmarks.gpu import IS_DRY_RUN
 from benchmarks.gpu.shapes import Shape, logits_of
-from lynx_kernels.schedule.operator import Schedule
-from lynx_kernels.select.policies import POLICIES
-from lynx_kernels.select.selection import RowClass, Selection
-from lynx_kernels.select.triton_form import SelectBuffers, select_triton
+from lynx_kernels.schedule import Schedule
+from lynx_kernels.select import POLICIES, RowClass, SelectBuffers, Selection, select_triton
 
 if not IS_DRY_RUN and not torch.cuda.is_available():
     sys.exit("no CUDA device: only --dry-run works here")

@@ -16,12 +16,11 @@ import torch
 import triton
 
 from benchmarks.gpu.shapes import SHAPES, Shape
+from lynx_kernels.fused_moe import SCALE_BLOCK, tuning
 from lynx_kernels.fused_moe import triton_form as fused_host
-from lynx_kernels.fused_moe import tuning
-from lynx_kernels.fused_moe.triton_projection import SCALE_BLOCK
 from lynx_kernels.fused_moe.tuning import Layer, Tiles
 from lynx_kernels.fused_moe.workspace import Workspace
-from lynx_kernels.schedule.operator import Schedule
+from lynx_kernels.schedule import Schedule
 from lynx_kernels.select import triton_form as select_host
 from lynx_kernels.select.policies import POLICIES
 

@@ -172,7 +172,7 @@ def cells_of(variant: Variant | SelectVariant, launch: Launch) -> list[str]:
 def fingerprint() -> str:
     """Of everything that the kernels are compiled from: device code, and arguments of launches."""
     found = hashlib.sha256()
-    for path in sorted((ROOT / "kernels" / "lynx_kernels").glob("*.py")):
+    for path in sorted((ROOT / "kernels" / "lynx_kernels").rglob("*.py")):
         text = path.read_text()
         if "@triton.jit" in text:
             found.update(text.encode())

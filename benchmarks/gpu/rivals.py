@@ -11,8 +11,7 @@ from torch import Tensor
 
 from benchmarks.gpu.harness import IS_DRY_RUN, MAX_ERROR
 from benchmarks.gpu.weights import Weights
-from lynx_kernels.fused_moe.activation import ACTIVATIONS
-from lynx_kernels.fused_moe.triton_projection import SCALE_BLOCK
+from lynx_kernels.fused_moe import ACTIVATIONS, SCALE_BLOCK
 
 Rival = Callable[[Weights, Tensor, Tensor, Tensor], Tensor]
 

@@ -37,7 +37,7 @@ from benchmarks.gpu.weights import Weights
 from lynx_kernels.fused_moe import tuning
 from lynx_kernels.fused_moe.tuning import GemmTiles, Tiles
 from lynx_kernels.fused_moe.workspace import layer_of
-from lynx_kernels.schedule.operator import build_schedule_reference
+from lynx_kernels.schedule import build_schedule_reference
 
 SHARE = 0.5
 NUM_COPIES = 4

@@ -11,12 +11,8 @@ from torch import Tensor
 from benchmarks.gpu.harness import DEVICE, DTYPE, IS_DRY_RUN
 from benchmarks.gpu.shapes import Shape
 from lynx_kernels.device import arch_of
-from lynx_kernels.fused_moe import tuning
-from lynx_kernels.fused_moe.activation import ACTIVATIONS
-from lynx_kernels.fused_moe.triton_form import fused_moe_triton
-from lynx_kernels.fused_moe.triton_projection import SCALE_BLOCK
-from lynx_kernels.fused_moe.workspace import Workspace
-from lynx_kernels.schedule.operator import Schedule
+from lynx_kernels.fused_moe import ACTIVATIONS, SCALE_BLOCK, Workspace, fused_moe_triton, tuning
+from lynx_kernels.schedule import Schedule
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,21 @@
-"""Expert selection and fused MoE for Mixture-of-Experts decoding. Contract: kernels/README.md."""
+"""Expert selection and fused MoE for decoding with Mixture-of-Experts models.
 
-from lynx_kernels.fused_moe.cpu import CpuExperts
-from lynx_kernels.fused_moe.operator import fused_moe
-from lynx_kernels.fused_moe.reference import fused_moe_reference
-from lynx_kernels.select.operator import select, warm_up
-from lynx_kernels.select.policies import POLICIES, Policy
-from lynx_kernels.select.reference import select_reference
-from lynx_kernels.select.selection import RowClass, Selection
+Three rooms, each with its public function, its reference, its CPU form and its Triton form:
+`select` chooses the experts that a batch may use, `schedule` is the work list that a GPU runs,
+`fused_moe` runs the experts on it. The contract and the maths are in kernels/README.md.
+"""
+
+from lynx_kernels.fused_moe import CpuExperts, fused_moe, fused_moe_reference
+from lynx_kernels.select import (
+    POLICIES,
+    Policy,
+    RowClass,
+    Selection,
+    policies_for_triton,
+    select,
+    select_reference,
+    warm_up,
+)
 
 __all__ = [
     "POLICIES",
@@ -16,6 +25,7 @@ __all__ = [
     "Selection",
     "fused_moe",
     "fused_moe_reference",
+    "policies_for_triton",
     "select",
     "select_reference",
     "warm_up",

@@ -8,7 +8,6 @@ from functools import cache
 import torch
 
 MIN_PDL_ARCH = 90
-MAX_EXPERTS, MAX_TOP_K = 512, 16  # of a selection in Triton
 INTERPRETED_SMS = 3  # programs are walked one by one: few, but more than one
 
 

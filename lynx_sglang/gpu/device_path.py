@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 
 from lynx_controller import Decision
-from lynx_kernels import Selection
-from lynx_kernels.schedule.operator import Schedule
-from lynx_kernels.select.operator import find_policy
-from lynx_kernels.select.triton_buffers import MAX_FUSED_ROWS, SelectBuffers
-from lynx_kernels.select.triton_form import select_triton
+from lynx_kernels.schedule import Schedule
+from lynx_kernels.select import (
+    MAX_FUSED_ROWS,
+    SelectBuffers,
+    Selection,
+    find_policy,
+    select_triton,
+)
 from lynx_sglang.gpu.counters import Counters
 from lynx_sglang.loop.buffer import IN_FLIGHT, Buffer
 from lynx_sglang.loop.step import Step
@@ -142,6 +145,7 @@ class DevicePath:
 
     def begin(self, step: Step) -> int:
         """Send what a step is to run under; its lane."""
+        self._schedules.clear()  # a forward that failed may have left some
         lane = self._num_begun % IN_FLIGHT
         self._num_begun += 1
         self._counters.wait(lane)  # for the step IN_FLIGHT before, whose result was out long ago

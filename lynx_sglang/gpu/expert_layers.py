@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lynx_kernels.fused_moe.workspace import Workspace
+from lynx_kernels.fused_moe import Workspace
 from lynx_sglang.errors import UnsupportedError
 from lynx_sglang.gpu.device_path import DevicePath
 from lynx_sglang.gpu.fused_runner import FusedRunner, builder_of, uncovered

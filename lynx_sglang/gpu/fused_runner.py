@@ -16,10 +16,13 @@ import torch
 from torch import Tensor
 
 from lynx_kernels.device import arch_of
-from lynx_kernels.fused_moe.activation import SWIGLU_ALPHA, SWIGLU_LIMIT
-from lynx_kernels.fused_moe.triton_form import fused_moe_triton
-from lynx_kernels.fused_moe.triton_projection import SCALE_BLOCK
-from lynx_kernels.fused_moe.workspace import Workspace
+from lynx_kernels.fused_moe import (
+    SCALE_BLOCK,
+    SWIGLU_ALPHA,
+    SWIGLU_LIMIT,
+    Workspace,
+    fused_moe_triton,
+)
 from lynx_sglang.gpu.device_path import DevicePath
 
 ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu"}  # SGLang's names on CUDA, and ours

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from lynx_kernels import policies_for_triton
 from lynx_sglang import calibration
 from lynx_sglang.cpu import entry_point
 from lynx_sglang.errors import UnsupportedError
@@ -170,6 +171,11 @@ def cpu_refusal(args: Any, quantization: str | None) -> str | None:
 def gpu_refusal(settings: Settings, args: Any) -> str | None:
     if torch.version.hip is not None:
         return "its kernels are for NVIDIA GPUs, and this torch is built for ROCm."
+    if settings.policy not in policies_for_triton():
+        return (
+            f"--lynx-policy {settings.policy} is for comparison on a CPU and has no GPU kernel. "
+            f"Choose one of {', '.join(policies_for_triton())}."
+        )
     if settings.shadowed_share:
         return f"{SHADOWS} are not served on a GPU: captured steps do not run twice."
     for name, reason in NOT_WITH_GPU.items():

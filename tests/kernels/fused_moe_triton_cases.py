@@ -15,10 +15,8 @@ import triton
 from torch import Tensor
 
 from lynx_kernels import POLICIES, RowClass, fused_moe_reference
-from lynx_kernels.fused_moe import tuning
-from lynx_kernels.fused_moe.triton_form import fused_moe_triton
-from lynx_kernels.fused_moe.workspace import Workspace
-from lynx_kernels.schedule.operator import Schedule, build_schedule_reference
+from lynx_kernels.fused_moe import Workspace, fused_moe_triton, tuning
+from lynx_kernels.schedule import Schedule, build_schedule_reference
 from lynx_kernels.select.triton_form import select_triton
 
 IS_INTERPRETED = triton.knobs.runtime.interpret

@@ -13,12 +13,21 @@ import pytest
 import torch
 import triton
 from torch import Tensor
+from triton.errors import TritonError
 
-from lynx_kernels import POLICIES, RowClass, Selection, select_reference
-from lynx_kernels.schedule.operator import Schedule, build_schedule_reference
-from lynx_kernels.schedule.triton_form import build_schedule
-from lynx_kernels.select.triton_buffers import SelectBuffers
-from lynx_kernels.select.triton_form import policy_key, select_triton
+from lynx_kernels.schedule import Schedule, build_schedule_reference
+from lynx_kernels.select import (
+    POLICIES,
+    RowClass,
+    SelectBuffers,
+    Selection,
+    build_schedule,
+    policies_for_triton,
+    select_reference,
+    select_triton,
+    triton_form,
+)
+from lynx_kernels.select.triton_form import policy_key
 
 IS_INTERPRETED = triton.knobs.runtime.interpret
 DEVICE = "cpu" if IS_INTERPRETED else "cuda"
@@ -30,9 +39,7 @@ pytestmark = pytest.mark.skipif(
 # Policies that the kernels cannot tell apart (lynx-v1, oea) are tested once.
 every_policy = pytest.mark.parametrize(
     "policy",
-    {
-        policy_key(policy): name for name, policy in POLICIES.items() if policy.has_triton_form
-    }.values(),
+    {policy_key(POLICIES[name]): name for name in policies_for_triton()}.values(),
 )
 
 # (M, E, K). A program decides for at most 64 rows of 128 experts, 32 of 256, 16 of 512.
@@ -368,6 +375,27 @@ def test_what_does_not_fit_the_buffers_is_named(name, change):
     buffers = make_buffers(case)
     with pytest.raises(ValueError, match=f"{name}: expected.*got"):
         run(replace(case, **{name: change(getattr(case, name))}), "lynx", buffers)
+
+
+REFUSED = sorted(POLICIES.keys() - policies_for_triton())
+
+
+def test_policies_for_comparison_are_refused_with_those_that_are_served():
+    case = make_case(6, 12, 3, CONTROLS["both bind"])
+    assert REFUSED == ["lynx-v3", "random", "sere"]
+    for name in REFUSED:
+        with pytest.raises(ValueError, match=rf"policy: expected .*lynx, full.* got {name}$"):
+            run(case, name)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("num_rows", [6, 258])
+def test_a_kernel_does_not_take_a_policy_for_another(monkeypatch, name, num_rows):
+    """Behind the host's check: what a kernel has no branch for is no kernel."""
+    monkeypatch.setattr(triton_form, "check_policy", lambda policy: None)
+    case = make_case(num_rows, 12, 3, CONTROLS["both bind"])
+    with pytest.raises(TritonError, match="no kernel for"):
+        run(case, name)
 
 
 @pytest.mark.skipif(IS_INTERPRETED, reason="needs a GPU")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lynx_kernels.schedule.operator import build_schedule_reference
+from lynx_kernels.schedule import build_schedule_reference
 
 
 def routing(num_rows: int, num_experts: int, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:

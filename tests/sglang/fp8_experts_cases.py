@@ -20,7 +20,7 @@ from sglang.srt.layers.quantization.compressed_tensors.schemes import (
 )
 
 from lynx_kernels import fused_moe_reference
-from lynx_kernels.schedule.operator import build_schedule_reference
+from lynx_kernels.schedule import build_schedule_reference
 from lynx_sglang.gpu import fused_runner
 from lynx_sglang.gpu.device_path import DevicePath, Sizes
 from lynx_sglang.gpu.expert_layers import ExpertLayers, around_init

@@ -185,6 +185,16 @@ def own_routing(model: Model, rows: int, live: int) -> list[torch.Tensor]:
     ]
 
 
+def test_a_schedule_that_no_runner_took_is_not_the_next_steps(model_of: Any) -> None:
+    """As a forward that fails between selection and its experts leaves it."""
+    model = model_of()
+    path = model.runtime.path
+    model.finish(model.launch(requests_of(3)))
+    path.hand_over(0, path._outputs[0].view(4).schedule)
+    model.finish(model.launch(requests_of(3)))
+    assert path.take(0) is None
+
+
 def test_full_budget_is_the_identity_and_padding_is_empty(model_of: Any) -> None:
     model = model_of()
     launched = model.launch(requests_of(3))

@@ -60,6 +60,8 @@ def test_a_plain_moe_server_is_served(device: str) -> None:
     [
         (Settings(shadow_share=0.1), {}, None, "--lynx-shadow-share"),
         (Settings(max_quality_loss=0.01), {}, None, "--lynx-max-quality-loss"),
+        (Settings(policy="random"), {}, None, "--lynx-policy random"),
+        (Settings(policy="lynx-v3"), {}, None, "Choose one of lynx, full, topk,"),
         (Settings(), {"enable_mixed_chunk": True}, None, "--enable-mixed-chunk is not served"),
         (Settings(), {"kt_weight_path": "/w"}, None, "--kt-weight-path is not served"),
         (Settings(), {"disaggregation_mode": "decode"}, None, "must be null, got decode"),

@@ -8,7 +8,7 @@ from torch import Tensor
 from lynx_kernels.device import missing_for_triton
 from lynx_kernels.fused_moe.activation import ACTIVATIONS
 from lynx_kernels.fused_moe.cpu import CpuExperts
-from lynx_kernels.schedule.operator import Schedule, local_ids
+from lynx_kernels.schedule import Schedule, local_ids
 
 ID_DTYPES = (torch.int32, torch.int64)
 CUDA_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -79,7 +79,7 @@ def fused_moe(
     check_cuda(hidden)
     from lynx_kernels.fused_moe.triton_form import fused_moe_triton
     from lynx_kernels.fused_moe.workspace import Workspace
-    from lynx_kernels.schedule.triton_form import build_schedule
+    from lynx_kernels.select import build_schedule
 
     return fused_moe_triton(
         hidden,

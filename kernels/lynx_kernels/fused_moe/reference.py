@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lynx_kernels.fused_moe.activation import ACTIVATIONS
 
-SCALE_BLOCK = 128
+SCALE_BLOCK = 128  # rows, and columns, of weights that share a scale, where scales are per block
 
 
 def fused_moe_reference(

@@ -10,16 +10,17 @@ from torch import Tensor
 
 from lynx_kernels.fused_moe.activation import ACTIVATIONS
 from lynx_kernels.fused_moe.plan import Plan, make_plan
+from lynx_kernels.fused_moe.reference import SCALE_BLOCK
 from lynx_kernels.fused_moe.triton_down_kernels import (
     combine_kernel,
     down_concat_kernel,
     down_kernel,
 )
 from lynx_kernels.fused_moe.triton_gate_up_kernels import gate_up_kernel
-from lynx_kernels.fused_moe.triton_projection import SCALE_BLOCK, Projection
+from lynx_kernels.fused_moe.triton_projection import Projection
 from lynx_kernels.fused_moe.tuning import GemmTiles
 from lynx_kernels.fused_moe.workspace import Workspace
-from lynx_kernels.schedule.operator import Schedule
+from lynx_kernels.schedule import Schedule
 
 COMBINE_COLUMNS = 512
 MAX_ELEMENTS = 2**31  # of an expert's matrix: inside, kernels count in 32 bits

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from lynx_kernels.fused_moe.reference import SCALE_BLOCK
 from lynx_kernels.fused_moe.tuning import GemmTiles
-
-SCALE_BLOCK = 128  # rows, and columns, of weights per scale, where scales are per block
 
 
 @dataclass(frozen=True, slots=True)

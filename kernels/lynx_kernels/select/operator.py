@@ -10,7 +10,8 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from lynx_kernels.device import MAX_EXPERTS, MAX_TOP_K, missing_for_triton
+from lynx_kernels.device import missing_for_triton
+from lynx_kernels.select.limits import MAX_EXPERTS, MAX_TOP_K
 from lynx_kernels.select.policies import MAX_ROWS, POLICIES, Policy
 from lynx_kernels.select.selection import RowClass, Selection
 from lynx_kernels.select.torch_form import select_torch

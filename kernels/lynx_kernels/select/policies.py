@@ -223,3 +223,8 @@ POLICIES: Mapping[str, Policy] = MappingProxyType(
         for policy in (LYNX, FULL, TOPK, OEA, XSHARE, LYNX_V1, LYNX_V3, DES_VOTE, SERE, RANDOM)
     }
 )
+
+
+def policies_for_triton() -> tuple[str, ...]:
+    """Names of the policies that the GPU kernels run; the others are for comparison."""
+    return tuple(name for name, policy in POLICIES.items() if policy.has_triton_form)

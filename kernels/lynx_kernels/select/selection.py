@@ -7,7 +7,7 @@ from enum import IntEnum
 
 from torch import Tensor
 
-from lynx_kernels.schedule.operator import Schedule
+from lynx_kernels.schedule import Schedule
 
 
 class RowClass(IntEnum):

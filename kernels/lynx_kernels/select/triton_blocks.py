@@ -12,6 +12,7 @@ int64 [4, BLOCK_E]), and one `word` in which bit r says that row r of the progra
 import triton
 import triton.language as tl
 
+from lynx_kernels.schedule.triton_words import PAD, flat, gather_by
 from lynx_kernels.select import policies
 
 ONE = tl.constexpr(float(policies.ONE))
@@ -19,7 +20,7 @@ SCORE_MAX = tl.constexpr(policies.SCORE_MAX)
 TIE_ONE = tl.constexpr(float(policies.TIE_ONE))
 VOTE = tl.constexpr(policies.VOTE)
 RANK_SLACK = tl.constexpr(policies.RANK_SLACK)
-PAD, EXACT = tl.constexpr(0), tl.constexpr(1)  # RowClass
+EXACT = tl.constexpr(1)  # RowClass
 
 PROTECTED, WANTED, ALLOWED = tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)  # rows of counters
 RANK_SHIFT = tl.constexpr(48)  # above a row's fixed-point mass
@@ -32,33 +33,6 @@ ROUNDER_BITS = tl.constexpr(0x4330000000000000)
 def rounded(x):
     """float64 in [0, 2**51] to int64, half to even."""
     return (x + ROUNDER).to(tl.int64, bitcast=True) - ROUNDER_BITS
-
-
-@triton.jit
-def popcount(words):
-    x = words.to(tl.uint64, bitcast=True)
-    x = x - ((x >> 1) & 0x5555555555555555)
-    x = (x & 0x3333333333333333) + ((x >> 2) & 0x3333333333333333)
-    x = (x + (x >> 4)) & 0x0F0F0F0F0F0F0F0F
-    return ((x * 0x0101010101010101) >> 56).to(tl.int32)
-
-
-@triton.jit
-def bit_of(row):
-    return tl.full([], 1, tl.int64) << row.to(tl.int64)
-
-
-@triton.jit
-def flat(slots):
-    """[BLOCK_M, BLOCK_K] as one row: how slots meet scattered addresses, whatever their order."""
-    return tl.reshape(slots, [slots.shape[0] * slots.shape[1]])
-
-
-@triton.jit
-def gather_by(pointer, slots, mask):
-    """What lies at the pointer's `slots`, 0 where not mask; past the cache of this processor."""
-    found = tl.load(pointer + flat(slots), mask=flat(mask), other=0, cache_modifier=".cg")
-    return tl.reshape(found, slots.shape)
 
 
 @triton.jit
@@ -86,32 +60,12 @@ def is_bounded(budget, share, E, POLICY):
 
 
 @triton.jit
-def read_slots(ids_ptr, weights_ptr, row_class_ptr, offs_m, num_rows, K, BLOCK_K):
-    """Class [BLOCK_M, 1] of each row, ids and weights of its slots; pads hold empty slots."""
-    offs_k = tl.arange(0, BLOCK_K)
-    mask = (offs_m < num_rows)[:, None] & (offs_k < K)[None, :]
-    offs = offs_m[:, None] * K + offs_k[None, :]
-    kind = tl.load(row_class_ptr + offs_m, mask=offs_m < num_rows, other=PAD)[:, None]
-    ids = tl.load(ids_ptr + offs, mask=mask, other=-1).to(tl.int32)
-    weights = tl.load(weights_ptr + offs, mask=mask, other=0.0)
-    is_live = kind != PAD
-    return kind, tl.where(is_live, ids, -1), tl.where(is_live, weights, 0.0)
-
-
-@triton.jit
 def read_scores(scores_ptr, offs_m, num_rows, E, BLOCK_E):
     """Router scores [BLOCK_M, BLOCK_E], 0 where not positive and finite."""
     offs_e = tl.arange(0, BLOCK_E)
     mask = (offs_m < num_rows)[:, None] & (offs_e < E)[None, :]
     offs = offs_m[:, None] * E + offs_e[None, :]
     return positive(tl.load(scores_ptr + offs, mask=mask, other=0.0))
-
-
-@triton.jit
-def add_rows(ids, mask, offs_m, word_ptr, BLOCK_M):
-    """Tell each slot's expert that the row uses it."""
-    bits = tl.zeros_like(ids).to(tl.int64) + bit_of(offs_m % BLOCK_M)[:, None]
-    tl.atomic_or(word_ptr + flat(ids), flat(bits), mask=flat(mask), sem="relaxed")
 
 
 @triton.jit
@@ -157,6 +111,7 @@ def add_demand(
         num_own = tl.sum(is_own.to(tl.int32), axis=1)[:, None]
         is_wanted = rank.to(tl.float64) < share * num_own.to(tl.float64) - RANK_SLACK
     else:
+        tl.static_assert(DEMAND == "none" or DEMAND == "all", "no kernel for this demand")
         is_wanted = rank < 0
     is_wanted = is_wanted & is_own & ~is_protected
     flag = flat(ids + tl.where(is_protected, PROTECTED, WANTED) * BLOCK_E)
@@ -174,6 +129,7 @@ def add_demand(
             elif IMPORTANCE == "share":
                 vote = rounded(part * ONE)
             else:
+                tl.static_assert(IMPORTANCE == "votes", "no kernel for this importance")
                 vote = rounded(part * TIE_ONE) + VOTE
             mask = flat(is_wanted)
             tl.atomic_add(counters_ptr + flat(ids), flat(vote), mask=mask, sem="relaxed")

@@ -9,14 +9,13 @@ import triton
 from torch import Tensor
 
 from lynx_kernels import scratch
-from lynx_kernels.device import MAX_EXPERTS, MAX_TOP_K
-from lynx_kernels.schedule.operator import Schedule
-from lynx_kernels.schedule.triton_blocks import HEAD
+from lynx_kernels.schedule import Schedule
+from lynx_kernels.schedule.triton_lists import HEAD
+from lynx_kernels.select.limits import MAX_EXPERTS, MAX_FUSED_ROWS, MAX_TOP_K
 from lynx_kernels.select.policies import MAX_ROWS
 from lynx_kernels.select.selection import Selection
 from lynx_kernels.select.triton_kernels import COUNTERS, HEADER, block_of, num_ids
 
-MAX_FUSED_ROWS = 256
 ALIGNED_WORDS = 4  # 16 bytes: a kernel is compiled for pointers of that alignment
 MIN_ROWS, MAX_WORD_ROWS = 8, 64  # a program's: one per warp, one per bit of a word
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lynx_kernels.device import arch_of, has_pdl
-from lynx_kernels.select.policies import Policy
+from lynx_kernels.select.limits import MAX_FUSED_ROWS
+from lynx_kernels.select.policies import Policy, policies_for_triton
 from lynx_kernels.select.selection import Selection
-from lynx_kernels.select.triton_buffers import MAX_FUSED_ROWS, SelectBuffers, SelectTiles, tiles_for
+from lynx_kernels.select.triton_buffers import SelectBuffers, SelectTiles, tiles_for
 from lynx_kernels.select.triton_kernels import (
     COUNTERS,
     HEADER,
@@ -85,6 +86,7 @@ def select_triton(
         correction_bias,
         contribution,
     )
+    check_policy(policy)
     check_inputs(given, out)
 
     tiles = tiles_for(num_rows, num_experts, top_k)
@@ -196,6 +198,15 @@ def launch_in_three(
         num_warps=tiles.num_warps,
         launch_pdl=is_pdl,
     )
+
+
+def check_policy(policy: Policy) -> None:
+    """Raise ValueError for a policy that the kernels have no form for."""
+    if not policy.has_triton_form:
+        known = ", ".join(policies_for_triton())
+        raise ValueError(
+            f"policy: expected one that has a Triton form ({known}), got {policy.name}"
+        )
 
 
 def policy_key(policy: Policy) -> tuple[str, str, bool, str]:

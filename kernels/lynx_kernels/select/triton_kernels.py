@@ -11,17 +11,14 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from lynx_kernels.schedule.triton_blocks import HEAD, write_lists, write_schedule, write_slots
+from lynx_kernels.schedule.triton_lists import HEAD, write_lists, write_schedule, write_slots
+from lynx_kernels.schedule.triton_words import add_rows, gather_by, popcount, read_slots
 from lynx_kernels.select.triton_blocks import (
     add_demand,
-    add_rows,
     add_scores,
-    gather_by,
     is_bounded,
-    popcount,
     read_scores,
     read_share,
-    read_slots,
 )
 from lynx_kernels.select.triton_refill import decide, write_rows
 

@@ -5,17 +5,9 @@
 import triton
 import triton.language as tl
 
+from lynx_kernels.schedule.triton_words import add_rows, bit_of, flat, gather_by
 from lynx_kernels.select import policies
-from lynx_kernels.select.triton_blocks import (
-    add_rows,
-    bit_of,
-    cut,
-    fixed_mass,
-    flat,
-    gather_by,
-    is_bounded,
-    positive,
-)
+from lynx_kernels.select.triton_blocks import cut, fixed_mass, is_bounded, positive
 
 REFILL_SHARE = tl.constexpr(policies.REFILL_SHARE)
 TURNS = tl.constexpr(32)  # columns of a row's refills: the lanes of a warp, K at most
@@ -82,6 +74,7 @@ def reweigh(weights, gates, is_own, is_lost, POLICY):
         if POLICY[3] == "exact":
             shared, is_set = REFILL_SHARE * lost, is_lost
         else:
+            tl.static_assert(POLICY[3] == "scores", "no kernel for these weights")
             shared, is_set = lost + kept, is_changed & is_own
     fresh = (part * (shared / tl.where(whole > 0.0, whole, 1.0))).to(tl.float32)
     return tl.where(is_set & (whole > 0.0), fresh, tl.where(is_lost, 0.0, weights))
@@ -110,6 +103,7 @@ def decide(
         new_ids = refill(
             ids, is_lost, scores, bias_ptr, word_ptr, is_allowed, E, BLOCK_M, BLOCK_K, BLOCK_E
         )
+        tl.debug_barrier()  # `refill` reads the words that change here
         add_rows(new_ids, is_lost & (new_ids >= 0), offs_m, word_ptr, BLOCK_M)
     tl.store(word_ptr + flat(ids), tl.full([], 0, tl.int64), mask=flat(is_lost))
     return new_ids, is_lost, read_gates(scores_ptr, new_ids, is_own, is_lost, offs_m, E, POLICY)

@@ -8,7 +8,7 @@ A word belongs to one program and one expert id; bit r says that row r of the pr
 import triton
 import triton.language as tl
 
-from lynx_kernels.select.triton_blocks import bit_of, flat, gather_by, popcount, read_slots
+from lynx_kernels.schedule.triton_words import bit_of, flat, gather_by, popcount, read_slots
 
 HEAD = tl.constexpr(4)  # int32 of output before the lists: T, the schedule's, unused
 

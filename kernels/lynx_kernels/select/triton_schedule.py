@@ -1,11 +1,11 @@
-"""The schedule of any routing on a GPU."""
+"""The schedule of a routing that nothing selects, on a GPU."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from lynx_kernels.schedule.operator import Schedule
+from lynx_kernels.schedule import Schedule
 from lynx_kernels.select.policies import FULL
 from lynx_kernels.select.selection import RowClass
 from lynx_kernels.select.triton_buffers import SelectBuffers
