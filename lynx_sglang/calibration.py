@@ -18,7 +18,7 @@ import torch
 
 from lynx_sglang.errors import SettingError
 
-FORMAT = 3
+FORMAT = 4
 # Of a Hugging Face configuration: they change with the library or the folder, not with the model.
 INCIDENTAL = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 
@@ -35,10 +35,7 @@ class Calibration:
     rows: int  # tokens that shared experts, as in a decode step
     tokens: int  # measured, behind prompts
     quality_loss: float  # KL that was allowed
-    min_demand: float  # mass kept by the deepest cut measured that stays within it
-    quality_slope: (
-        float | None
-    )  # KL per lost retained mass at min_demand; None where nothing is cut
+    min_retained_mass: float  # mass kept by the deepest cut measured that stays within it
     shares: list[dict[str, Any]]  # share, active_experts, retained_mass, kl, kl_interval_95
     layer_share: float
     layer_kl: list[float]  # of cutting that layer alone, to layer_share
@@ -116,8 +113,10 @@ def load(path: str, policy: str) -> Calibration:
         odd = ", ".join(sorted(values.keys() ^ names))
         raise SettingError(f"{where}: damaged: {odd} missing or unknown. Calibrate again.")
     calibration = Calibration(**values)
-    if not 0.01 <= calibration.min_demand <= 1.0:
-        raise SettingError(f"{where}: min_demand: expected [0.01, 1], got {values['min_demand']}")
+    if not 0.01 <= calibration.min_retained_mass <= 1.0:
+        raise SettingError(
+            f"{where}: min_retained_mass: expected [0.01, 1], got {values['min_retained_mass']}"
+        )
     if calibration.policy != policy:
         raise SettingError(
             f"{where}: measured with --lynx-policy {calibration.policy}, this server has {policy}"

@@ -150,7 +150,7 @@ class Settings:
         "Share of its own routing mass that each token insists on, before the batch's cap. auto: "
         "all of it, and the controller moves the cap; a number fixes it.",
     )
-    min_demand: float = option(
+    min_retained_mass: float = option(
         0.75,
         _in_range(0.01, 1.0),
         "a number in [0.01, 1]",
@@ -179,8 +179,8 @@ class Settings:
         None,
         _readable_file,
         "a file that exists and may be read, or none",
-        "What `lynx-sglang calibrate` measured on this model: the default of --lynx-min-demand, "
-        "and which layers a cut hurts most.",
+        "What `lynx-sglang calibrate` measured on this model: the default of "
+        "--lynx-min-retained-mass, and which layers a cut hurts most.",
     )
     decision_log: str | None = option(
         None,
@@ -308,7 +308,9 @@ def resolve(
         values[name] = parse_value(name, value, flag_of(name))
     if values.get("calibration") is not None:
         policy = values.get("policy", OPTIONS["policy"].default)
-        values.setdefault("min_demand", calibration.load(values["calibration"], policy).min_demand)
+        values.setdefault(
+            "min_retained_mass", calibration.load(values["calibration"], policy).min_retained_mass
+        )
     settings = Settings(**values)
     if reason := settings.conflict():
         raise SettingError(reason)

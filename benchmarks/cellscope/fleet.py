@@ -2,7 +2,7 @@
 
 Per layer and step, in us, outside the family of every model that is compared:
 
-    us = alpha + ((A b / BW)^3 + (F / FLOPS)^3)^(1/3) + delta KV + comm slot^0.8,   5 % noise
+    us = alpha + ((A b / BW)^3 + (F / FLOPS)^3)^(1/3) + delta KV + comm size_class^0.8,   5 % noise
 
 Of two models of accelerator (visible: the block) half the replicas each run in a hidden state:
 as sold, or slowed (less bandwidth, dearer launches, slower links). Hosts mix the states.
@@ -33,7 +33,7 @@ EXPERT_BYTES: Final = 9.4e6  # 3 * 2048 * 768 * 2
 NOISE: Final = 0.05
 MOST_ROWS: Final = 128
 CUT: Final = 0.4  # share of steps that run under a demand below 1
-RAW: Final = ("rows", "slot", "kv_tokens", "demand", "queue")
+RAW: Final = ("rows", "size_class", "kv_tokens", "demand", "queue")
 
 # alpha us, bandwidth B/us, FLOP/us, KV us/token, comm us: as sold, slowed; per accelerator
 STATES: Final = {
@@ -107,9 +107,11 @@ class Fleet:
         self.law = (law * own)[self.replica] * layers[self.layer] * site  # [S, 5]
 
     def probe(self) -> Array:
-        """Loads that fingerprints are compared on: slots x active experts x context."""
-        slots, shares, contexts = (4.0, 16.0, 64.0), (0.4, 0.9), (300.0, 2000.0)
-        loads = [(m, m, a * NUM_EXPERTS, m * c) for m in slots for a in shares for c in contexts]
+        """Loads that fingerprints are compared on: size_classes x active experts x context."""
+        size_classes, shares, contexts = (4.0, 16.0, 64.0), (0.4, 0.9), (300.0, 2000.0)
+        loads = [
+            (m, m, a * NUM_EXPERTS, m * c) for m in size_classes for a in shares for c in contexts
+        ]
         return Features(EXPERT_BYTES).matrix(*np.array(loads).T)
 
     def draw(self, samples: int, drawn: int) -> Window:
@@ -120,25 +122,25 @@ class Fleet:
         log_rows = np.array([[t.log_rows] for t in at])
         spread = np.array([[t.rows_spread] for t in at])
         rows = np.exp(log_rows + spread * rng.standard_normal(shape)).round().clip(1, MOST_ROWS)
-        slot = 2.0 ** np.ceil(np.log2(rows))
+        size_class = 2.0 ** np.ceil(np.log2(rows))
         context = np.array([[t.context_tokens] for t in at])
         kv_tokens = (rows * context * np.exp(0.25 * rng.standard_normal(shape))).round()
         is_cut = rng.random(shape) < np.array([[t.prefers_cut] for t in at])
         demand = np.where(is_cut, rng.uniform(0.5, 1.0, shape), 1.0)
         queue = rng.poisson(0.2 * rows).astype(np.float64)
-        per_site = [each[self.replica] for each in (rows, slot, kv_tokens, demand, queue)]
-        rows, slot, kv_tokens, demand, _ = per_site
+        per_site = [each[self.replica] for each in (rows, size_class, kv_tokens, demand, queue)]
+        rows, size_class, kv_tokens, demand, _ = per_site
         natural = self.natural[self.layer[:, None], rows.astype(np.int64)]
         active = natural * demand**1.6 * (1.0 + 0.04 * rng.standard_normal(natural.shape))
         active = active.clip(TOP_K, NUM_EXPERTS).round()
-        clean_us = self._us(rows, slot, kv_tokens, active)
+        clean_us = self._us(rows, size_class, kv_tokens, active)
         noise = np.exp(NOISE * rng.standard_normal(clean_us.shape))
-        physics = Features(EXPERT_BYTES).matrix(rows, slot, active, kv_tokens)
+        physics = Features(EXPERT_BYTES).matrix(rows, size_class, active, kv_tokens)
         return Window(np.stack(per_site, axis=-1), physics, clean_us * noise, clean_us)
 
-    def _us(self, rows: Array, slot: Array, kv_tokens: Array, active: Array) -> Array:
+    def _us(self, rows: Array, size_class: Array, kv_tokens: Array, active: Array) -> Array:
         alpha, bandwidth, flops, delta, comm = self.law.T[:, :, None]
         memory_us = active * EXPERT_BYTES / bandwidth
         compute_us = rows * TOP_K * EXPERT_BYTES / flops
         expert_us = (memory_us**3 + compute_us**3) ** (1.0 / 3.0)
-        return np.asarray(alpha + expert_us + delta * kv_tokens + comm * slot**0.8)
+        return np.asarray(alpha + expert_us + delta * kv_tokens + comm * size_class**0.8)

@@ -1,4 +1,5 @@
-"""Steps of real servers, as one more fleet. Only whole steps are timed: a site is a replica's slot.
+"""Steps of real servers, as one more fleet. Only whole steps are timed, so a site is a size class
+of a replica.
 
 A replica is a decision log (`--lynx-decision-log`); its block, which is visible, is its model.
 Windows are consecutive steps of the first half of each site, as a controller that has just started
@@ -41,7 +42,7 @@ class Recorded:
             ValueError: fewer than two sites have SHORTEST decode steps.
         """
         self.seed = 0
-        at: list[tuple[int, int]] = []  # replica and slot of each site
+        at: list[tuple[int, int]] = []  # replica and size_class of each site
         self.block: list[str] = []
         self.host: list[str] = []
         self._raw: list[Array] = []
@@ -49,28 +50,28 @@ class Recorded:
         self._us: list[Array] = []
         for i, (model, log) in enumerate(logs):
             features = Features(expert_bytes(model))
-            for slot, steps in sorted(by_slot(log).items()):
-                at.append((i, slot))
+            for size_class, steps in sorted(by_size_class(log).items()):
+                at.append((i, size_class))
                 self.block.append(model.name)
                 self.host.append(str(log))
                 columns = [
                     (
                         s.rows,
-                        s.slot,
+                        s.size_class,
                         s.kv_tokens,
                         sum(s.budget_applied or ()),
                         sum(s.active_experts),
                     )
                     for s in steps
                 ]
-                rows, slots, kv_tokens, caps, active = np.array(columns, dtype=np.float64).T
-                self._raw.append(np.stack([rows, slots, kv_tokens, caps], axis=-1))
-                self._physics.append(features.matrix(rows, slots, active, kv_tokens))
+                rows, size_classes, kv_tokens, caps, active = np.array(columns, dtype=np.float64).T
+                self._raw.append(np.stack([rows, size_classes, kv_tokens, caps], axis=-1))
+                self._physics.append(features.matrix(rows, size_classes, active, kv_tokens))
                 self._us.append(np.array([1e3 * s.step_ms for s in steps]))
         if len(self._us) < 2:
             raise ValueError(
-                f"--recorded: expected two or more batch-size slots with {SHORTEST} decode steps "
-                f"in the logs, got {len(self._us)}"
+                f"--recorded: expected two or more size classes with {SHORTEST} decode "
+                f"steps in the logs, got {len(self._us)}"
             )
         self.replica, self.layer = np.array(at).T
 
@@ -104,15 +105,15 @@ def expert_bytes(model: Path) -> float:
     return 4.0 * 3 * config["hidden_size"] * config["moe_intermediate_size"]
 
 
-def by_slot(log: Path) -> dict[int, list[Observation]]:
-    """A log's decode steps; of slots that have enough of them."""
+def by_size_class(log: Path) -> dict[int, list[Observation]]:
+    """A log's decode steps; of size_classes that have enough of them."""
     found: dict[int, list[Observation]] = {}
     for line in log.read_text().splitlines()[1:]:
         entry = json.loads(line)
         if entry["call"] == "step":
             seen = Observation.from_dict(entry["with"])
             if seen.phase is Phase.DECODE and seen.step_ms > 0.0 and seen.active_experts:
-                found.setdefault(seen.slot, []).append(seen)
+                found.setdefault(seen.size_class, []).append(seen)
     return {at: steps[WARM_UP:] for at, steps in found.items() if len(steps) >= SHORTEST}
 
 

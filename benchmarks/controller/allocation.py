@@ -6,7 +6,7 @@ Bundled model, maths and code, batches of 16, decode rows, teacher-forced on the
 answers; each way of cutting keeps its own KV cache. KL is full || cut per token. Prices come from
 cutting one layer at a time on other problems: the quality model, `KL_l(T_l)` with pooled slope
 below one sampled KL. Ways: one demand (what the controller drives); a demand per layer by price;
-caps of equal mean T, uniform, proportional to natural T, by price.
+caps of equal mean T, uniform, proportional to uncapped T, by price.
 Prints a table and writes benchmarks/results/cpu/allocation.json.
 """
 
@@ -55,7 +55,7 @@ class Cutting:
     def __init__(self, model: Model) -> None:
         self.way: Way | None = None
         self.seen: Seen | None = None
-        self.natural = np.zeros(len(model.layers))
+        self.uncapped = np.zeros(len(model.layers))
         for number, layer in enumerate(model.layers):
             experts = next(each for each in layer.modules() if isinstance(each, Experts))
             experts.forward = lambda x, e=experts, n=number: self.run(e, n, x)  # type: ignore[method-assign]
@@ -78,7 +78,7 @@ class Cutting:
             self.seen.active[layer] += int(chosen.num_active)
             self.seen.mass[layer] += float(chosen.retained_mass.mean())
         else:
-            self.natural[layer] += len(ids.unique())
+            self.uncapped[layer] += len(ids.unique())
         out = experts.compute(x, ids, weights)
         zero = torch.tensor(0.0)
         return out, Routing(scores, ids, zero, zero)
@@ -108,7 +108,7 @@ def compare(
     layers = len(model.layers)
     found = {way.name: Seen([], np.zeros(layers), np.zeros(layers)) for way in ways}
     running, lengths = torch.ones(len(encoded), dtype=torch.bool), positions[:, -1] + 1
-    cutting.natural[:] = 0.0
+    cutting.uncapped[:] = 0.0
     steps = 0
     for _ in range(STEPS):
         running = running & (latest != end)
@@ -131,7 +131,7 @@ def compare(
         latest = latest.clone()
         latest[running] = full.argmax(-1)
         lengths = lengths + running.long()
-    cutting.natural /= max(steps, 1)
+    cutting.uncapped /= max(steps, 1)
     return found
 
 
@@ -178,10 +178,10 @@ def main() -> None:
         return Way(f"{layer} {demand}", demands, full)
 
     alone = [one_layer(layer, demand) for layer in range(layers) for demand in DEMANDS]
-    natural, parts = np.zeros(layers), []
+    uncapped, parts = np.zeros(layers), []
     for prompts in batches(options.calibrate, 11):
         parts.append(compare(model, tokenizer, cutting, prompts, alone))
-        natural += cutting.natural / options.calibrate
+        uncapped += cutting.uncapped / options.calibrate
     calibrated = merge(parts)
     t = np.array(
         [
@@ -194,7 +194,7 @@ def main() -> None:
     )
     grid = np.linspace(DEMANDS[0], 1.0, 71)
     knots = np.array([*DEMANDS, 1.0])
-    t_of = np.array([np.interp(grid, knots, [*row, natural[n]]) for n, row in enumerate(t)])
+    t_of = np.array([np.interp(grid, knots, [*row, uncapped[n]]) for n, row in enumerate(t)])
     kl_of = np.array([np.interp(grid, knots, [*row, 0.0]) for row in loss])
 
     def priced(total: float) -> np.ndarray:
@@ -222,7 +222,7 @@ def main() -> None:
             Way(
                 f"proportional cap {demand}",
                 (1.0,) * layers,
-                tuple(round(float(each)) for each in natural * total / natural.sum()),
+                tuple(round(float(each)) for each in uncapped * total / uncapped.sum()),
             ),
             Way(f"cap by price {demand}", (1.0,) * layers, tuple(int(x) for x in np.rint(price_t))),
         ]
@@ -234,7 +234,7 @@ def main() -> None:
     )
     rng = np.random.default_rng(0)
     table = {}
-    print(f"natural T per layer {np.round(natural, 1).tolist()}")
+    print(f"uncapped T per layer {np.round(uncapped, 1).tolist()}")
     print(
         "| way | T | mass | KL mean (95 % interval over batches) | KL p99 |\n|---|---|---|---|---|"
     )
@@ -262,7 +262,7 @@ def main() -> None:
         )
     record = {
         "command": "python -m benchmarks.controller.allocation",
-        "natural": natural.tolist(),
+        "uncapped": uncapped.tolist(),
         "kl_of_one_layer": loss.tolist(),
         "t_of_one_layer": t.tolist(),
         "ways": table,

@@ -36,7 +36,7 @@ def arrivals_per_s(second: int) -> float:
 
 
 def make_lynx(slo_ms: float, layers: int, experts: int, top_k: int) -> Lynx:
-    config = ControllerConfig(min_demand=MIN_MASS)
+    config = ControllerConfig(min_retained_mass=MIN_MASS)
     return Lynx(Controller(Slo(itl_ms=slo_ms), layers, experts, top_k, config))
 
 

@@ -26,7 +26,7 @@ OUT = Path("benchmarks/results/cpu/guard.json")
 
 def mean_kl(seed: int, gain: float, bend: float, rare: float) -> tuple[float, float]:
     """Over the limit: while it learns, and then."""
-    config = ControllerConfig(max_quality_loss=LIMIT, min_demand=0.2)
+    config = ControllerConfig(max_quality_loss=LIMIT, min_retained_mass=0.2)
     controller = Controller(Slo(itl_ms=9.0), 8, 64, 4, config)
 
     def decide(seen: Observation) -> Setting:

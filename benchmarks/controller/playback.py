@@ -55,7 +55,7 @@ def as_served(played: Playback) -> list[Sample]:
 
 def policies(played: Playback, slo_ms: float) -> dict[str, Callable[[], Policy | Lynx]]:
     sizes = played.num_layers, played.num_experts, played.top_k
-    config = ControllerConfig(min_demand=MIN_MASS)
+    config = ControllerConfig(min_retained_mass=MIN_MASS)
     fixed = {f"static {each:g}": each for each in (FLOOR, 0.7, 0.9)} | {"full": 1.0}
     return {
         "lynx": lambda: Lynx(Controller(Slo(itl_ms=slo_ms), *sizes, config)),

@@ -70,12 +70,12 @@ class BatchTable(Policy):
         return 1.0, self.caps_of(rows, self.share)
 
     def look_up(self, rows: int) -> None:
-        slot = 1 << (rows - 1).bit_length()
-        if (slot, self.slo_ms) not in self.table:
+        size_class = 1 << (rows - 1).bit_length()
+        if (size_class, self.slo_ms) not in self.table:
             grid = np.linspace(FLOOR, 1.0, 51).tolist()
-            fitting = [each for each in grid if self.fits(slot, each)]
-            self.table[slot, self.slo_ms] = max(fitting, default=FLOOR)
-        self.move(self.table[slot, self.slo_ms])
+            fitting = [each for each in grid if self.fits(size_class, each)]
+            self.table[size_class, self.slo_ms] = max(fitting, default=FLOOR)
+        self.move(self.table[size_class, self.slo_ms])
 
     def fits(self, rows: int, share: float) -> bool:
         plant = self.plant

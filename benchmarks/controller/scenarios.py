@@ -35,7 +35,7 @@ NAMES = {
     "prefills": "rows 16, one gap in eight +2 SLOs",
     "newcomer": "a replica's first 64 steps, rows 16 at once; six like it, +-10 %, have served",
     "constant": "rows 16 for 1,000 steps",
-    "wander": "rows walk between 6 and 24, a slot at a time and back",
+    "wander": "rows walk between 6 and 24, a batch-size class at a time and back",
 }
 SERVED = ("burst", "diurnal", "mixed", "queue")
 

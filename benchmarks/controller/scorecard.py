@@ -51,7 +51,7 @@ Decider = Policy | Lynx
 
 def makers(scenario: Scenario) -> dict[str, Callable[[Plant], Decider]]:
     slo_ms = scenario.slo_at(0)
-    known = {"min_demand": MIN_MASS, "prior_slope_ms": scenario.prior_slope_ms}
+    known = {"min_retained_mass": MIN_MASS, "prior_slope_ms": scenario.prior_slope_ms}
     untrimmed = ControllerConfig(**known, tail_up=0.0, tail_down=0.0)
     slope_error = (scenario.prior_slope_ms or scenario.plant["slope_ms"]) / scenario.plant[
         "slope_ms"

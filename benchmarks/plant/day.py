@@ -45,7 +45,7 @@ def run(
     rng = np.random.default_rng([seed, 86_400])
     setting: Setting = (1.0, (plant.num_experts,) * plant.num_layers)
     served: list[Second] = []
-    waiting, rows_before, usual_ms = 0.0, 0, plant.step_ms(1, plant.num_layers * plant.natural(1))
+    waiting, rows_before, usual_ms = 0.0, 0, plant.step_ms(1, plant.num_layers * plant.uncapped(1))
     for second in range(seconds):
         arrived = arrivals_per_s(second)
         streams = arrived * output * usual_ms / 1e3

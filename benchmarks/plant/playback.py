@@ -3,13 +3,13 @@
 Taken from a decision log (`--lynx-decision-log`): rows, gaps, KV growth, noise and interference are
 as they were, step by step; only what experts cost is changed:
 
-    N_l  = T_l below its cap, else at least T_l and what the model of the natural number says
+    N_l  = T_l below its cap, else the larger of T_l and the forecast of uncapped active experts
     T'_l = min(N_l, cap'_l)        ms' = ms + slope * sum(T' - T)
     lost = spill * mean over layers of (1 - T'_l / N_l)^2; under its own caps, what was recorded
 
-Slope, natural number and spill are fitted on the log by the controller's own models, so a playback
-tells laws apart on real loads; it cannot tell whether these models hold. What a log never ran
-under, it only knows by these models' priors: record with caps from full to the floor. Demands
+Slope, uncapped active experts and spill are fitted on the log by the controller's own models, so a
+playback tells laws apart on real loads; it cannot tell whether these models hold. What a log never
+ran under, it only knows by these models' priors: record with caps from full to the floor. Demands
 below 1 are not played.
 
 The load may also be that of a server without Lynx, by SGLang's record of its forward passes
@@ -31,8 +31,8 @@ from benchmarks.plant.simulator import Load, Sample, Setting
 from lynx_controller.batch import Batch
 from lynx_controller.learn.estimator import Estimator
 from lynx_controller.learn.history import Applied
-from lynx_controller.learn.natural import PerLayer
 from lynx_controller.learn.quality import Quality
+from lynx_controller.learn.uncapped import PerLayer
 from lynx_controller.log.decision_log import controller_of
 from lynx_controller.types import Observation, Phase
 
@@ -98,13 +98,13 @@ class Playback:
         seen = self.recorded[self._next]
         self._next += 1
         caps = np.array(setting[1], dtype=float)
-        natural, before = self._natural(seen), np.array(seen.active_experts, dtype=float)
-        active = np.maximum(np.minimum(natural, caps), np.minimum(natural, self.top_k))
+        uncapped, before = self._uncapped(seen), np.array(seen.active_experts, dtype=float)
+        active = np.maximum(np.minimum(uncapped, caps), np.minimum(uncapped, self.top_k))
         active = np.where(caps == self._caps(seen), before, active)  # floors may hold more
         step_ms = seen.step_ms + self._estimator.cost.slope_ms * float((active - before).sum())
         step_ms = max(step_ms, 0.05 * seen.step_ms)
         gap_ms = step_ms + load.outside_ms
-        mass = self._mass(seen, natural, active)
+        mass = self._mass(seen, uncapped, active)
         played = replace(
             seen,
             step=self._next,
@@ -117,8 +117,8 @@ class Playback:
             shadow_kl=None,
             shadow_agreement=None,
         )
-        total = float(natural.sum())
-        share = float(np.minimum(natural, caps).sum()) / total
+        total = float(uncapped.sum())
+        share = float(np.minimum(uncapped, caps).sum()) / total
         return played, Sample(load, share, gap_ms, float(active.sum()), total, mass)
 
     def _read(self, line: str) -> Observation | None:
@@ -135,15 +135,17 @@ class Playback:
         return seen if is_whole and is_usable else None
 
     def _of_passes(self, recorded: Path) -> list[Observation]:
-        slots = sorted({Batch.seen(seen).key[1] for seen in self.recorded})
+        size_classes = sorted({Batch.seen(seen).key[1] for seen in self.recorded})
         steps = []
         for number, each in enumerate(passes.read(recorded)):
-            slot = next((slot for slot in slots if slot >= each.rows), 0)
+            size_class = next(
+                (size_class for size_class in size_classes if size_class >= each.rows), 0
+            )
             seen = Observation(
                 step=number,
                 phase=Phase.DECODE,
                 rows=each.rows,
-                slot=slot,
+                size_class=size_class,
                 step_ms=each.step_ms,
                 itl_ms=each.step_ms + each.outside_ms,
                 active_experts=(),
@@ -168,16 +170,16 @@ class Playback:
     def _caps(self, seen: Observation) -> PerLayer:
         return np.broadcast_to(np.array(seen.budget_applied, dtype=float), (self.num_layers,))
 
-    def _natural(self, seen: Observation) -> PerLayer:
+    def _uncapped(self, seen: Observation) -> PerLayer:
         """[L] what a recorded step would have used uncut."""
         active, caps = np.array(seen.active_experts, dtype=float), self._caps(seen)
         is_bound = (active >= caps) & (caps < self.num_experts)
         usual = np.maximum(active, self._estimator.layers(Batch.seen(seen)))
         return np.where(is_bound, usual, active)
 
-    def _mass(self, seen: Observation, natural: PerLayer, active: PerLayer) -> float:
+    def _mass(self, seen: Observation, uncapped: PerLayer, active: PerLayer) -> float:
         if np.array_equal(active, seen.active_experts) and len(seen.retained_mass):
             return sum(seen.retained_mass) / len(seen.retained_mass)
-        taken = 1.0 - active / natural
+        taken = 1.0 - active / uncapped
         spill = self._quality.lost_at(Batch.seen(seen).key, 0.0)
         return max(0.0, 1.0 - spill * float((taken**2).mean()))

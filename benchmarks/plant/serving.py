@@ -85,7 +85,7 @@ def serve(
             coming.popleft()
         tokens, ready = take_chunk(waiting, chunk_tokens, max_rows - len(running))
         if tokens and (not running or not is_mixed):
-            step_ms = plant.step_ms(0, plant.num_layers * plant.natural(tokens))
+            step_ms = plant.step_ms(0, plant.num_layers * plant.uncapped(tokens))
             step_ms += plant.token_ms * tokens
             now_ms += step_ms
             lost_ms += step_ms if running else 0.0

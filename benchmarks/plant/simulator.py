@@ -14,7 +14,7 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
-from lynx_controller.learn.natural import PerLayer
+from lynx_controller.learn.uncapped import PerLayer
 from lynx_controller.types import Observation, Phase
 
 Setting: TypeAlias = tuple[float, Sequence[int]]
@@ -39,10 +39,10 @@ class Sample:
     """One decode step as it truly went."""
 
     load: Load
-    share: float  # of the natural number, what the caps allowed
+    share: float  # of the uncapped active experts, what the caps allowed
     gap_ms: float
     active: float  # over all layers
-    natural: float  # what full quality would have read
+    uncapped: float  # what full quality would have read
     mass: float  # share of top-k gate mass that was kept, mean over layers
     kl: float = 0.0  # nats per token, expected
 
@@ -57,13 +57,13 @@ class Plant:
     kv_ms: float = 0.0  # per thousand tokens of context
     token_ms: float = 0.01  # per prefilled token
     slope_ms: float = 0.03  # per expert and layer
-    concentration: float = 0.8  # natural active experts over uniform routing's, at many rows
+    concentration: float = 0.8  # uncapped active experts over uniform routing's, at many rows
     bend: float = 2.0  # exponent of active experts in demand
     spill: float = 1.06  # mass lost under a cap, over the square of the share that it takes
     spill_noise: float = 0.1  # its relative standard deviation from step to step
     noise: float = 0.05  # relative standard deviation of a step's time
     jitter: float = 0.06  # relative standard deviation of a layer's active experts
-    warmup: float = 1.0  # factor on the first step of each slot
+    warmup: float = 1.0  # factor on the first step of each size class
     kl_gain: float = 0.0  # nats per token with all mass lost
     kl_bend: float = 2.0  # exponent of the lost mass
     kl_rare: float = 0.01  # share of tokens that carry all of it, each with an exponential part
@@ -81,7 +81,7 @@ class Plant:
         self.layer_factor = self.rng.uniform(0.85, 1.15, self.num_layers)
         self.layer_factor /= self.layer_factor.mean()
 
-    def natural(self, rows: int) -> float:
+    def uncapped(self, rows: int) -> float:
         """Expected active experts of a layer at full quality."""
         share = self.top_k / self.num_experts
         uniform = self.num_experts * (1.0 - (1.0 - share) ** rows)
@@ -90,11 +90,11 @@ class Plant:
     def active(self, rows: int, demand: float) -> float:
         """Expected active experts of a layer."""
         least = 1.0 / self.top_k + 0.04 * np.log2(rows)
-        return float(self.natural(rows) * (least + (1.0 - least) * demand**self.bend))
+        return float(self.uncapped(rows) * (least + (1.0 - least) * demand**self.bend))
 
     def layers(self, rows: int) -> PerLayer:
         """[L] expected active experts at full quality."""
-        return np.minimum(self.natural(rows) * self.layer_factor, self.num_experts)
+        return np.minimum(self.uncapped(rows) * self.layer_factor, self.num_experts)
 
     def caps(self, rows: int, share: float) -> tuple[int, ...]:
         """[L] the caps that hold a batch to a share of what it would use."""
@@ -108,7 +108,7 @@ class Plant:
         return float(np.minimum(self.layers(rows), self.caps(rows, share)).sum())
 
     def mass(self, demand: float, kept: PerLayer) -> float:
-        """Share of top-k gate mass that a row keeps; `kept` [L]: active over natural experts.
+        """Share of top-k gate mass that a row keeps; `kept` [L]: active over uncapped experts.
 
         Demand is met by whole experts, so it is overshot; what was not demanded is often there
         because another row demanded it. At full demand a cap alone decides.
@@ -137,22 +137,22 @@ class Plant:
         asked = 1.0 if load.prefill_tokens else demand  # prefilled rows are exact
         spread = 1.0 + self.jitter * self.rng.standard_normal(self.num_layers)
         least = min(self.top_k, self.active(rows, 0.0))
-        natural = self.natural(rows) * self.layer_factor * spread
-        natural = np.rint(np.clip(natural, least, self.num_experts))
-        mean = np.rint(natural * (self.active(rows, asked) / self.natural(rows)))
+        uncapped = self.uncapped(rows) * self.layer_factor * spread
+        uncapped = np.rint(np.clip(uncapped, least, self.num_experts))
+        mean = np.rint(uncapped * (self.active(rows, asked) / self.uncapped(rows)))
         cap = np.minimum(np.array(budget), self.num_experts)
         if load.prefill_tokens:
             cap = np.full(self.num_layers, self.num_experts)
         active = np.maximum(np.minimum(mean, cap), np.rint(least))
         total = float(active.sum())
-        mass = self.mass(asked, active / natural)
+        mass = self.mass(asked, active / uncapped)
         step_ms = self.step_ms(load.rows, load.expert_factor * total)
         step_ms += self.kv_ms * load.kv_ktokens + self.token_ms * load.prefill_tokens
         step_ms = (step_ms + load.inside_ms) * load.slowdown
         step_ms *= max(0.5, 1.0 + self.noise * self.rng.standard_normal())
-        slot = 1 << (load.rows - 1).bit_length()
-        if slot not in self.warm:
-            self.warm.add(slot)
+        size_class = 1 << (load.rows - 1).bit_length()
+        if size_class not in self.warm:
+            self.warm.add(size_class)
             step_ms *= self.warmup
         gap_ms = step_ms + load.outside_ms
         kl = self.kl_gain * (1.0 - mass) ** self.kl_bend
@@ -161,7 +161,7 @@ class Plant:
             step=self.steps,
             phase=Phase.MIXED if load.prefill_tokens else Phase.DECODE,
             rows=load.rows,
-            slot=slot,
+            size_class=size_class,
             step_ms=step_ms,
             active_experts=active.astype(int).tolist(),
             retained_mass=[mass] * self.num_layers,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Final
 
 _RANGES: Final[dict[str, tuple[float, float]]] = {
-    "min_demand": (0.01, 1.0),
+    "min_retained_mass": (0.01, 1.0),
     "margin": (0.0, 0.5),
     "down_band": (0.0, 0.5),
     "up_band": (0.0, 0.5),
@@ -20,7 +20,7 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
     "prior_share": (0.05, 0.95),
     "prior_slope_ms": (1e-9, 1e3),
     "prior_noise": (0.005, 0.5),
-    "prior_natural": (0.1, 1.0),
+    "prior_uncapped": (0.1, 1.0),
     "window_steps": (16, 1024),
     "warmup_steps": (0, 100),
     "adopt_steps": (10, 10_000_000),
@@ -35,7 +35,9 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
 class ControllerConfig:
     """Defaults suit a plant with 5 % noise and two steps of lag."""
 
-    min_demand: float = 0.75  # the operator's quality floor: routing mass kept, mean over rows
+    min_retained_mass: float = (
+        0.75  # the operator's quality floor: routing mass kept, mean over rows
+    )
 
     max_quality_loss: float | None = None  # nats of KL to the full model per token, mean; None: any
     prior_kl: float = 0.3  # nats lost per token with all mass, before a shadow pass says better
@@ -48,15 +50,15 @@ class ControllerConfig:
     tail_up: float = 0.25  # gain per step while the measured tail is above the trim
     tail_down: float = 0.01  # gain per step while it is below
 
-    forgetting: float = 0.98  # per sample, of a slot's mean
+    forgetting: float = 0.98  # per sample, of a size class's mean
     slope_forgetting: float = 0.998  # per informative sample, of the slope
     prior_share: float = 0.5  # of a step's time spent reading experts, before anything is known
     prior_slope_ms: float | None = None  # ms per expert and layer; None: from prior_share
     prior_noise: float = 0.05  # relative standard deviation of a step's time
-    prior_natural: float = 0.85  # natural active experts over those of uniform routing
+    prior_uncapped: float = 0.85  # uncapped active experts over those of uniform routing
 
     window_steps: int = 64  # decode gaps behind the measured percentile
-    warmup_steps: int = 2  # samples of a new slot that may be ignored as warm-up
+    warmup_steps: int = 2  # samples of a new size class that may be ignored as warm-up
     adopt_steps: int = 100_000  # until a lasting disturbance counts as the plant's own cost
     lag_steps: int = 2  # from a decision to its first step, where observations do not say
     max_step_ms: float = 60_000.0  # longer steps are not believed

@@ -12,14 +12,14 @@ class Forecast:
 
     base_ms: float
     slope_ms: float
-    natural: float  # with nothing cut
+    uncapped: float  # with nothing cut
     exact: float = 0.0  # those of them that exact rows hold: the share is of the others
     least: float = 0.0  # what floors hold, and top-k
     most: float = math.inf  # what an operator's cap allows
 
     def active(self, share: float) -> float:
-        wanted = self.exact + share * (self.natural - self.exact)
-        return min(max(wanted, min(self.least, self.natural)), self.most)
+        wanted = self.exact + share * (self.uncapped - self.exact)
+        return min(max(wanted, min(self.least, self.uncapped)), self.most)
 
     def ms(self, share: float) -> float:
         return self.base_ms + self.slope_ms * self.active(share)
@@ -31,4 +31,4 @@ class Forecast:
             return 1.0
         if active < self.active(0.0):
             return 0.0
-        return (active - self.exact) / (self.natural - self.exact)
+        return (active - self.exact) / (self.uncapped - self.exact)

@@ -23,7 +23,7 @@ class Reason(Enum):
 
     FULL = "full"  # full quality fits, or there is no SLO
     FEED_FORWARD = "feed_forward"  # the model says that another share fits the SLO better
-    TRIM = "trim"  # the measured tail moved the target, not the model
+    FEEDBACK = "feedback"  # the measured tail moved the target, not the model
     HOLD = "hold"  # the held share is inside the dead band
     QUEUE = "queue"  # requests wait for a place, and their TTFT takes faster steps than the gaps do
     SATURATED = "saturated"  # the SLO cannot be met at the floor, or nothing can be cut
@@ -36,7 +36,7 @@ class Reason(Enum):
 
 
 Key: TypeAlias = tuple[Phase, int]
-"""What is learned is learned per phase and slot."""
+"""What is learned is learned per phase and size class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Observation:
     step: int  # the engine's step number, strictly increasing
     phase: Phase
     rows: int  # decode (or verify) rows, without padding
-    slot: int  # padded batch size; 0: the next power of two of rows
+    size_class: int  # padded batch size; 0: the next power of two of rows
     step_ms: float  # duration of the step itself
     active_experts: Sequence[float]  # [L] experts read in each layer
     retained_mass: Sequence[float] = ()  # [L] share of top-k gate mass kept
@@ -108,7 +108,7 @@ class Decision:
     predicted_ms: float  # expected step time; 0 before anything was learned
     share: float = 1.0  # of the experts that the step would use uncut, those that it may use
     target_ms: float = 0.0  # step time that was aimed for; 0 without an SLO
-    trim_ms: float = 0.0  # part of the target given to the measured tail (<= 0 as a rule)
+    feedback_ms: float = 0.0  # part of the target given to the measured tail (<= 0 as a rule)
     outside_ms: float = 0.0  # disturbance that was ignored
     guard_share: float = 0.0  # least share that the limit on quality allows; 0 without one
     predicted_kl: float = 0.0  # nats per token lost to the full model, with 95 % confidence

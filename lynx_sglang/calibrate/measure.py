@@ -165,8 +165,8 @@ def main(args: argparse.Namespace) -> int:
         print(f"lynx-sglang calibrate: {error}", file=sys.stderr)
         return 1
     print(
-        f"KL of at most {made.quality_loss:g} nats a token: {made.min_demand:g} of the mass kept; "
-        f"written: {args.out}"
+        f"KL of at most {made.quality_loss:g} nats a token: {made.min_retained_mass:g} of the "
+        f"mass kept; written: {args.out}"
     )
     return 0
 
@@ -207,10 +207,7 @@ def calibrate(args: argparse.Namespace) -> Calibration:
     made = Calibration(
         **about,
         quality_loss=args.quality_loss,
-        min_demand=1.0 if cheapest is None else round(cheapest["retained_mass"], 4),
-        quality_slope=None
-        if cheapest is None
-        else cheapest["kl"] / (1.0 - cheapest["retained_mass"]),
+        min_retained_mass=1.0 if cheapest is None else round(cheapest["retained_mass"], 4),
         shares=shares,
         layer_share=LAYER_SHARE,
         layer_kl=layer_kl,

@@ -73,7 +73,7 @@ class GpuRuntime(Runtime):
         """The hook around the capture of decode graphs: every size records its selection."""
         if self.path is None:
             self.start()
-        self.slots = tuple(sorted(graph_runner.capture_bs))
+        self.size_classes = tuple(sorted(graph_runner.capture_bs))
         self._is_capturing = True
         try:
             original(graph_runner)
@@ -116,7 +116,7 @@ class GpuRuntime(Runtime):
         assert self.path is not None
         assert self.decision is not None
         is_decode = step.phase is Phase.DECODE
-        step.is_selecting = is_decode and self.path.can_select(self.slot_of(step.rows))
+        step.is_selecting = is_decode and self.path.can_select(self.size_class_of(step.rows))
         with forward_stream(scheduler):
             lane = self.path.begin(step)
         self.step, ran_under = step, self.decision

@@ -35,17 +35,17 @@ class Control:
         layer_ids: list[int],
         num_experts: int,
         top_k: int,
-        slot_of: Callable[[int], int],
+        size_class_of: Callable[[int], int],
         telemetry: Telemetry,
     ) -> None:
         """
         Args:
-            slot_of: batch-size class of a number of rows.
+            size_class_of: batch-size class of a number of rows.
         """
         self.layer_ids, self.num_experts, self.top_k = layer_ids, num_experts, top_k
         self.telemetry = telemetry
         self.member: Member | None = None  # of a fleet, with --lynx-store
-        self._slot_of = slot_of
+        self._size_class_of = size_class_of
         self._clock = StepClock()
         make: Callable[..., Controller] = Controller
         if settings.decision_log is not None:
@@ -55,7 +55,7 @@ class Control:
             num_layers=len(layer_ids),
             num_experts=num_experts,
             top_k=top_k,
-            config=ControllerConfig(min_demand=settings.min_demand),
+            config=ControllerConfig(min_retained_mass=settings.min_retained_mass),
             layer_offsets=offsets_of(settings),
         )
         self.decided_for = Batch()  # what the decision is for
@@ -75,7 +75,7 @@ class Control:
         if settings.budget == "full":
             demand = 1.0
         self.controller.set_slo(settings.slo)
-        self.controller.set_min_demand(settings.min_demand)
+        self.controller.set_min_retained_mass(settings.min_retained_mass)
         self.controller.set_max_quality_loss(settings.max_quality_loss)
         self.controller.override(budget=budget, demand=demand)
         return self.plan(self.decided_for)
@@ -84,7 +84,7 @@ class Control:
         """Decide for a batch that differs from the last one, before it runs."""
         self.decided_for = batch
         self.decision = self.controller.plan(
-            batch.rows, self._slot_of(batch.rows), batch.phase, batch.num_flexible
+            batch.rows, self._size_class_of(batch.rows), batch.phase, batch.flexible_rows
         )
         return self.decision
 
@@ -128,13 +128,13 @@ class Control:
             step=step.number,
             phase=step.phase,
             rows=step.rows,
-            slot=self._slot_of(step.rows),
+            size_class=self._size_class_of(step.rows),
             step_ms=step_ms,
             itl_ms=itl_ms,
             active_experts=[step.num_active[layer] for layer in self.layer_ids],
             retained_mass=[step.retained_mass.get(layer, 1.0) for layer in self.layer_ids],
             kv_tokens=step.kv_tokens,
-            flexible_rows=step.num_flexible,
+            flexible_rows=step.flexible_rows,
             queue=None if step.waiting is None else step.waiting.requests,
             queue_ms=None if step.waiting is None else step.waiting.oldest_ms,
             demand=ran_under.demand,
@@ -156,7 +156,7 @@ class Control:
             else "no quality limit",
             settings.budget,
             settings.demand,
-            settings.min_demand,
+            settings.min_retained_mass,
             settings.floor,
             len(self.layer_ids),
             self.num_experts,
@@ -168,7 +168,7 @@ class Control:
             logger.info(
                 "lynx is calibrated by %s: mass kept at least %g",
                 settings.calibration,
-                settings.min_demand,
+                settings.min_retained_mass,
             )
 
 

@@ -25,7 +25,15 @@ from lynx_sglang.loop import shadow, telemetry
 from lynx_sglang.loop.buffer import Buffer
 from lynx_sglang.loop.control import Control
 from lynx_sglang.loop.ranks import Order, Ranks
-from lynx_sglang.loop.step import SLOTS, Batch, Step, batch_ahead, pad_to, slot_of, step_of
+from lynx_sglang.loop.step import (
+    SIZE_CLASSES,
+    Batch,
+    Step,
+    batch_ahead,
+    pad_to,
+    size_class_of,
+    step_of,
+)
 from lynx_sglang.loop.tier import Tier
 from lynx_sglang.loop.waiting import Waiting
 from lynx_sglang.settings import Settings
@@ -51,7 +59,7 @@ class Runtime:
         self.control: Control | None = None  # set by the first step, on rank 0
         self.telemetry = telemetry.Telemetry()
         self.step: Step | None = None  # that is running
-        self.slots: Sequence[int] = SLOTS
+        self.size_classes: Sequence[int] = SIZE_CLASSES
         self.shadow_refusal: str | None = None  # why this model cannot run a step twice
         self._sampler = shadow.Sampler()
         self._scheduler: Any = None
@@ -92,7 +100,7 @@ class Runtime:
             return
         self.telemetry.open(scheduler)
         sizes = self.layer_ids, self.num_experts, self.top_k
-        self.control = Control(self.settings, *sizes, self.slot_of, self.telemetry)
+        self.control = Control(self.settings, *sizes, self.size_class_of, self.telemetry)
         if self.settings.store is not None:
             self.control.join(scheduler.model_config.hf_config, self.ranks.spread)
         self.control.log_start(self.ranks.size)
@@ -153,7 +161,7 @@ class Runtime:
     ) -> Any:
         """The hook around ``Scheduler.run_batch``: one step, begun and ended."""
         step = self.begin(scheduler, batch)
-        step.is_selecting = step.num_flexible > 0 and not self._is_full()
+        step.is_selecting = step.flexible_rows > 0 and not self._is_full()
         if step.is_selecting and step.phase is Phase.DECODE:
             step.is_shadowed = self._sampler.pick(self.settings.shadowed_share)
         self.step = step
@@ -235,9 +243,9 @@ class Runtime:
             )
             self._adopt(decision)
 
-    def slot_of(self, rows: int) -> int:
+    def size_class_of(self, rows: int) -> int:
         """Batch-size class of a step: the size of the graph that runs it, where there is one."""
-        return slot_of(rows, self.slots)
+        return size_class_of(rows, self.size_classes)
 
     def _adopt(self, decision: Decision) -> None:
         """Take what this rank decided; of several ranks, only its own order puts it in force."""

@@ -16,7 +16,7 @@ from lynx_sglang.loop.shadow import Comparison
 from lynx_sglang.loop.tier import Tier, tier_of
 from lynx_sglang.loop.waiting import Waiting
 
-SLOTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+SIZE_CLASSES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 HEALTH_CHECK_PREFIX = "HEALTH_CHECK"  # SGLang's probes; no user's traffic
 
 
@@ -25,7 +25,7 @@ class Batch(NamedTuple):
 
     phase: Phase = Phase.DECODE
     rows: int = 1
-    num_flexible: int = 1
+    flexible_rows: int = 1
 
 
 @dataclass(slots=True)
@@ -37,7 +37,7 @@ class Step:
     row_class: torch.Tensor  # uint8 [rows]; empty where nothing is selected
     requests: list[Any]  # the decoding requests, in the order of their rows
     first_decode_row: int
-    num_flexible: int
+    flexible_rows: int
     kv_tokens: int
     waiting: Waiting | None = None  # set where a TTFT is to be held
     is_selecting: bool = False  # set when the decision in force cuts anything
@@ -56,7 +56,7 @@ class Step:
 
     @property
     def batch(self) -> Batch:
-        return Batch(self.phase, self.rows, self.num_flexible)
+        return Batch(self.phase, self.rows, self.flexible_rows)
 
     def note_layer(self, layer_id: int, num_active: int, row_mass: np.ndarray[Any, Any]) -> None:
         """Record one selected layer: T, and each row's retained mass [M >= rows]."""
@@ -73,9 +73,9 @@ class Step:
     def note_masses(self, layer_ids: list[int], masses: np.ndarray[Any, Any]) -> None:
         """Record what each decode row kept in each selected layer: masses [L, rows]."""
         self.row_retained_mass = masses.sum(axis=0, dtype=float)
-        if self.num_flexible:
+        if self.flexible_rows:
             # Exact rows keep all of theirs, so the sum of losses is the flexible rows' own.
-            means = 1.0 - (1.0 - masses).sum(axis=1, dtype=float) / self.num_flexible
+            means = 1.0 - (1.0 - masses).sum(axis=1, dtype=float) / self.flexible_rows
             self.retained_mass = dict(zip(layer_ids, means.tolist(), strict=True))
 
 
@@ -112,7 +112,7 @@ def step_of(batch: Any, number: int, default_tier: Tier) -> Step:
         row_class=torch.from_numpy(classes),
         requests=requests,
         first_decode_row=first_row,
-        num_flexible=sum(flexible),
+        flexible_rows=sum(flexible),
         kv_tokens=int(batch.seq_lens_cpu.sum()) if batch.seq_lens_cpu is not None else 0,
     )
 
@@ -128,8 +128,8 @@ def batch_ahead(scheduler: Any, default_tier: Tier) -> Batch:
         unfinished_prefills = (scheduler.chunked_req, last.chunked_req)
         requests += [each for each in last.reqs if each not in unfinished_prefills]
     requests = [each for each in requests if not each.finished()]
-    num_flexible = sum(is_flexible(each, default_tier) for each in requests)
-    return Batch(Phase.DECODE, len(requests), num_flexible)
+    flexible_rows = sum(is_flexible(each, default_tier) for each in requests)
+    return Batch(Phase.DECODE, len(requests), flexible_rows)
 
 
 def is_flexible(request: Any, default_tier: Tier) -> bool:
@@ -150,6 +150,8 @@ def pad_to(row_class: torch.Tensor, rows: int) -> torch.Tensor:
     return padded
 
 
-def slot_of(rows: int, slots: Sequence[int] = SLOTS) -> int:
-    """The smallest of ``slots`` (ascending) that holds ``rows``; above them, multiples of 256."""
-    return slots[bisect_left(slots, rows)] if rows <= slots[-1] else -(-rows // 256) * 256
+def size_class_of(rows: int, size_classes: Sequence[int] = SIZE_CLASSES) -> int:
+    """The smallest of ``size_classes`` (ascending) that holds ``rows``; above: multiples of 256."""
+    if rows > size_classes[-1]:
+        return -(-rows // 256) * 256
+    return size_classes[bisect_left(size_classes, rows)]

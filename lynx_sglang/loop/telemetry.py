@@ -54,7 +54,7 @@ UPDATABLE = (
     "slo_ttft_ms",
     "budget",
     "demand",
-    "min_demand",
+    "min_retained_mass",
     "floor",
     "max_quality_loss",
     "shadow_share",
@@ -228,8 +228,8 @@ def add_update_handlers(runtime: Runtime) -> Callable[..., dict[str, Any]]:
     """The hook after ``_update_handlers``: Lynx's keys for ``/set_internal_state``.
 
     ``lynx_slo_itl_ms``, ``lynx_slo_ttft_ms`` (0: none), ``lynx_budget`` (0: auto, -1: full),
-    ``lynx_demand`` (-1: auto), ``lynx_min_demand``, ``lynx_floor``, ``lynx_max_quality_loss`` (0:
-    none), ``lynx_shadow_share`` (-1: auto).
+    ``lynx_demand`` (-1: auto), ``lynx_min_retained_mass``, ``lynx_floor``,
+    ``lynx_max_quality_loss`` (0: none), ``lynx_shadow_share`` (-1: auto).
     """
     from sglang.srt.managers.scheduler_components.internal_state import (
         UpdateRejected,

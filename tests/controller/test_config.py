@@ -20,8 +20,8 @@ def test_every_setting_names_itself_and_what_it_got(field: str, value: object) -
 
 
 def test_out_of_range_says_the_range() -> None:
-    with pytest.raises(ValueError, match=r"min_demand must be in \[0.01, 1.0\], got 0.0"):
-        ControllerConfig(min_demand=0.0)
+    with pytest.raises(ValueError, match=r"min_retained_mass must be in \[0.01, 1.0\], got 0.0"):
+        ControllerConfig(min_retained_mass=0.0)
 
 
 @pytest.mark.parametrize("itl_ms", [0.0, -1.0, float("nan"), float("inf"), 1e9])

@@ -62,10 +62,10 @@ def test_an_slo_set_at_run_time_fits_at_the_next_decision() -> None:
 
 def test_the_caps_are_the_share_of_what_each_layer_would_use() -> None:
     decisions = drive(make(slo_ms=12.0), 100)
-    natural, decision = float(Plant().layers(16).sum()), decisions[-1]
+    uncapped, decision = float(Plant().layers(16).sum()), decisions[-1]
     assert 0.5 < decision.share < 1.0
     assert decision.expected_active == decision.budget
-    assert sum(decision.budget) == pytest.approx(decision.share * natural, rel=0.02)
+    assert sum(decision.budget) == pytest.approx(decision.share * uncapped, rel=0.02)
     assert len(set(decision.budget)) > 2  # the plant's layers differ
 
 
@@ -74,8 +74,8 @@ def test_caps_stand_still_while_only_estimates_wander() -> None:
     assert 0.7 < decisions[-1].share < 1.0
     moves = sum(a.budget != b.budget for a, b in itertools.pairwise(decisions))
     assert moves <= 10
-    natural = sum(decisions[-1].budget) / decisions[-1].share
-    assert natural == pytest.approx(268.0, rel=0.04)  # the plant's, at 16 rows
+    uncapped = sum(decisions[-1].budget) / decisions[-1].share
+    assert uncapped == pytest.approx(268.0, rel=0.04)  # the plant's, at 16 rows
 
 
 def test_layers_that_a_cut_hurts_more_get_more_and_the_sum_stays() -> None:
@@ -115,7 +115,7 @@ def test_frozen_holds_the_decision_and_learns_nothing(change: dict[str, object])
     frozen = controller.step(replace(decode(61), **change))  # type: ignore[arg-type]
     assert frozen == replace(last, reason=Reason.FROZEN)
     after = controller.state()
-    for name in ("slope_ms", "bases_ms", "noise", "trim_ms", "windowed_itl_ms"):
+    for name in ("slope_ms", "bases_ms", "noise", "feedback_ms", "windowed_itl_ms"):
         assert after[name] == before[name]
 
 
@@ -218,13 +218,13 @@ def test_override_rejects_demands(demand: float) -> None:
         make().override(demand=demand)
 
 
-def test_min_demand_can_be_raised_at_run_time() -> None:
+def test_min_retained_mass_can_be_raised_at_run_time() -> None:
     controller = make(slo_ms=6.0)
     assert drive(controller, 50)[-1].share == pytest.approx(0.5, abs=0.02)
-    controller.set_min_demand(0.9)
+    controller.set_min_retained_mass(0.9)
     assert controller.step(decode(1000)).share == pytest.approx(0.7, abs=0.02)
-    with pytest.raises(ValueError, match="min_demand"):
-        controller.set_min_demand(0.0)
+    with pytest.raises(ValueError, match="min_retained_mass"):
+        controller.set_min_retained_mass(0.0)
 
 
 def test_rows_that_may_not_be_cut_are_not_promised_to_be() -> None:
@@ -282,6 +282,6 @@ def test_every_number_is_finite_with_absurd_but_legal_inputs() -> None:
     for step in range(200):
         ms = 10.0 ** ((step % 9) - 4)
         seen = decode(step, ms=ms, active=float(step % 64) + 0.5, rows=1 + 997 * (step % 5))
-        decision = controller.step(replace(seen, slot=0))
+        decision = controller.step(replace(seen, size_class=0))
         assert math.isfinite(decision.predicted_ms)
         assert 0.25 <= decision.share <= 1.0

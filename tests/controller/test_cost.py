@@ -74,7 +74,7 @@ def test_a_shifted_base_is_relearned_within_six_steps() -> None:
     assert model.excess_ms(KEY) == 0.0
 
 
-def test_warm_up_of_a_slot_is_skipped() -> None:
+def test_warm_up_of_a_size_class_is_skipped() -> None:
     model = CostModel(ControllerConfig(warmup_steps=2))
     assert model.learn(KEY, 16, 280.0, 140.0) is None
     assert model.learn(KEY, 16, 280.0, 100.0) is None
@@ -83,7 +83,7 @@ def test_warm_up_of_a_slot_is_skipped() -> None:
     assert model.base_ms(KEY, 16) == pytest.approx(7.0)
 
 
-def test_a_new_slot_borrows_its_neighbour() -> None:
+def test_a_new_size_class_borrows_its_neighbour() -> None:
     model = CostModel(ControllerConfig(warmup_steps=0))
     model.learn(OTHER, 4, 100.0, 9.0)
     assert model.base_ms(KEY, 16) == model.base_ms(OTHER, 4)

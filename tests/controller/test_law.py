@@ -10,8 +10,10 @@ from lynx_controller.forecast import Forecast
 
 CONFIG = ControllerConfig(margin=0.0)
 # 6 ms + 0.01 ms * (200 + 800 u): 8 ms at share 0, 12 ms at 0.5, 16 ms at 1.
-FORECAST = Forecast(6.0, 0.01, natural=1000.0, exact=200.0)
-BASE = Situation(FORECAST, slo_ms=14.0, tail=0.0, held_tail=0.0, excess_ms=0.0, held=1.0, floor=0.5)
+FORECAST = Forecast(6.0, 0.01, uncapped=1000.0, exact=200.0)
+BASE = Situation(
+    FORECAST, slo_ms=14.0, tail=0.0, held_tail=0.0, excess_ms=0.0, held=1.0, min_share=0.5
+)
 
 
 def test_a_cut_lands_on_the_target_in_one_step() -> None:
@@ -74,7 +76,7 @@ def test_a_disturbance_that_a_cut_wins_back_is_paid() -> None:
 
 
 def test_a_cut_that_buys_no_time_is_not_made() -> None:
-    flat = Forecast(15.0, 0.01, natural=101.0, exact=100.0)
+    flat = Forecast(15.0, 0.01, uncapped=101.0, exact=100.0)
     move = decide(replace(BASE, forecast=flat), CONFIG)
     assert (move.share, move.saturated) == (1.0, True)
 
@@ -82,7 +84,7 @@ def test_a_cut_that_buys_no_time_is_not_made() -> None:
 def test_a_move_that_the_tail_made_is_called_a_trim() -> None:
     held = FORECAST.share_for(14.0)
     move = decide(replace(BASE, held=held, tail=0.05), CONFIG)
-    assert move.reason is Reason.TRIM
+    assert move.reason is Reason.FEEDBACK
     assert move.share < held
 
 
@@ -92,7 +94,7 @@ situations = st.builds(
         Forecast,
         base_ms=st.floats(0.0, 100.0),
         slope_ms=st.floats(1e-6, 10.0),
-        natural=st.floats(100.0, 1e4),
+        uncapped=st.floats(100.0, 1e4),
         exact=st.floats(0.0, 100.0),
         least=st.floats(0.0, 1e4),
     ),
@@ -101,14 +103,14 @@ situations = st.builds(
     held_tail=st.floats(-0.9, 20.0),
     excess_ms=st.just(0.0) | st.floats(0.0, 50.0),
     held=st.floats(0.0, 1.0),
-    floor=st.just(0.5),
+    min_share=st.just(0.5),
 )
 
 
 @given(situations, st.floats(0.01, 1.0))
-def test_the_share_is_always_in_range(now: Situation, floor: float) -> None:
-    move = decide(replace(now, floor=floor), CONFIG)
-    assert floor <= move.share <= 1.0
+def test_the_share_is_always_in_range(now: Situation, min_share: float) -> None:
+    move = decide(replace(now, min_share=min_share), CONFIG)
+    assert min_share <= move.share <= 1.0
 
 
 @given(situations, st.floats(1.0, 3.0))

@@ -16,7 +16,7 @@ def record(path: Path, loads: list[Load], slo_ms: float = 14.0, max_lines: int =
     """A run with everything in it that can be logged; calls made."""
     log = Log(path, max_lines)
     controller = LoggedController(
-        log, Slo(slo_ms), 8, 64, 4, ControllerConfig(min_demand=0.7), [0.1, -0.1] * 4
+        log, Slo(slo_ms), 8, 64, 4, ControllerConfig(min_retained_mass=0.7), [0.1, -0.1] * 4
     )
     calls = 0
 
@@ -25,7 +25,7 @@ def record(path: Path, loads: list[Load], slo_ms: float = 14.0, max_lines: int =
         calls += 1
         if seen.step == 40:
             controller.set_slo(Slo(slo_ms * 0.95, 99.0))
-            controller.set_min_demand(0.72)
+            controller.set_min_retained_mass(0.72)
             calls += 2
         if seen.step == 90:
             controller.set_max_quality_loss(0.001)
@@ -62,9 +62,9 @@ def test_replaying_gives_the_same_decisions_with_reasons(tmp_path: Path) -> None
         if each.decided is not None:
             assert BECAUSE[each.decided.reason] in each.why
     moved = next(each for each in again if each.decided and each.decided.share < 1.0)
-    assert moved.floor_ms is not None
+    assert moved.min_share_ms is not None
     assert moved.full_ms is not None
-    assert moved.floor_ms <= moved.decided.predicted_ms <= moved.full_ms  # type: ignore[union-attr]
+    assert moved.min_share_ms <= moved.decided.predicted_ms <= moved.full_ms  # type: ignore[union-attr]
 
 
 def test_every_reason_is_explained() -> None:

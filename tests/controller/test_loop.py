@@ -199,7 +199,7 @@ observations = st.builds(
     step=st.integers(-5, 60) | st.just(10**30),
     phase=st.sampled_from(Phase),
     rows=st.integers(-2, 200) | st.sampled_from([10**9, float("nan"), None]),
-    slot=st.integers(-2, 300) | st.none(),
+    size_class=st.integers(-2, 300) | st.none(),
     step_ms=st.floats(0.1, 100.0) | numbers,
     active_experts=st.lists(st.integers(0, 64), min_size=8, max_size=8)
     | st.lists(numbers, max_size=9)

@@ -21,7 +21,7 @@ def run(
     steps: int = 5_000, slo_ms: float = 9.0, limit: float | None = LIMIT, **plant: float
 ) -> tuple[list[Sample], list[Decision]]:
     """An SLO that no cut meets (all of it is asked for), unless told otherwise."""
-    config = ControllerConfig(max_quality_loss=limit, min_demand=0.2)
+    config = ControllerConfig(max_quality_loss=limit, min_retained_mass=0.2)
     controller = Controller(Slo(itl_ms=slo_ms), LAYERS, EXPERTS, TOP_K, config)
     decisions = []
 

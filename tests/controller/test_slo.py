@@ -1,11 +1,11 @@
-"""Kinds of promises, and more than one at once."""
+"""Kinds of limits, and more than one at once."""
 
 import numpy as np
 import pytest
 
 from benchmarks.plant.simulator import Load, Plant, Sample, simulate
 from lynx_controller import Controller, Observation, Slo
-from lynx_controller.decide.promises import Promises
+from lynx_controller.decide.slo_limits import SloLimits
 
 
 def run(*slos: Slo, steps: int = 500, **plant: float) -> list[Sample]:
@@ -46,8 +46,8 @@ def test_of_more_classes_the_strictest_rules() -> None:
 
 def test_the_lower_limit_of_one_statistic_holds() -> None:
     slos = [Slo(20.0), Slo(15.0, 95.0, 30.0), Slo(18.0, 99.0, 25.0), Slo()]
-    assert Promises.of(slos).limits_ms == {95.0: 15.0, None: 25.0, 99.0: 18.0}
-    assert Promises.of([Slo()]).limits_ms == {}
+    assert SloLimits.of(slos).limits_ms == {95.0: 15.0, None: 25.0, 99.0: 18.0}
+    assert SloLimits.of([Slo()]).limits_ms == {}
 
 
 def test_classes_can_be_changed_at_run_time() -> None:

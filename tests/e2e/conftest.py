@@ -25,7 +25,7 @@ DEFAULTS = {
     "slo_ttft_ms": 0,
     "budget": 0,
     "demand": -1,
-    "min_demand": 0.75,
+    "min_retained_mass": 0.75,
     "floor": 1,
     "max_quality_loss": 0,
     "shadow_share": -1,

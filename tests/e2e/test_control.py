@@ -42,10 +42,10 @@ def test_plain_sglang_has_no_lynx_part(plain: Server) -> None:
 def test_settings_change_at_run_time(
     lynx: Server, settings: Settings, prompts: list[str], generate: Generate
 ) -> None:
-    assert settings(slo_itl_ms=25, budget=16, demand=0.7, min_demand=0.6, floor=2)
+    assert settings(slo_itl_ms=25, budget=16, demand=0.7, min_retained_mass=0.6, floor=2)
     state = lynx.lynx()
     assert state is not None
-    expected = {"slo_itl_ms": 25, "budget": 16, "demand": 0.7, "min_demand": 0.6, "floor": 2}
+    expected = {"slo_itl_ms": 25, "budget": 16, "demand": 0.7, "min_retained_mass": 0.6, "floor": 2}
     assert {name: state["settings"][name] for name in expected} == expected
     assert state["decision"]["budget"] == [16] * 8
     assert state["decision"]["demand"] == 0.7
@@ -61,7 +61,7 @@ def test_settings_change_at_run_time(
         {"slo_itl_ms": -5},
         {"budget": 2.5},
         {"demand": 1.5},
-        {"min_demand": 0},
+        {"min_retained_mass": 0},
         {"floor": 0},
         {"policy": 1},
         {"slo_itl_ms": 30, "floor": 65},  # all or nothing
@@ -81,7 +81,7 @@ def test_a_wrong_value_changes_nothing(
 def test_an_slo_that_cannot_be_met_cuts_to_the_floor_and_no_further(
     lynx: Server, settings: Settings, prompts: list[str], generate: Generate
 ) -> None:
-    assert settings(slo_itl_ms=0.01, min_demand=0.6)
+    assert settings(slo_itl_ms=0.01, min_retained_mass=0.6)
     generate(lynx, prompts[:8], ignore_eos=True, max_new_tokens=60)  # learns what cuts cost
     before = lynx.lynx()
     generate(lynx, prompts[:8], ignore_eos=True, max_new_tokens=60)

@@ -99,7 +99,7 @@ def test_a_calibration_sets_the_floor_and_refuses_another_model(
     ) as server:
         state = server.lynx()
         assert state is not None
-        assert state["settings"]["min_demand"] == made["min_demand"]
+        assert state["settings"]["min_retained_mass"] == made["min_retained_mass"]
         server.post("/generate", {"text": "Ann", "sampling_params": {"max_new_tokens": 2}})
     assert "lynx is calibrated by" in (tmp_path / "log").read_text()
 

@@ -120,7 +120,7 @@ def test_ranks_agree_while_the_controller_moves_and_steps_are_shadowed(
 ) -> None:
     before = replica.state()["ranks"]
     first = len(replica.steps())
-    replica.change(slo_itl_ms=0.01, min_demand=0.4, shadow_share=0.3)
+    replica.change(slo_itl_ms=0.01, min_retained_mass=0.4, shadow_share=0.3)
     generate(replica.server, prompts[:12], ignore_eos=True, max_new_tokens=30)
     assert replica.state()["decision"]["share"] < 0.6
     replica.change(slo_itl_ms=60_000)

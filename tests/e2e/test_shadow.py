@@ -104,7 +104,9 @@ def test_a_tight_quality_limit_binds_the_controller_and_a_loose_one_does_not(
     """An SLO that nothing can meet asks for the deepest cut; the guard alone says how deep."""
     reached = []
     for limit in (0, 10, 1e-4):
-        assert settings(slo_itl_ms=0.01, min_demand=0.3, shadow_share=1, max_quality_loss=limit)
+        assert settings(
+            slo_itl_ms=0.01, min_retained_mass=0.3, shadow_share=1, max_quality_loss=limit
+        )
         generate(lynx, prompts[:12], ignore_eos=True, max_new_tokens=60)
         part = lynx.lynx()
         assert part is not None

@@ -55,8 +55,8 @@ def calibrated(tmp_path: Path) -> Callable[[list[list[float]]], Path]:
         path, zeros = tmp_path / "calibration.json", [0.0] * len(contributions)
         calibration.Calibration(
             format=calibration.FORMAT, lynx=calibration.version(), model="m", model_sha256="",
-            policy="lynx", rows=16, tokens=512, quality_loss=0.01, min_demand=0.6,
-            quality_slope=0.1, shares=[], layer_share=0.4, layer_kl=zeros, layer_offsets=zeros,
+            policy="lynx", rows=16, tokens=512, quality_loss=0.01, min_retained_mass=0.6,
+            shares=[], layer_share=0.4, layer_kl=zeros, layer_offsets=zeros,
             contributions=contributions,
         ).save(path)  # fmt: skip
         return path

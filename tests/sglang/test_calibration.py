@@ -37,7 +37,7 @@ MODEL = Config(num_experts=64, transformers_version="5.0", _name_or_path="/a")
 MADE = Calibration(
     format=FORMAT, lynx=calibration.version(), model="m",
     model_sha256=calibration.fingerprint(MODEL), policy="lynx", rows=16, tokens=512,
-    quality_loss=0.01, min_demand=0.6, quality_slope=0.1, shares=[], layer_share=0.4,
+    quality_loss=0.01, min_retained_mass=0.6, shares=[], layer_share=0.4,
     layer_kl=[0.1], layer_offsets=[0.0], contributions=[[1.0, 0.5]],
 )  # fmt: skip
 
@@ -50,10 +50,15 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_its_mass_is_the_floor_unless_one_is_set(file: Path) -> None:
-    assert resolve({"calibration": str(file)}, {}).min_demand == 0.6
-    assert resolve({"calibration": str(file), "min_demand": 0.3}, {}).min_demand == 0.3
-    assert resolve({"calibration": str(file)}, {"LYNX_MIN_DEMAND": "0.4"}).min_demand == 0.4
-    assert resolve({}, {"LYNX_CALIBRATION": str(file)}).min_demand == 0.6
+    assert resolve({"calibration": str(file)}, {}).min_retained_mass == 0.6
+    assert (
+        resolve({"calibration": str(file), "min_retained_mass": 0.3}, {}).min_retained_mass == 0.3
+    )
+    assert (
+        resolve({"calibration": str(file)}, {"LYNX_MIN_RETAINED_MASS": "0.4"}).min_retained_mass
+        == 0.4
+    )
+    assert resolve({}, {"LYNX_CALIBRATION": str(file)}).min_retained_mass == 0.6
 
 
 def test_the_same_model_elsewhere_is_the_same() -> None:
@@ -74,7 +79,7 @@ def test_another_model_is_refused() -> None:
         ({"format": FORMAT + 1}, "stale"),
         ({"lynx": "0.0.1"}, "stale: written by version 0.0.1"),
         ({"policy": "oea"}, "measured with --lynx-policy oea"),
-        ({"min_demand": 0.0}, "min_demand"),
+        ({"min_retained_mass": 0.0}, "min_retained_mass"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused(

@@ -75,7 +75,7 @@ def test_replay_explains_a_log(tmp_path: Path, capsys: pytest.CaptureFixture[str
     for step in range(5):
         controller.step(
             Observation(
-                step=step, phase=Phase.DECODE, rows=4, slot=4, step_ms=9.0,
+                step=step, phase=Phase.DECODE, rows=4, size_class=4, step_ms=9.0,
                 active_experts=[6, 7], retained_mass=[1.0, 1.0], kv_tokens=100,
             )
         )  # fmt: skip

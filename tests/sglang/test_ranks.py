@@ -28,7 +28,7 @@ from lynx_sglang.loop.tier import Tier
 from lynx_sglang.settings import Settings
 
 LAYERS, EXPERTS, TOP_K = 2, 32, 4
-CONTROLLED = Settings(slo_itl_ms=10.0, min_demand=0.3)
+CONTROLLED = Settings(slo_itl_ms=10.0, min_retained_mass=0.3)
 
 
 clock = SimpleNamespace(now_s=0.0)  # of both ranks, which run in turn

@@ -19,7 +19,7 @@ from lynx_sglang.cli import describe, main
 from lynx_sglang.errors import LynxError, SettingError
 from lynx_sglang.loop import shadow, telemetry
 from lynx_sglang.loop.runtime import Runtime, count_active
-from lynx_sglang.loop.step import pad_to, slot_of
+from lynx_sglang.loop.step import pad_to, size_class_of
 from lynx_sglang.loop.tier import account_of
 from lynx_sglang.settings import Settings
 
@@ -129,7 +129,7 @@ def test_without_an_slo_nothing_is_cut() -> None:
 
 
 def test_an_impossible_slo_goes_to_the_floor_and_says_so() -> None:
-    scheduler = Scheduler(Settings(slo_itl_ms=0.001, min_demand=0.6))
+    scheduler = Scheduler(Settings(slo_itl_ms=0.001, min_retained_mass=0.6))
     for _ in range(60):
         scheduler.run([request(str(i)) for i in range(12)])
     decision = scheduler.runtime.decision
@@ -140,7 +140,7 @@ def test_an_impossible_slo_goes_to_the_floor_and_says_so() -> None:
 
 
 def test_who_waits_for_a_place_buys_faster_steps() -> None:
-    scheduler = Scheduler(Settings(slo_ttft_ms=1000.0, min_demand=0.6))
+    scheduler = Scheduler(Settings(slo_ttft_ms=1000.0, min_retained_mass=0.6))
     for _ in range(30):
         scheduler.run([request(str(i)) for i in range(12)])
     stats = SimpleNamespace(wait_queue_entry_time=time.perf_counter() - 5.0)
@@ -254,7 +254,7 @@ def test_updates_are_numbers(key: str, value: float, parsed: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("lynx_slo_itl_ms", -1), ("lynx_budget", 1.5), ("lynx_min_demand", 2)]
+    ("key", "value"), [("lynx_slo_itl_ms", -1), ("lynx_budget", 1.5), ("lynx_min_retained_mass", 2)]
 )
 def test_a_bad_update_names_key_range_and_value(key: str, value: float) -> None:
     with pytest.raises(SettingError, match=key) as caught:
@@ -290,9 +290,15 @@ def test_a_model_without_our_layers_is_an_error() -> None:
 
 @pytest.mark.parametrize(
     ("function", "argument", "result"),
-    [(slot_of, 1, 1), (slot_of, 5, 6), (slot_of, 16, 16), (slot_of, 17, 24), (slot_of, 257, 512)],
+    [
+        (size_class_of, 1, 1),
+        (size_class_of, 5, 6),
+        (size_class_of, 16, 16),
+        (size_class_of, 17, 24),
+        (size_class_of, 257, 512),
+    ],
 )
-def test_slots(function: Callable[[int], int], argument: int, result: int) -> None:
+def test_size_classes(function: Callable[[int], int], argument: int, result: int) -> None:
     assert function(argument) == result
 
 

@@ -19,10 +19,10 @@ def test_defaults_cut_nothing() -> None:
 
 def test_flag_beats_variable_beats_file(tmp_path) -> None:
     file = tmp_path / "lynx.yaml"
-    file.write_text("slo_itl_ms: 10\nfloor: 2\nmin-demand: 0.3\n")
+    file.write_text("slo_itl_ms: 10\nfloor: 2\nmin-retained-mass: 0.3\n")
     environment = {"LYNX_SLO_ITL_MS": "20", "LYNX_FLOOR": "3"}
     settings = resolve({"slo_itl_ms": "30"}, environment, str(file))
-    assert (settings.slo_itl_ms, settings.floor, settings.min_demand) == (30.0, 3, 0.3)
+    assert (settings.slo_itl_ms, settings.floor, settings.min_retained_mass) == (30.0, 3, 0.3)
 
 
 @pytest.mark.parametrize("key", ["slo_itl_ms", "--lynx-slo-itl-ms", "lynx_slo_itl_ms"])
@@ -51,7 +51,7 @@ def test_file_takes_the_flags_names(tmp_path, key: str) -> None:
         ("budget", "most"),
         ("demand", "1.01"),
         ("demand", "-0.1"),
-        ("min_demand", "0"),
+        ("min_retained_mass", "0"),
         ("floor", "0"),
         ("shadow_share", "1.1"),
         ("shadow_share", "some"),

@@ -50,7 +50,7 @@ def test_decode_rows_follow_the_requests_tier() -> None:
     step = step_of(batch(ForwardMode.DECODE, requests), 7, Tier.FLEXIBLE)
     flexible, exact = RowClass.FLEXIBLE, RowClass.EXACT
     assert step.row_class.tolist() == [flexible, exact, exact, exact]
-    assert (step.number, step.rows, step.num_flexible, step.kv_tokens) == (7, 4, 1, 20)
+    assert (step.number, step.rows, step.flexible_rows, step.kv_tokens) == (7, 4, 1, 20)
 
 
 def test_mixed_batches_keep_prefill_rows_exact() -> None:
@@ -65,7 +65,7 @@ def test_mixed_batches_keep_prefill_rows_exact() -> None:
 
 def test_prefill_selects_nothing() -> None:
     step = step_of(batch(ForwardMode.EXTEND, [request()]), 1, Tier.FLEXIBLE)
-    assert (step.rows, step.num_flexible) == (0, 0)
+    assert (step.rows, step.flexible_rows) == (0, 0)
 
 
 def test_the_default_tier_is_for_requests_that_name_none() -> None:

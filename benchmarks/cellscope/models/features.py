@@ -5,7 +5,7 @@
 - launch: kernels, router and norms; 1 per layer-step.
 - expert_mb = A b / 1e6: weights of the A active experts, b bytes each, read once: the memory side
   of the roofline. Its weight is 1 / effective bandwidth, in us/MB (1 us/MB is 1 TB/s).
-- tokens: rows that the captured graph computes (the slot, not the rows in it) plus prefill tokens:
+- tokens: rows that the captured graph computes (its size class) plus prefill tokens:
   the compute side of the roofline, all-to-all and all-reduce grow with it.
 - kv_ktokens: context that attention reads, in thousands of tokens.
 """
@@ -47,17 +47,17 @@ class Features:
     def matrix(
         self,
         decode_rows: ArrayLike,
-        slot: ArrayLike,
+        size_class: ArrayLike,
         active_experts: ArrayLike,
         kv_tokens: ArrayLike,
         prefill_tokens: ArrayLike = 0,
     ) -> Array:
-        """[..., d] in the order of NAMES; arguments broadcast. slot 0: no graph, rows as they are.
+        """[..., d] in the order of NAMES; arguments broadcast. Size class 0: no graph.
 
         For a step of which only the whole time is visible, give the layers' sum of active experts:
         the step is then one site.
         """
-        tokens = np.maximum(slot, decode_rows) + np.asarray(prefill_tokens, dtype=np.float64)
+        tokens = np.maximum(size_class, decode_rows) + np.asarray(prefill_tokens, dtype=np.float64)
         expert_mb = np.asarray(active_experts, dtype=np.float64) * (self.expert_bytes / 1e6)
         kv_ktokens = np.asarray(kv_tokens, dtype=np.float64) / 1e3
         parts = np.broadcast_arrays(1.0, expert_mb, tokens, kv_ktokens)

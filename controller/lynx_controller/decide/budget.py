@@ -11,7 +11,7 @@ import numpy as np
 from lynx_controller.decide.law import Move
 from lynx_controller.decide.override import Override
 from lynx_controller.forecast import Forecast
-from lynx_controller.learn.natural import PerLayer
+from lynx_controller.learn.uncapped import PerLayer
 from lynx_controller.types import Decision, Reason
 
 MOST_OFFSET: Final = 0.5
@@ -59,10 +59,10 @@ class Budget:
         return (self.num_experts,) * len(self.offsets)
 
     def caps(self, layers: PerLayer, exact: float, share: float) -> PerLayer:
-        """[L] whole caps of these natural numbers, at least top-k; their sum follows the share.
+        """[L] whole caps for layers that use so many uncapped: at least top-k, the share in sum.
 
         cap_l = N_l * (exact + (1 - exact) * (share + offset_l * min(1, 2 * (1 - share))))
-        `exact`: share of the natural number that exact rows hold. Rounded by largest remainder.
+        `exact`: share of the experts that exact rows hold. Rounded by largest remainder.
         """
         if share >= 1.0:
             return np.full(len(layers), float(self.num_experts))
@@ -104,7 +104,7 @@ class Budget:
             decision,
             expected_active=tuple(layers.tolist()),
             predicted_ms=forecast.base_ms + forecast.slope_ms * active,
-            share=min(1.0, active / forecast.natural),
+            share=min(1.0, active / forecast.uncapped),
         )
 
     def moved(

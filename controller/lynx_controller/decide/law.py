@@ -19,7 +19,7 @@ class Situation:
     held_tail: float  # the trim when the share last moved
     excess_ms: float  # part of the forecast's base that is a disturbance
     held: float  # share decided last
-    floor: float  # least share that the operator's quality floor allows
+    min_share: float  # least share that the operator's quality floor allows
     guard: float = 0.0  # least share that the limit on quality allows
 
 
@@ -36,43 +36,43 @@ def decide(now: Situation, config: ControllerConfig) -> Move:
 
     target = SLO * (1 - margin) / (1 + tail)      tail: the slow trim, fast up, slow down
     ms(u)  = base + slope * active(u)             the forecast, rising in the share u
-    floor  = max(floor, guard)                    the operator's, or what the quality limit allows
+    lowest = max(min_share, guard)                  the operator's, or what the quality limit allows
 
-    SATURATED   ms(floor) > target: the floor; there is no state that could wind up
-    GUARD       the same at a floor that the guard has raised
-    OUTSIDE     ms(floor) > SLO, but only because the base holds a disturbance: judged without it,
+    SATURATED   ms(lowest) > target: the lowest share; there is no state that could wind up
+    GUARD       the same at a share that the guard has raised
+    OUTSIDE     ms(lowest) > SLO, but only because the base holds a disturbance: judged without it,
                 since no cut would have brought the gap inside the SLO
     FULL        share 1, at once when ms(1) <= target * (1 - up_band), kept to * (1 + down_band)
     error       target - ms(held)
     dead band   -down_band * target <= error <= up_band * target: HOLD
     gain        wanted = the share with ms(wanted) = target: the model's inverse, one step
     smooth      down: at once; up: a share `rise` of the way
-    clamp       [floor, 1]
-    A move is a TRIM where the tail made the difference since the last one, else FEED_FORWARD.
+    clamp       [lowest, 1]
+    A move is a FEEDBACK where the tail made the difference since the last one, else FEED_FORWARD.
     """
-    forecast, held, floor = now.forecast, now.held, max(now.floor, now.guard)
+    forecast, held, lowest = now.forecast, now.held, max(now.min_share, now.guard)
     limit = now.slo_ms * (1.0 - config.margin)
     target = limit / max(1.0 + now.tail, 0.5)
-    floor_ms, reason = forecast.ms(floor), None
-    if floor_ms > now.slo_ms and floor_ms - now.excess_ms <= target:
+    min_share_ms, reason = forecast.ms(lowest), None
+    if min_share_ms > now.slo_ms and min_share_ms - now.excess_ms <= target:
         forecast = replace(forecast, base_ms=forecast.base_ms - now.excess_ms)
-        floor_ms, reason = floor_ms - now.excess_ms, Reason.OUTSIDE
+        min_share_ms, reason = min_share_ms - now.excess_ms, Reason.OUTSIDE
     full_ms = forecast.ms(1.0)
     slack = config.down_band if held >= 1.0 else -config.up_band
     if full_ms <= target * (1.0 + slack):
         return Move(1.0, reason or Reason.FULL, False, target)
-    if full_ms - floor_ms < 0.005 * now.slo_ms:  # a cut would cost quality and buy no time
+    if full_ms - min_share_ms < 0.005 * now.slo_ms:  # a cut would cost quality and buy no time
         return Move(1.0, Reason.SATURATED, True, target)
-    if floor_ms > target:
-        limited = Reason.GUARD if floor > now.floor else Reason.SATURATED
-        return Move(floor, limited, True, target)
+    if min_share_ms > target:
+        limited = Reason.GUARD if lowest > now.min_share else Reason.SATURATED
+        return Move(lowest, limited, True, target)
     low, high = -config.down_band * target, config.up_band * target
     error = target - forecast.ms(held)
-    if floor <= held < 1.0 and low <= error <= high:
+    if lowest <= held < 1.0 and low <= error <= high:
         return Move(held, reason or Reason.HOLD, False, target)
     wanted = forecast.share_for(target)
     gain = 1.0 if wanted < held else config.rise
-    share = min(max(held + gain * (wanted - held), floor), 1.0)
-    without_trim = limit / max(1.0 + now.held_tail, 0.5) - forecast.ms(held)
-    trimmed = Reason.TRIM if low <= without_trim <= high else Reason.FEED_FORWARD
+    share = min(max(held + gain * (wanted - held), lowest), 1.0)
+    without_feedback = limit / max(1.0 + now.held_tail, 0.5) - forecast.ms(held)
+    trimmed = Reason.FEEDBACK if low <= without_feedback <= high else Reason.FEED_FORWARD
     return Move(share, reason or trimmed, False, target)

@@ -21,8 +21,8 @@ SITES: Final = ("step",)
 PROBE_ROWS: Final = (1, 4, 16, 64)
 PROBE_SHARES: Final = (0.5, 1.0)  # of what uniform routing reads
 OFFER_STEPS: Final = 128
-WARMUP: Final = 2  # steps of a slot that say nothing of it
-LOUD: Final = 2.0  # times a slot's usual step: a disturbance
+WARMUP: Final = 2  # steps of a size class that say nothing of it
+LOUD: Final = 2.0  # times a size class's usual step: a disturbance
 
 
 def replica(
@@ -42,7 +42,7 @@ class Member:
         self._exchange = Exchange(store, who, interval_s)
         self._recorder = Recorder(num_features=3, num_sites=1)
         self._steps = 0
-        self._seen: dict[int, tuple[int, float]] = {}  # by slot: steps, usual ms
+        self._seen: dict[int, tuple[int, float]] = {}  # by size class: steps, usual ms
         self.has_inherited = False
         self.refused = 0  # laws that no plant could have
 
@@ -50,7 +50,7 @@ class Member:
         """Take a finished step; hand the controller a law that has come, once."""
         if not self.has_inherited and (law := self._exchange.law()) is not None:
             self._inherit(law, controller)
-        if seen.phase is not Phase.DECODE or not self._is_usual(seen.slot, seen.step_ms):
+        if seen.phase is not Phase.DECODE or not self._is_usual(seen.size_class, seen.step_ms):
             return
         z = np.array([[1.0], [float(sum(seen.active_experts))], [float(seen.rows)]])
         self._recorder.add(z, np.array([1e3 * seen.step_ms]))
@@ -80,14 +80,14 @@ class Member:
         except ValueError:  # anything may be in a store
             self.refused += 1
 
-    def _is_usual(self, slot: int, step_ms: float) -> bool:
-        steps, usual_ms = self._seen.get(slot, (0, step_ms))
+    def _is_usual(self, size_class: int, step_ms: float) -> bool:
+        steps, usual_ms = self._seen.get(size_class, (0, step_ms))
         is_usual = steps >= WARMUP and step_ms < LOUD * usual_ms
         if steps < WARMUP or step_ms < usual_ms:
             usual_ms = step_ms
         else:
             usual_ms += 0.05 * (min(step_ms, LOUD * usual_ms) - usual_ms)
-        self._seen[slot] = steps + 1, usual_ms
+        self._seen[size_class] = steps + 1, usual_ms
         return is_usual
 
 

@@ -1,4 +1,4 @@
-"""What is known about the plant: cost, natural number of experts and gaps, learned per step."""
+"""What is known about the plant: cost, uncapped active experts and gaps, learned per step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lynx_controller.config import ControllerConfig
 from lynx_controller.forecast import Forecast
 from lynx_controller.learn.cost import CostModel
 from lynx_controller.learn.history import Applied
-from lynx_controller.learn.natural import Natural, PerLayer
+from lynx_controller.learn.uncapped import PerLayer, UncappedActive
 from lynx_controller.learn.window import Window
 from lynx_controller.types import Observation, Phase
 
@@ -28,21 +28,21 @@ class Estimator:
     num_experts: int
     top_k: int
     cost: CostModel = field(init=False)
-    natural: Natural = field(init=False)
+    uncapped: UncappedActive = field(init=False)
     window: Window = field(init=False)
-    read_share: float = 1.0  # of its natural number, what the last step read
+    read_share: float = 1.0  # of its uncapped active experts, what the last step read
     retained: float | None = None  # share of gate mass kept, smoothed over layers and steps
 
     def __post_init__(self) -> None:
         self.cost = CostModel(self.config)
-        self.natural = Natural(
-            self.num_layers, self.num_experts, self.top_k, self.config.prior_natural
+        self.uncapped = UncappedActive(
+            self.num_layers, self.num_experts, self.top_k, self.config.prior_uncapped
         )
         self.window = Window.prior(self.config.window_steps, self.config.prior_noise)
 
     def layers(self, batch: Batch) -> PerLayer:
         """[L] the experts that a batch would use uncut."""
-        return self.natural.per_layer(self.natural.total(batch.key, batch.rows))
+        return self.uncapped.per_layer(self.uncapped.total(batch.key, batch.rows))
 
     def state(self, percentile: float) -> dict[str, Any]:
         """For telemetry."""
@@ -68,23 +68,23 @@ class Estimator:
         base_ms = self.cost.base_ms(batch.key, batch.rows)
         if base_ms is None:
             return None
-        natural = self.natural.total(batch.key, batch.rows)
+        uncapped = self.uncapped.total(batch.key, batch.rows)
         return Forecast(
             base_ms,
             self.cost.slope_ms,
-            natural,
-            exact=natural * self._exact_share(batch),
-            least=self.natural.least(batch.key, batch.rows),
+            uncapped,
+            exact=uncapped * self._exact_share(batch),
+            least=self.uncapped.least(batch.key, batch.rows),
         )
 
-    def disturbance_ms(self, batch: Batch, forecast: Forecast, has_tried_floor: bool) -> float:
+    def disturbance_ms(self, batch: Batch, forecast: Forecast, has_tried_min_share: bool) -> float:
         """The base's excess, once it cannot be mistaken for dearer experts.
 
         Either it is beyond what experts could ever explain, or the floor was tried and did not pay.
         """
         excess_ms = self.cost.excess_ms(batch.key)
         experts_ms = forecast.ms(1.0) - forecast.base_ms
-        return excess_ms if excess_ms > 2.0 * experts_ms or has_tried_floor else 0.0
+        return excess_ms if excess_ms > 2.0 * experts_ms or has_tried_min_share else 0.0
 
     def observe(self, seen: Observation, batch: Batch, applied: Applied) -> float | None:
         """Learn from a step; the share that caps alone left it, None where that is not told."""
@@ -104,7 +104,7 @@ class Estimator:
     def learn(
         self, batch: Batch, applied: Applied, active: list[float], step_ms: float, gap_ms: float
     ) -> None:
-        """Take a decode step: its cost, its natural number, and its gap for the tail."""
+        """Take a decode step: its cost, its uncapped active experts, and its gap for the tail."""
         total = sum(active)
         residual = self.cost.learn(batch.key, batch.rows, total, step_ms)
         if residual is not None:
@@ -112,8 +112,8 @@ class Estimator:
             own_ms = step_ms / (1.0 + residual)
             self.window = self.window.push(noise, gap_ms - own_ms * (1.0 + noise), gap_ms)
         if applied.is_certain:
-            self._learn_natural(batch, applied, np.array(active))
-        self.read_share = min(1.0, total / self.natural.total(batch.key, batch.rows))
+            self._learn_uncapped(batch, applied, np.array(active))
+        self.read_share = min(1.0, total / self.uncapped.total(batch.key, batch.rows))
 
     def learn_gap(self, batch: Batch, applied: Applied, gap_ms: float) -> None:
         """Take a mixed step: only what its decode rows lost against a step of their own."""
@@ -132,14 +132,14 @@ class Estimator:
             self.retained = before + MASS_GAIN * (mass - before)
 
     def _exact_share(self, batch: Batch) -> float:
-        """Share of the natural number that exact rows hold, whatever the cap."""
+        """Share of the uncapped active experts that exact rows hold, whatever the cap."""
         exact = batch.rows - batch.flexible
         if exact <= 0:
             return 0.0
-        return self.natural.uniform(exact) / self.natural.uniform(batch.rows)
+        return self.uncapped.uniform(exact) / self.uncapped.uniform(batch.rows)
 
-    def _learn_natural(self, batch: Batch, applied: Applied, active: PerLayer) -> None:
+    def _learn_uncapped(self, batch: Batch, applied: Applied, active: PerLayer) -> None:
         caps = np.array(applied.budget, dtype=float) if applied.demand >= 1.0 else None
         if caps is not None and batch.flexible < batch.rows:
             active = np.minimum(active, caps)  # what is above is exact rows', not floors'
-        self.natural.learn(batch.key, batch.rows, active, caps)
+        self.uncapped.learn(batch.key, batch.rows, active, caps)

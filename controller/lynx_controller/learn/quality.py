@@ -1,11 +1,11 @@
 """What a cut costs in quality; the least share that the operator's floor and limit allow.
 
-    lost    1 - retained mass, mean over layers = spill(slot) * (1 - share)^2, learned from each cut
+    lost    1 - retained mass, mean over layers = spill(size class) * (1 - share)^2, from each cut
     kl      KL(full model || served), nats per token, of one shadowed step's flexible rows
     gain    E[kl] = gain * lost^2: the first term of KL in a small change of the logits
 
 A cap takes the least important experts first, so the mass that it costs grows with the square of
-what it takes: spill was 0.93 to 1.25 on three models, at caps of 0.36 to 0.53 of the natural
+what it takes: spill was 0.93 to 1.25 on three models, at caps of 0.36 to 0.53 of the uncapped
 number (benchmarks/results/cpu/frontier, policy lynx, floor 0 and 1).
 
 The gain is a ratio of sums over rows, unbiased however few tokens carry the mean (Cochran,
@@ -123,7 +123,7 @@ class Quality:
         kl: float | None,
         agreement: float | None,
     ) -> None:
-        """Take a step that read `share` of its natural number; masses are [L], rows the flexible.
+        """Take a step that read `share` of its uncapped experts; masses are [L], rows the flexible.
 
         share None: something else than caps cut it, or not all rows could be cut.
         Unlikely values are no samples: masses and agreement outside [0, 1], KL outside [0, 50].
@@ -173,7 +173,7 @@ class Quality:
         return self.loss_squared / self.loss if self.loss else 0.0
 
     def _spill(self, key: Key) -> float:
-        """A new slot's is its nearest neighbour's."""
+        """A new size class's is its nearest neighbour's."""
         if key not in self.spills:
             near = min(self.spills, key=lambda each: abs(math.log(each[1] / key[1])), default=None)
             self.spills[key] = PRIOR_SPILL if near is None else self.spills[near]

@@ -1,14 +1,14 @@
 """The decision log: what the controller was told and what it answered, one JSON object per line.
 
-    {"lynx_log": 1, "slo": [{...}], "num_layers": L, "num_experts": E, "top_k": K,
+    {"lynx_log": 3, "slo": [{...}], "num_layers": L, "num_experts": E, "top_k": K,
      "layer_offsets": [...], "config": {...}}
     {"n": 1, "call": "step", "with": {observation}, "decision": {...}}
     {"n": 2, "call": "plan", "with": {"rows": 16, ...}, "decision": {...}}
-    {"n": 3, "call": "set_slo", "with": {...}}          also set_min_demand, override,
+    {"n": 3, "call": "set_slo", "with": {...}}          also set_min_retained_mass, override,
                                                         set_max_quality_loss, inherit
 
-Version 2; a reader refuses what it does not
-know. Lines are written by a thread of their own: a slow disk costs lines, never a step.
+A reader refuses any other version. A background thread writes the lines: a slow disk costs lines,
+never a step.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lynx_controller.config import ControllerConfig
 from lynx_controller.controller import Controller
 from lynx_controller.types import Decision, Observation, Phase, Slo
 
-VERSION: Final = 2
+VERSION: Final = 3
 WAITING: Final = 4096  # lines that may wait for the disk; more are dropped and counted
 
 
@@ -114,12 +114,17 @@ class LoggedController(Controller):
     def plan(
         self,
         rows: int,
-        slot: int = 0,
+        size_class: int = 0,
         phase: Phase = Phase.DECODE,
         flexible_rows: int | None = None,
     ) -> Decision:
-        decision = super().plan(rows, slot, phase, flexible_rows)
-        given = {"rows": rows, "slot": slot, "phase": phase.value, "flexible_rows": flexible_rows}
+        decision = super().plan(rows, size_class, phase, flexible_rows)
+        given = {
+            "rows": rows,
+            "size_class": size_class,
+            "phase": phase.value,
+            "flexible_rows": flexible_rows,
+        }
         self._note("plan", given, decision)
         return decision
 
@@ -128,9 +133,9 @@ class LoggedController(Controller):
         if self._number is not None:
             self._note("set_slo", {"slo": plain_slos(self)})
 
-    def set_min_demand(self, min_demand: float) -> None:
-        super().set_min_demand(min_demand)
-        self._note("set_min_demand", {"min_demand": min_demand})
+    def set_min_retained_mass(self, min_retained_mass: float) -> None:
+        super().set_min_retained_mass(min_retained_mass)
+        self._note("set_min_retained_mass", {"min_retained_mass": min_retained_mass})
 
     def set_max_quality_loss(self, max_quality_loss: float | None) -> None:
         super().set_max_quality_loss(max_quality_loss)

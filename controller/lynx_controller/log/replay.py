@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from lynx_controller.controller import Controller
-from lynx_controller.decide.promises import Promises
+from lynx_controller.decide.slo_limits import SloLimits
 from lynx_controller.log.decision_log import controller_of, read_slos
 from lynx_controller.types import Decision, Observation, Phase, Reason
 
 BECAUSE: Final = {
     Reason.FULL: "full quality fits",
     Reason.FEED_FORWARD: "the cost model moved the share",
-    Reason.TRIM: "the measured tail moved the target, and the share with it",
+    Reason.FEEDBACK: "the measured tail moved the target, and the share with it",
     Reason.HOLD: "the held share is within the dead band: nothing moves",
     Reason.QUEUE: "requests wait for a place: faster steps free one sooner",
     Reason.SATURATED: "the SLO cannot be met at the floor, or no cut would buy time",
@@ -41,7 +41,7 @@ class Replayed:
     given: dict[str, Any]
     recorded: Decision | None  # what was answered then
     decided: Decision | None  # what is answered now
-    floor_ms: float | None  # forecast at the quality floor; None before anything is known
+    min_share_ms: float | None  # forecast at the quality floor; None before anything is known
     full_ms: float | None  # forecast at full quality
     why: str
 
@@ -100,8 +100,8 @@ def _again(controller: Controller, record: dict[str, Any]) -> Replayed:
         about = f"plan for {rows} rows: share {decided.share:.3f}"
     elif call == "set_slo":
         controller.set_slo(read_slos(given["slo"]))
-    elif call == "set_min_demand":
-        controller.set_min_demand(**given)
+    elif call == "set_min_retained_mass":
+        controller.set_min_retained_mass(**given)
     elif call == "set_max_quality_loss":
         controller.set_max_quality_loss(**given)
     elif call == "inherit":
@@ -110,13 +110,13 @@ def _again(controller: Controller, record: dict[str, Any]) -> Replayed:
         controller.override(**given)
     else:
         raise ValueError(f"the log has an unknown call {call!r}")
-    floor_ms, full_ms = _reach(controller, given, decided)
+    min_share_ms, full_ms = _reach(controller, given, decided)
     why = f"{call}: {about}" if decided is None else _explain(controller, decided, about)
-    if decided is not None and floor_ms is not None and full_ms is not None:
-        why += f" [floor {floor_ms:.2f} ms, full {full_ms:.2f} ms]"
+    if decided is not None and min_share_ms is not None and full_ms is not None:
+        why += f" [floor {min_share_ms:.2f} ms, full {full_ms:.2f} ms]"
     if recorded != decided:
         why += " (RECORDED OTHERWISE)"
-    return Replayed(record["n"], call, given, recorded, decided, floor_ms, full_ms, why)
+    return Replayed(record["n"], call, given, recorded, decided, min_share_ms, full_ms, why)
 
 
 def _observation(given: dict[str, Any]) -> Observation:
@@ -132,7 +132,7 @@ def _reach(
     """What was possible; only asked where the law looked too, so that replaying stays exact."""
     if decided is None or decided.reason in (Reason.FROZEN, Reason.BLIND, Reason.FAILED):
         return None, None
-    known = controller.reach_ms(given["rows"], given["slot"], Phase(given["phase"]))
+    known = controller.reach_ms(given["rows"], given["size_class"], Phase(given["phase"]))
     return known if known is not None else (None, None)
 
 
@@ -141,10 +141,10 @@ def _explain(controller: Controller, decided: Decision, about: str) -> str:
     if decided.target_ms:
         promised = [
             f"mean {limit_ms:g} ms" if each is None else f"p{each:g} {limit_ms:g} ms"
-            for each, limit_ms in Promises.of(controller.slos).limits_ms.items()
+            for each, limit_ms in SloLimits.of(controller.slos).limits_ms.items()
         ]
         why += f". SLO {' and '.join(promised)} -> target {decided.target_ms:.2f} ms "
-        why += f"(trim {decided.trim_ms:+.2f}), predicted {decided.predicted_ms:.2f} ms"
+        why += f"(trim {decided.feedback_ms:+.2f}), predicted {decided.predicted_ms:.2f} ms"
     if decided.outside_ms:
         why += f", {decided.outside_ms:.2f} ms of it not the experts'"
     if decided.guard_share:

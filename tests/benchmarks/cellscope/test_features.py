@@ -26,7 +26,7 @@ def test_skewed_routing_needs_fewer_experts() -> None:
 
 def test_units() -> None:
     z = Features(expert_bytes=2e6).matrix(
-        decode_rows=13, slot=16, active_experts=10, kv_tokens=5000, prefill_tokens=100
+        decode_rows=13, size_class=16, active_experts=10, kv_tokens=5000, prefill_tokens=100
     )
     assert z.shape == (NUM_FEATURES,) == (len(NAMES),)
     np.testing.assert_array_equal(z, [1.0, 20.0, 116.0, 5.0])

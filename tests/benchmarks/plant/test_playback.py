@@ -86,7 +86,7 @@ def test_sglangs_own_record_can_be_played_with_what_a_log_taught(log: Path) -> N
     assert [each.gap_ms for each in full] == pytest.approx(gaps)
     assert all(each.mass == pytest.approx(1.0) for each in full)
     for before, after in zip(full, cut, strict=True):
-        assert after.active < before.active == pytest.approx(before.natural)
+        assert after.active < before.active == pytest.approx(before.uncapped)
         assert after.gap_ms < before.gap_ms
 
 

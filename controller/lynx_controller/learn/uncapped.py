@@ -1,4 +1,4 @@
-"""How many experts a batch would use uncut, learned per slot and split over layers."""
+"""How many experts a batch would use uncut, learned per size class and split over layers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lynx_controller.types import Key
 
 PerLayer: TypeAlias = np.ndarray[tuple[int], np.dtype[np.float64]]
 
-MEMORY: Final = 30  # samples that a slot remembers
+MEMORY: Final = 30  # samples that a size class remembers
 LAYER_GAIN: Final = 0.05  # per step, of each layer's share; the first ones count for more
 SPREAD: Final = 0.06  # relative standard deviation of a layer's number; 4-8 % at uniform routing
 
@@ -28,18 +28,18 @@ def above(mean: PerLayer, caps: PerLayer) -> PerLayer:
 
 
 @dataclass(slots=True)
-class Slot:
+class ClassActive:
     """Both over what uniform routing would use."""
 
     rows: int  # when it was made
-    natural: float
+    uncapped: float
     least: float = 0.0  # what floors hold, whatever the cap
     samples: float = 0.0  # shares of layers that were told
 
 
 @dataclass(slots=True)
-class Natural:
-    """N = natural(slot) * L * E * (1 - (1 - k/E)^rows), the last factors being uniform routing.
+class UncappedActive:
+    """N = uncapped(size class) * L * E * (1 - (1 - k/E)^rows); the last factors: uniform routing.
 
     A layer below its cap tells its part of N; one at its cap, only that it is no less, so what is
     expected above that cap is put in its place: expectation-maximisation of a censored mean. So
@@ -50,7 +50,7 @@ class Natural:
     num_experts: int
     top_k: int
     prior: float
-    slots: dict[Key, Slot] = field(default_factory=dict)
+    size_classes: dict[Key, ClassActive] = field(default_factory=dict)
     layer_share: PerLayer = field(init=False)
     samples: float = 0.0  # of layer_share
 
@@ -64,20 +64,20 @@ class Natural:
 
     def total(self, key: Key, rows: int) -> float:
         """Over all layers."""
-        return self._slot(key, rows).natural * self.uniform(rows)
+        return self._class(key, rows).uncapped * self.uniform(rows)
 
     def least(self, key: Key, rows: int) -> float:
         """Over all layers, at a cap of nothing: what floors were seen to hold, at least top-k."""
-        return max(self._slot(key, rows).least * self.uniform(rows), self.num_layers * self.top_k)
+        return max(self._class(key, rows).least * self.uniform(rows), self.num_layers * self.top_k)
 
     def per_layer(self, total: float) -> PerLayer:
         return np.minimum(self.layer_share * total, self.num_experts)
 
     def learn(self, key: Key, rows: int, active: PerLayer, caps: PerLayer | None) -> None:
         """Take a step: active experts and caps [L]; None: something else than caps cut it."""
-        slot, uniform = self._slot(key, rows), self.uniform(rows)
+        size_class, uniform = self._class(key, rows), self.uniform(rows)
         active = np.maximum(active, 1.0)
-        expected = self.layer_share * (slot.natural * uniform)
+        expected = self.layer_share * (size_class.uncapped * uniform)
         if caps is None:
             seen, told = np.maximum(active, expected), 0.0
         elif float(caps.min()) >= self.num_experts:
@@ -87,27 +87,31 @@ class Natural:
             seen = np.where(is_bound, np.maximum(active, above(expected, caps)), active)
             told = 1.0 - np.count_nonzero(is_bound) / self.num_layers
             is_held = active > caps
-            if slot.least or is_held.any():
-                least = np.minimum(self.layer_share * (slot.least * uniform), caps)
+            if size_class.least or is_held.any():
+                least = np.minimum(self.layer_share * (size_class.least * uniform), caps)
                 least = np.where(is_held, active, least)
-                slot.least += LAYER_GAIN * (float(least.sum()) / uniform - slot.least)
+                size_class.least += LAYER_GAIN * (float(least.sum()) / uniform - size_class.least)
         total = float(seen.sum())
-        slot.natural += (min(total / uniform, 2.0) - slot.natural) / (1.0 + slot.samples)
-        slot.samples = min(slot.samples + told, MEMORY - 1.0)
+        size_class.uncapped += (min(total / uniform, 2.0) - size_class.uncapped) / (
+            1.0 + size_class.samples
+        )
+        size_class.samples = min(size_class.samples + told, MEMORY - 1.0)
         gain = max(LAYER_GAIN, 1.0 / (1.0 + self.samples))
         self.layer_share += gain * (seen / total - self.layer_share)
         self.samples += told
 
-    def _slot(self, key: Key, rows: int) -> Slot:
+    def _class(self, key: Key, rows: int) -> ClassActive:
         """A new one starts from the one nearest in rows."""
-        known = self.slots.get(key)
+        known = self.size_classes.get(key)
         if known is None:
             near = min(
-                self.slots.values(), key=lambda each: abs(math.log(each.rows / rows)), default=None
+                self.size_classes.values(),
+                key=lambda each: abs(math.log(each.rows / rows)),
+                default=None,
             )
             if near is None:
-                known = Slot(rows, self.prior if rows > 1 else 1.0)
+                known = ClassActive(rows, self.prior if rows > 1 else 1.0)
             else:
-                known = Slot(rows, near.natural, near.least)
-            self.slots[key] = known
+                known = ClassActive(rows, near.uncapped, near.least)
+            self.size_classes[key] = known
         return known

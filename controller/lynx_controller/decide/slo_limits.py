@@ -11,7 +11,7 @@ from lynx_controller.types import Slo, Statistic
 
 
 @dataclass(frozen=True, slots=True)
-class Promises:
+class SloLimits:
     """All classes share the steps, so of one statistic the lowest limit holds."""
 
     slos: tuple[Slo, ...]
@@ -19,7 +19,7 @@ class Promises:
     ttft_ms: float | None
 
     @classmethod
-    def of(cls, slo: Slo | Sequence[Slo]) -> Promises:
+    def of(cls, slo: Slo | Sequence[Slo]) -> SloLimits:
         """Raises ValueError for none at all."""
         slos = (slo,) if isinstance(slo, Slo) else tuple(slo)
         if not slos:

@@ -5,24 +5,24 @@ from hypothesis import strategies as st
 
 from lynx_controller import Phase
 from lynx_controller.forecast import Forecast
-from lynx_controller.learn.natural import MEMORY, SPREAD, Natural, above
+from lynx_controller.learn.uncapped import MEMORY, SPREAD, UncappedActive, above
 
 KEY = (Phase.DECODE, 16)
 LAYERS, EXPERTS = 8, 64
 FULL = np.full(LAYERS, float(EXPERTS))
 
 
-def natural() -> Natural:
-    return Natural(LAYERS, EXPERTS, top_k=4, prior=0.85)
+def uncapped() -> UncappedActive:
+    return UncappedActive(LAYERS, EXPERTS, top_k=4, prior=0.85)
 
 
 def test_uniform_routing_is_the_yardstick() -> None:
-    assert natural().uniform(1) == pytest.approx(LAYERS * 4)
-    assert natural().uniform(10_000) == pytest.approx(LAYERS * EXPERTS)
+    assert uncapped().uniform(1) == pytest.approx(LAYERS * 4)
+    assert uncapped().uniform(10_000) == pytest.approx(LAYERS * EXPERTS)
 
 
 def test_the_first_uncut_step_is_believed_and_layers_follow() -> None:
-    model, active = natural(), np.array([20.0, 30.0] * 4)
+    model, active = uncapped(), np.array([20.0, 30.0] * 4)
     model.learn(KEY, 16, active, FULL)
     assert model.total(KEY, 16) == pytest.approx(200.0)
     for _ in range(200):
@@ -31,7 +31,7 @@ def test_the_first_uncut_step_is_believed_and_layers_follow() -> None:
 
 
 def test_layers_at_a_cap_that_bites_tell_nothing() -> None:
-    model = natural()
+    model = uncapped()
     model.learn(KEY, 16, np.full(LAYERS, 30.0), FULL)
     for _ in range(100):
         model.learn(KEY, 16, np.full(LAYERS, 20.0), np.full(LAYERS, 20.0))
@@ -39,7 +39,7 @@ def test_layers_at_a_cap_that_bites_tell_nothing() -> None:
 
 
 def test_a_stale_low_estimate_recovers_under_caps_close_to_it() -> None:
-    model = natural()
+    model = uncapped()
     model.learn(KEY, 16, np.full(LAYERS, 20.0), FULL)
     for _ in range(10 * MEMORY):
         model.learn(KEY, 16, np.full(LAYERS, 24.0), np.full(LAYERS, 24.0))
@@ -48,7 +48,7 @@ def test_a_stale_low_estimate_recovers_under_caps_close_to_it() -> None:
 
 @pytest.mark.parametrize("share", [0.7, 0.8, 0.85, 0.9, 0.95, 0.99, 1.0])
 def test_layers_that_happen_to_need_less_than_their_cap_do_not_mislead(share: float) -> None:
-    rng, model = np.random.default_rng(0), natural()
+    rng, model = np.random.default_rng(0), uncapped()
     for step in range(2_000):
         wanted = 30.0 * (1.0 + 0.06 * rng.standard_normal(LAYERS))
         caps = FULL if step < 20 else np.full(LAYERS, 30.0 * share)
@@ -64,7 +64,7 @@ def test_what_lies_above_a_cap_is_expected_by_the_normal_law(score: float, mills
 
 
 def test_what_a_demand_cut_is_only_a_lower_bound() -> None:
-    model = natural()
+    model = uncapped()
     model.learn(KEY, 16, np.full(LAYERS, 30.0), FULL)
     model.learn(KEY, 16, np.full(LAYERS, 15.0), None)
     assert model.total(KEY, 16) == pytest.approx(240.0)
@@ -73,7 +73,7 @@ def test_what_a_demand_cut_is_only_a_lower_bound() -> None:
 
 
 def test_floors_that_hold_more_than_the_cap_are_seen_and_forgotten() -> None:
-    model, caps = natural(), np.full(LAYERS, 8.0)
+    model, caps = uncapped(), np.full(LAYERS, 8.0)
     model.learn(KEY, 16, np.full(LAYERS, 30.0), FULL)
     assert model.least(KEY, 16) == 4 * LAYERS
     for _ in range(200):
@@ -84,8 +84,8 @@ def test_floors_that_hold_more_than_the_cap_are_seen_and_forgotten() -> None:
     assert model.least(KEY, 16) == pytest.approx(8.0 * LAYERS, rel=0.01)
 
 
-def test_a_new_slot_starts_from_its_neighbour() -> None:
-    model = natural()
+def test_a_new_size_class_starts_from_its_neighbour() -> None:
+    model = uncapped()
     model.learn(KEY, 16, np.full(LAYERS, 20.0), FULL)
     ratio = model.total(KEY, 16) / model.uniform(16)
     assert model.total((Phase.DECODE, 32), 30) == pytest.approx(ratio * model.uniform(30))
@@ -99,7 +99,7 @@ caps = st.none() | st.lists(st.integers(1, 64), min_size=LAYERS, max_size=LAYERS
 def test_whatever_is_seen_the_number_is_positive_and_in_range(
     seen: list[tuple[np.ndarray, np.ndarray | None]],
 ) -> None:
-    model = natural()
+    model = uncapped()
     for active, cap in seen:
         model.learn(KEY, 16, active, None if cap is None else cap.astype(float))
     assert 0.0 < model.total(KEY, 16) <= 2.0 * model.uniform(16)
@@ -112,7 +112,7 @@ forecasts = st.builds(
     Forecast,
     base_ms=st.floats(0.0, 50.0),
     slope_ms=st.floats(1e-3, 1.0),
-    natural=st.floats(100.0, 500.0),
+    uncapped=st.floats(100.0, 500.0),
     exact=st.floats(0.0, 100.0),
     least=st.floats(0.0, 600.0),
     most=st.floats(50.0, 600.0),

@@ -11,7 +11,7 @@ RELIEF: Final = 0.98  # per step, of a wait that falls
 
 
 @dataclass(slots=True)
-class Admission:
+class QueuePressure:
     """limit = full * PATIENCE * TTFT / wait: as far beyond its share as the wait, so much faster.
 
     wait is the oldest request's, up at once, down slowly. It settles where requests leave as fast

@@ -1,4 +1,4 @@
-"""What the law remembers of one phase and slot: the share that it holds."""
+"""What the law remembers of one phase and size class: the share that it holds."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from typing import Final
 from lynx_controller.batch import Batch
 from lynx_controller.decide.law import Move
 from lynx_controller.forecast import Forecast
-from lynx_controller.learn.natural import PerLayer
+from lynx_controller.learn.uncapped import PerLayer
 from lynx_controller.types import Reason
 
-STILL: Final = 0.01  # of the natural number: caps do not follow what moves less
+STILL: Final = 0.01  # of the uncapped active experts: caps do not follow what moves less
 PROBE: Final = 10  # saturated decisions until a slow base is taken for a disturbance
 
 
 @dataclass(slots=True)
-class Hold:
+class HeldShare:
     share: float = 1.0
     tail: float = 0.0  # the trim when the share last moved
     caps: PerLayer | None = None  # [L] the last that were made, for this batch
     batch: Batch | None = None
-    floored: int = 0  # saturated decisions in a row
+    saturated_run: int = 0  # saturated decisions in a row
 
     @property
-    def has_tried_floor(self) -> bool:
-        return self.floored >= PROBE
+    def has_tried_min_share(self) -> bool:
+        return self.saturated_run >= PROBE
 
     def take(self, move: Move, tail: float) -> None:
         if move.saturated:
-            self.floored += 1
+            self.saturated_run += 1
         elif move.reason is not Reason.OUTSIDE:
-            self.floored = 0
+            self.saturated_run = 0
         if move.share != self.share:
             self.share, self.tail = move.share, tail
 
@@ -41,7 +41,7 @@ class Hold:
         if self.caps is None or batch != self.batch:
             return None
         away = forecast.active(share) - float(self.caps.sum())
-        return self.caps if abs(away) <= STILL * forecast.natural else None
+        return self.caps if abs(away) <= STILL * forecast.uncapped else None
 
     def keep(self, batch: Batch, caps: PerLayer) -> PerLayer:
         self.batch, self.caps = batch, caps

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.plant.serving import Request, Served, serve
 from benchmarks.plant.simulator import Plant, Setting
 from lynx_controller import Controller, Decision, Observation, Phase, Reason, Slo
-from lynx_controller.decide.queue import PATIENCE, Admission
+from lynx_controller.decide.queue_pressure import PATIENCE, QueuePressure
 
 TTFT_MS = 1_000.0
 PLACES = 16
@@ -78,15 +78,15 @@ def test_the_gaps_rule_where_they_ask_for_more() -> None:
 
 
 def test_the_limit_is_full_speed_until_its_share_has_passed() -> None:
-    admission = Admission()
-    assert admission.limit_ms(1_000.0, 12.0) == math.inf
-    admission.watch(1_000.0 * PATIENCE)
-    assert admission.limit_ms(1_000.0, 12.0) == math.inf
-    admission.watch(2_000.0 * PATIENCE)
-    assert admission.limit_ms(1_000.0, 12.0) == pytest.approx(6.0)
-    assert admission.limit_ms(None, 12.0) == math.inf
-    admission.watch(0.0)
-    assert admission.wait_ms == pytest.approx(1_960.0 * PATIENCE)
+    queue = QueuePressure()
+    assert queue.limit_ms(1_000.0, 12.0) == math.inf
+    queue.watch(1_000.0 * PATIENCE)
+    assert queue.limit_ms(1_000.0, 12.0) == math.inf
+    queue.watch(2_000.0 * PATIENCE)
+    assert queue.limit_ms(1_000.0, 12.0) == pytest.approx(6.0)
+    assert queue.limit_ms(None, 12.0) == math.inf
+    queue.watch(0.0)
+    assert queue.wait_ms == pytest.approx(1_960.0 * PATIENCE)
 
 
 @pytest.mark.parametrize("wait", [math.nan, math.inf, -1.0, None])
