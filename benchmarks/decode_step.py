@@ -87,7 +87,7 @@ def main() -> int:
         model = widen(model, ROOT / "build/bench" / f"{model.name}-x{args.width}", args.width)
 
     with ExitStack() as stack:
-        servers = {}
+        servers: dict[str, Server] = {}
         for name, options in VARIANTS.items():
             filled = [option.format(cap=args.cap) for option in options]
             log = ROOT / "build/bench" / f"{len(servers)}.log"
@@ -113,7 +113,7 @@ def main() -> int:
             now_steps, now_total = active_experts(servers[name])
             active[name] = (now_total - total) / (now_steps - steps)
 
-    report = {
+    report: dict[str, Any] = {
         "command": " ".join(["python", "-m", "benchmarks.decode_step", *sys.argv[1:]]),
         "machine": machine(),
         "model": model.name,

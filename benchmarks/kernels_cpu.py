@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -37,7 +37,7 @@ SELECTIONS = ((16, 64, 4), (16, 128, 8))  # M, E, K
 
 
 def interleaved_us(
-    sides: dict[str, Callable[[], Any]], repeats: int
+    sides: Mapping[str, Callable[[], Any]], repeats: int
 ) -> dict[str, dict[str, float]]:
     samples: dict[str, list[float]] = {name: [] for name in sides}
     for repeat in range(repeats + 5):
@@ -79,7 +79,10 @@ def bench_moe(repeats: int, dtype: torch.dtype) -> list[dict[str, Any]]:
         w13 = torch.randn(num_experts, 2 * inner_size, hidden_size, generator=rng) / 10
         w2 = torch.randn(num_experts, hidden_size, inner_size, generator=rng) / 10
         w13, w2 = w13.to(dtype), w2.to(dtype)
-        sides = {"native": native_moe(w13, w2), "ours": CpuExperts(w13, w2)}
+        sides: dict[str, Callable[..., Tensor]] = {
+            "native": native_moe(w13, w2),
+            "ours": CpuExperts(w13, w2),
+        }
         for num_rows in ROWS:
             _, ids, weights = route(num_rows, num_experts, top_k, rng)
             hidden = torch.randn(num_rows, hidden_size, generator=rng).to(dtype)
@@ -90,7 +93,7 @@ def bench_moe(repeats: int, dtype: torch.dtype) -> list[dict[str, Any]]:
 
 
 def compare_moe(
-    sides: dict[str, Callable[..., Tensor]], given: tuple[Tensor, ...], repeats: int
+    sides: Mapping[str, Callable[..., Tensor]], given: tuple[Tensor, ...], repeats: int
 ) -> dict[str, Any]:
     if not torch.equal(sides["ours"](*given), sides["native"](*given)):
         return {"is_equal": False}
@@ -173,7 +176,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/cpu/kernels.json")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    result = {
+    result: dict[str, Any] = {
         "header": header(arguments),
         "fused_moe": bench_moe(arguments.repeats, getattr(torch, arguments.dtype)),
         "select": bench_select(arguments.repeats),

@@ -154,7 +154,7 @@ class Worker:
         weights = (1.0, self.recipe.text_weight)
         for name, weight, part in zip(("", "text_"), weights, parts, strict=False):
             total, load, found = losses(self.model, part, self.recipe)
-            (weight * total).backward()  # type: ignore[no-untyped-call]
+            (weight * total).backward()
             loads = loads + load
             shown |= {name + key: value for key, value in found.items()}
         _mean_gradients(self.model, self.gradients)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.cellscope.contenders import fit_ours
 from benchmarks.cellscope.fleet import NUM_LAYERS, Array, Fleet
@@ -66,12 +67,12 @@ def quiet(seed: int, steps: int, stall: float) -> int:
     return alarms
 
 
-def target(fleet: Fleet, scope: Scope, rng: np.random.Generator) -> Array:
+def target(fleet: Fleet, scope: Scope, rng: np.random.Generator) -> NDArray[np.bool_]:
     """Mask of the sites that change."""
     site = int(rng.integers(len(fleet.replica)))
     match scope:
         case Scope.LOCAL:
-            return np.arange(len(fleet.replica)) == site
+            return np.asarray(np.arange(len(fleet.replica)) == site)
         case Scope.REPLICA:
             return np.asarray(fleet.replica == fleet.replica[site])
         case Scope.LAYER:

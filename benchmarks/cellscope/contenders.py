@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from benchmarks.cellscope.fleet import Array, Fleet, Window
+from benchmarks.cellscope.fleet import Array, Fleet, Sites, Window
 from benchmarks.cellscope.models.cellscope import CellScope
 from lynx_controller.fleet import groups
 from lynx_controller.fleet.groups import Fit, Layout, numbered
@@ -25,7 +25,7 @@ FLOOR_US: Final = 5.0  # no prediction is below
 Predict = Callable[[Window], Array]  # [S, n] us
 
 
-def layout_of(fleet: Fleet) -> Layout:
+def layout_of(fleet: Sites) -> Layout:
     return Layout.of(fleet.replica.tolist(), fleet.layer.tolist(), fleet.block)
 
 
@@ -38,7 +38,7 @@ def law_of(fit: Fit) -> Predict:
     return linear(fit.scale * fit.effects.mean)
 
 
-def local_raw(fleet: Fleet, window: Window, ridge: float = RAW_RIDGE) -> Predict:
+def local_raw(fleet: Sites, window: Window, ridge: float = RAW_RIDGE) -> Predict:
     """Ridge per site on the counters, standardised over the fleet, towards the site's mean."""
     mean, spread = window.raw.mean(axis=(0, 1)), window.raw.std(axis=(0, 1))
     x = (window.raw - mean) / spread
@@ -55,7 +55,7 @@ def local_raw(fleet: Fleet, window: Window, ridge: float = RAW_RIDGE) -> Predict
     return predict
 
 
-def local_physics(fleet: Fleet, window: Window, spread: float = PHYSICS_SPREAD) -> Predict:
+def local_physics(fleet: Sites, window: Window, spread: float = PHYSICS_SPREAD) -> Predict:
     """Ridge per site on the physics features, the launch term free."""
     statistics = Statistics.of_rows(window.physics, window.us)
     scale = groups.scale_of(statistics)
@@ -63,14 +63,14 @@ def local_physics(fleet: Fleet, window: Window, spread: float = PHYSICS_SPREAD) 
     return linear(scale * data.alone(spread=spread)[0])
 
 
-def global_physics(fleet: Fleet, window: Window) -> Predict:
+def global_physics(fleet: Sites, window: Window) -> Predict:
     """One law for the whole fleet."""
     x = (window.physics / window.us[:, :, None]).reshape(-1, window.physics.shape[2])
     weights = np.linalg.lstsq(x, np.ones(len(x)), rcond=None)[0]
     return linear(np.repeat(weights[None], len(window.us), axis=0))
 
 
-def per_group(fleet: Fleet, window: Window, group: groups.Labels) -> Predict:
+def per_group(fleet: Sites, window: Window, group: groups.Labels) -> Predict:
     """The paper's way of sharing: one law per group of sites."""
     weights = np.empty((len(window.us), window.physics.shape[2]))
     for each in np.unique(group):
@@ -80,11 +80,11 @@ def per_group(fleet: Fleet, window: Window, group: groups.Labels) -> Predict:
     return linear(weights)
 
 
-def spatial(fleet: Fleet, window: Window) -> Predict:
+def spatial(fleet: Sites, window: Window) -> Predict:
     return per_group(fleet, window, numbered(fleet.host))
 
 
-def cellscope(fleet: Fleet, window: Window, threshold: float = CELLSCOPE_THRESHOLD) -> Predict:
+def cellscope(fleet: Sites, window: Window, threshold: float = CELLSCOPE_THRESHOLD) -> Predict:
     """Both the counters and the physics features: it was published with features made by hand."""
     model = CellScope(threshold).fit(both(window), window.us)
     return lambda test: model.predict(both(test))
@@ -94,7 +94,7 @@ def both(window: Window) -> Array:
     return np.concatenate([window.raw, window.physics[:, :, 1:]], axis=2)
 
 
-def forced(fleet: Fleet, window: Window, group: groups.Labels) -> Predict:
+def forced(fleet: Sites, window: Window, group: groups.Labels) -> Predict:
     """Our model under a given grouping of replicas."""
     statistics = Statistics.of_rows(window.physics, window.us)
     return law_of(groups.fit(statistics, layout_of(fleet), fleet.probe(), group=group))
@@ -116,27 +116,31 @@ def random_groups(fleet: Fleet, window: Window) -> Predict:
     return forced(fleet, window, groups.shuffle(oracle_groups(fleet), blocks, rng))
 
 
-def crossed_only(fleet: Fleet, window: Window) -> Predict:
+def crossed_only(fleet: Sites, window: Window) -> Predict:
     return forced(fleet, window, layout_of(fleet).block_of_replica)
 
 
-def fit_ours(fleet: Fleet, window: Window) -> Fit:
+def fit_ours(fleet: Sites, window: Window) -> Fit:
     statistics = Statistics.of_rows(window.physics, window.us)
     return groups.fit(statistics, layout_of(fleet), fleet.probe(), seed=fleet.seed)
 
 
-def ours(fleet: Fleet, window: Window) -> Predict:
+def ours(fleet: Sites, window: Window) -> Predict:
     return law_of(fit_ours(fleet, window))
 
 
-MODELS: Final[dict[str, Callable[[Fleet, Window], Predict]]] = {
+# What learns from the samples alone, and what is told of hidden states, for comparison.
+LEARNED: Final[dict[str, Callable[[Sites, Window], Predict]]] = {
     "local raw": local_raw,
     "local physics": local_physics,
     "global physics": global_physics,
     "spatial (host)": spatial,
     "literal CellScope": cellscope,
-    "random groups": random_groups,
     "ours, no groups": crossed_only,
     "ours": ours,
+}
+MODELS: Final[dict[str, Callable[[Fleet, Window], Predict]]] = {
+    **LEARNED,
+    "random groups": random_groups,
     "oracle groups": oracle,
 }

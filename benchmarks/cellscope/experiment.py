@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 from benchmarks.cellscope import alarms, contenders, recorded
-from benchmarks.cellscope.fleet import NUM_LAYERS, SAMPLES, Fleet, Window
+from benchmarks.cellscope.fleet import NUM_LAYERS, SAMPLES, Array, Fleet, Window
 from benchmarks.cellscope.models.cellscope import CellScope, boosted_trees
 from benchmarks.cellscope.models.drift import Drift
 from benchmarks.cellscope.report import header, report
@@ -101,13 +101,17 @@ def newcomer(seeds: range) -> dict[str, dict[str, float]]:
                 if n:
                     alone = contenders.MODELS[name](fleet, first)
                     us = alone(test)[away]
-                    found[name].setdefault(n, []).append(errors(lambda _, us=us: us, own)[0])
+                    found[name].setdefault(n, []).append(errors(always(us), own)[0])
             for i in range(n, {0: 1, 1: 2, 2: 4, 4: 8, 8: 8}[n]):
                 sites.update(window.physics[away, i].T.copy(), window.us[away, i].copy())
     return {
         name: {str(n): float(np.median(values)) for n, values in by_n.items()}
         for name, by_n in found.items()
     }
+
+
+def always(us: Array) -> contenders.Predict:
+    return lambda _: us
 
 
 def timed_us(work: Callable[[int], object], repeats: int) -> Figures:

@@ -14,7 +14,7 @@ similar covariates say nothing about the cost law.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,19 @@ class Traffic:
     rows_spread: float
     context_tokens: float
     prefers_cut: float
+
+
+class Sites(Protocol):
+    """A fleet as every model knows it: per site [S] its replica, layer, block and host."""
+
+    seed: int
+    replica: NDArray[np.int64]
+    layer: NDArray[np.int64]
+    block: list[str]
+    host: list[str]
+
+    def probe(self) -> Array:
+        """Physics features of the loads that fingerprints are compared on."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.cellscope import contenders
 from benchmarks.cellscope.fleet import SAMPLES, Array, Window
@@ -23,10 +24,6 @@ from lynx_controller import Observation, Phase
 WARM_UP: Final = 5  # first steps of a site, dropped
 SHORTEST: Final = 160  # steps that a site must have
 TESTED: Final = 80  # steps of each site
-MODELS: Final = (  # all that need no knowledge of hidden states
-    "local raw", "local physics", "global physics", "spatial (host)", "literal CellScope",
-    "ours, no groups", "ours",
-)  # fmt: skip
 HINDSIGHT: Final = "ours, fitted on what is predicted"
 
 
@@ -59,7 +56,7 @@ class Recorded:
                         s.rows,
                         s.size_class,
                         s.kv_tokens,
-                        sum(s.budget_applied or ()),
+                        sum(caps_of(s)),
                         sum(s.active_experts),
                     )
                     for s in steps
@@ -82,7 +79,7 @@ class Recorded:
     def draw(self, samples: int, seed: int) -> Window:
         """Consecutive steps of each site's first half, from a random one on."""
         rng = np.random.default_rng([seed, samples])
-        starts = [rng.integers(len(us) // 2 - samples + 1) for us in self._us]
+        starts = [int(rng.integers(len(us) // 2 - samples + 1)) for us in self._us]
         return self._window([np.arange(start, start + samples) for start in starts])
 
     def tested(self, seed: int) -> Window:
@@ -91,7 +88,7 @@ class Recorded:
         halves = [np.arange(len(us) // 2, len(us)) for us in self._us]
         return self._window([rng.choice(half, TESTED, replace=False) for half in halves])
 
-    def _window(self, steps: list[Array]) -> Window:
+    def _window(self, steps: Sequence[NDArray[np.int64]]) -> Window:
         raw, physics, us = (
             np.stack([site[at] for site, at in zip(each, steps, strict=True)])
             for each in (self._raw, self._physics, self._us)
@@ -102,7 +99,13 @@ class Recorded:
 def expert_bytes(model: Path) -> float:
     """One expert's weights, three float32 matrices, as the CPU server computes them."""
     config = json.loads((model / "config.json").read_text())
-    return 4.0 * 3 * config["hidden_size"] * config["moe_intermediate_size"]
+    return 4.0 * 3 * float(config["hidden_size"] * config["moe_intermediate_size"])
+
+
+def caps_of(seen: Observation) -> Sequence[int]:
+    """The cap of each layer; 0 without one."""
+    caps = seen.budget_applied or 0
+    return [caps] * len(seen.active_experts) if isinstance(caps, int) else caps
 
 
 def by_size_class(log: Path) -> dict[int, list[Observation]]:
@@ -125,7 +128,7 @@ def accuracy(fleet: Recorded, seeds: range) -> dict[str, dict[str, dict[str, flo
         hindsight = contenders.ours(fleet, test)
         for n in SAMPLES:
             window = fleet.draw(n, seed)
-            laws = {name: contenders.MODELS[name](fleet, window) for name in MODELS}
+            laws = {name: contenders.LEARNED[name](fleet, window) for name in contenders.LEARNED}
             for name, predict in {**laws, HINDSIGHT: hindsight}.items():
                 off = 100.0 * float(np.median(np.abs(predict(test) / test.us - 1.0)))
                 found.setdefault(name, {}).setdefault(n, []).append(off)

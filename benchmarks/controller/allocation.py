@@ -16,6 +16,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,7 @@ class Cutting:
         self.uncapped = np.zeros(len(model.layers))
         for number, layer in enumerate(model.layers):
             experts = next(each for each in layer.modules() if isinstance(each, Experts))
-            experts.forward = lambda x, e=experts, n=number: self.run(e, n, x)  # type: ignore[method-assign]
+            experts.forward = partial(self.run, experts, number)  # type: ignore[method-assign]
 
     def run(self, experts: Experts, layer: int, x: torch.Tensor) -> tuple[torch.Tensor, Routing]:
         scores, ids, weights = experts.choose(experts.router(x))
@@ -207,7 +208,7 @@ def main() -> None:
                 low = price
             else:
                 high = price
-        return (kl_of + high * t_of).argmin(axis=1)
+        return np.asarray((kl_of + high * t_of).argmin(axis=1))
 
     ways = []
     for demand in DEMANDS[:-1]:

@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -57,11 +58,12 @@ def policies(played: Playback, slo_ms: float) -> dict[str, Callable[[], Policy |
     sizes = played.num_layers, played.num_experts, played.top_k
     config = ControllerConfig(min_retained_mass=MIN_MASS)
     fixed = {f"static {each:g}": each for each in (FLOOR, 0.7, 0.9)} | {"full": 1.0}
-    return {
+    found: dict[str, Callable[[], Policy | Lynx]] = {
         "lynx": lambda: Lynx(Controller(Slo(itl_ms=slo_ms), *sizes, config)),
         "pi": lambda: Pi(slo_ms, played.caps),
         "brownoutserve": lambda: BrownoutServe(slo_ms, played.caps),
-    } | {name: lambda each=each: Policy(slo_ms, played.caps, each) for name, each in fixed.items()}
+    }
+    return found | {name: partial(Policy, slo_ms, played.caps, at) for name, at in fixed.items()}
 
 
 def play(log: Path, passes: Path | None, slo_ms: float) -> dict[str, dict[str, float]]:

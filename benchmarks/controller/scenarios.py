@@ -6,6 +6,7 @@ import math
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -68,7 +69,7 @@ class Scenario:
 def make(name: str, seed: int, whole: Path | None = None) -> Scenario:
     """`whole`: a folder with the published traces, instead of the minutes kept here."""
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-    settings = {
+    settings: dict[str, Any] = {
         "slope_ms": rng.uniform(0.015, 0.05),
         "base_ms": rng.uniform(4.0, 8.0),
         "row_ms": rng.uniform(0.02, 0.15),
@@ -123,9 +124,11 @@ def make(name: str, seed: int, whole: Path | None = None) -> Scenario:
         slo_ms = max(P98 * cost_ms(8, 1.0) * 1.1, 0.97 * cost_ms(32, FLOOR))
         made |= {"busy": (100, 400), "event": 100, "falls": 400, "plateaus": ((125, 400),)}
     if name in ("slow_down", "slow_step"):
-        where = "outside_ms" if name == "slow_down" else "inside_ms"
         lost = [2.0 * slo_ms * (200 <= i < 400) for i in range(450)]
-        made["loads"] = [Load(16, **{where: ms}) for ms in lost]
+        is_between = name == "slow_down"
+        made["loads"] = [
+            Load(16, outside_ms=ms) if is_between else Load(16, inside_ms=ms) for ms in lost
+        ]
         made |= {"busy": (200, 400), "event": 200, "plateaus": ((225, 400),)}
     if name == "prefills":
         made["loads"] = [Load(16, outside_ms=2.0 * slo_ms * (i % 8 == 0)) for i in range(450)]

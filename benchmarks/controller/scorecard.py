@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -51,7 +52,10 @@ Decider = Policy | Lynx
 
 def makers(scenario: Scenario) -> dict[str, Callable[[Plant], Decider]]:
     slo_ms = scenario.slo_at(0)
-    known = {"min_retained_mass": MIN_MASS, "prior_slope_ms": scenario.prior_slope_ms}
+    known: dict[str, Any] = {
+        "min_retained_mass": MIN_MASS,
+        "prior_slope_ms": scenario.prior_slope_ms,
+    }
     untrimmed = ControllerConfig(**known, tail_up=0.0, tail_down=0.0)
     slope_error = (scenario.prior_slope_ms or scenario.plant["slope_ms"]) / scenario.plant[
         "slope_ms"

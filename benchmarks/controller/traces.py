@@ -42,7 +42,8 @@ def read_whole(path: Path) -> list[Request]:
 
 def stretches(rng: np.random.Generator, rates: list[tuple[float, float]]) -> list[Request]:
     """Poisson arrivals: (ms, requests per s) one after the other; otherwise as in `day`."""
-    requests, at_ms, end_ms = [], 0.0, 0.0
+    requests: list[Request] = []
+    at_ms = end_ms = 0.0
     for length_ms, per_s in rates:
         at_ms, end_ms = end_ms, end_ms + length_ms
         while (at_ms := at_ms + float(rng.exponential(1e3 / per_s))) < end_ms:
@@ -55,7 +56,8 @@ def day(rng: np.random.Generator, length_ms: float, peak_per_s: float) -> list[R
 
     Prompts were prefilled elsewhere (0 tokens); outputs are geometric with mean 100.
     """
-    requests, at_ms = [], 0.0
+    requests: list[Request] = []
+    at_ms = 0.0
     while True:
         at_ms += float(rng.exponential(1e3 / peak_per_s))
         if at_ms >= length_ms:

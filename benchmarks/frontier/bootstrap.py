@@ -20,7 +20,7 @@ def draws_of(problems: int, seed: int = 0) -> Floats:
     """How often each problem is drawn: [DRAWS + 1, problems]; the first draw is the sample."""
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(problems, np.full(problems, 1 / problems), size=DRAWS)
-    return np.concatenate([np.ones((1, problems)), drawn]).astype(np.float64)
+    return np.concatenate([np.ones((1, problems)), np.asarray(drawn, dtype=np.float64)])
 
 
 def mean_kl(row: Row, draws: Floats) -> Floats:

@@ -80,7 +80,7 @@ class Forced:
             ValueError: two tokens of one answer would meet in a step.
         """
         starts = self.lengths.cumsum(0) - self.lengths
-        line = torch.cat([torch.arange(self.lengths[i]) + starts[i] for i in self.order])
+        line = torch.cat([torch.arange(int(self.lengths[i])) + starts[i] for i in self.order])
         count = len(line) // rows
         if count < int(self.lengths.max()):
             raise ValueError(

@@ -281,8 +281,15 @@ def main() -> None:
             tuple(arguments.rows),
             tuple(arguments.answered),
         )
+        stages = {
+            "calibrate": bench.calibrate,
+            "sweep": bench.sweep,
+            "ablation": bench.ablation,
+            "curves": bench.curves,
+            "answers": bench.answer,
+        }
         for stage in arguments.stage:
-            {"answers": bench.answer}.get(stage, getattr(bench, stage, None))()
+            stages[stage]()
 
 
 if __name__ == "__main__":

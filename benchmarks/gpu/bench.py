@@ -29,9 +29,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.gpu import IS_DRY_RUN
 from benchmarks.gpu.compilation import CompiledAhead
 from benchmarks.gpu.harness import (
-    IS_DRY_RUN,
     MAX_ERROR,
     ROOT,
     Clock,

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchmarks.gpu import IS_DRY_RUN
 from benchmarks.gpu.compilation import CompiledAhead
 from benchmarks.gpu.harness import (
     DEVICE,
-    IS_DRY_RUN,
     MAX_ERROR,
     Clock,
     Router,

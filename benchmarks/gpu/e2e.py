@@ -21,7 +21,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ def measured(
 
 def rows_of(
     shape: Shape, load: Load, batches: tuple[int, ...], *, is_dry_run: bool, end_s: float
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any]]:
     """Rows of both servers, plain SGLang's first. Raises TimeIsUp at end_s, with no server left."""
     folder = (ROOT / "build" / "gpu" / "e2e").resolve()
     make_importable(folder / "site")

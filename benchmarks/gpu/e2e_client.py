@@ -75,7 +75,7 @@ def measure(server: Server, load: Load, rows: int) -> Point:
         log.seek(log_bytes)
         lines = DECODE_LINE.findall(log.read())
     graphs = [is_graph == "True" for running, is_graph in lines if int(running) == rows]
-    means = [None, None]
+    means: list[float | None] = [None, None]
     if before is not None and after is not None:
         steps, *sums = (b - a for a, b in zip(before, after, strict=True))
         means = [round(total / steps, 4) for total in sums]

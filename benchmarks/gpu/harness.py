@@ -52,7 +52,7 @@ def rows_of(shape: Shape, num_rows: int, seed: int = 0) -> Tensor:
 class Router:
     """What `select` reads of one batch, and where it writes, at fixed addresses."""
 
-    inputs: dict[str, Tensor]
+    inputs: dict[str, Any]  # tensors, by select's names
     buffers: SelectBuffers
 
     @classmethod

@@ -9,7 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.harness import IS_DRY_RUN, MAX_ERROR
+from benchmarks.gpu import IS_DRY_RUN
+from benchmarks.gpu.harness import MAX_ERROR
 from benchmarks.gpu.weights import Weights
 from lynx_kernels.fused_moe import ACTIVATIONS, SCALE_BLOCK
 

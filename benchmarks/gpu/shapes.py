@@ -111,4 +111,5 @@ def targets_of(shape: Shape, natural: int) -> list[int]:
 
 def expected_union(shape: Shape, num_rows: int) -> float:
     """Active experts of a batch under the skewed router, mean of a few draws."""
-    return sum(route(shape, num_rows, seed=seed)[0].unique().numel() for seed in range(8)) / 8
+    counts = [int(route(shape, num_rows, seed=seed)[0].unique().numel()) for seed in range(8)]
+    return sum(counts) / len(counts)

@@ -18,10 +18,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu import IS_DRY_RUN
 from benchmarks.gpu.compilation import CompiledAhead
 from benchmarks.gpu.harness import (
     DEVICE,
-    IS_DRY_RUN,
     MAX_ERROR,
     ROOT,
     Clock,

@@ -8,7 +8,8 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.harness import DEVICE, DTYPE, IS_DRY_RUN
+from benchmarks.gpu import IS_DRY_RUN
+from benchmarks.gpu.harness import DEVICE, DTYPE
 from benchmarks.gpu.shapes import Shape
 from lynx_kernels.device import arch_of
 from lynx_kernels.fused_moe import ACTIVATIONS, SCALE_BLOCK, Workspace, fused_moe_triton, tuning
