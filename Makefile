@@ -7,9 +7,12 @@ MODEL := models/lynx-moe-tiny
 SERVER := --model-path $(MODEL) --device cpu --mem-fraction-static 0.1 --max-total-tokens 32768 \
 	--max-running-requests 64 --port $(PORT)
 
-.PHONY: env demo serve test check format bench bench-shadow gpu-check gpu-bench gpu-e2e gpu-tune gpu-resources clean
+.PHONY: help env demo serve test check format docs bench bench-shadow gpu-check gpu-bench gpu-e2e gpu-tune gpu-resources clean
 
-env: $(STAMP)
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+env: $(STAMP)  ## one environment in .venv, with SGLang: about 10 GB
 
 $(STAMP): pyproject.toml scripts/make_env.sh
 	sh scripts/make_env.sh $(VENV)
@@ -38,6 +41,9 @@ check: $(STAMP)  ## format, lint, types and tests
 format: $(STAMP)
 	$(PYTHON) -m ruff format .
 	$(PYTHON) -m ruff check --fix .
+
+docs: $(STAMP)  ## the documentation site in build/docs; a broken link ends it
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
 
 bench: $(STAMP)  ## decode step of plain SGLang and Lynx on this CPU
 	$(PYTHON) -m benchmarks.decode_step

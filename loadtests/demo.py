@@ -4,8 +4,7 @@
 
 The SLO and the request rates are derived from the plain server's own times in this run, so that
 the load is a real one and the SLO both binding and feasible on any machine. Writes
-``report.json``, ``series.json``, ``demo.png``, ``demo-details.png`` and the raw records under
-``--out``; exit code 1 if a bar fails.
+``report.json``, ``report.png`` and the raw records under ``--out``; exit code 1 if a bar fails.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from loadtests.bars import judge
 from loadtests.calibration import Pace
 from loadtests.monitor import Monitor, Sample
 from loadtests.record import Record, read
-from loadtests.series import Demo, Series
 from loadtests.server import Server, stop_with_me
 from loadtests.shapes import Plateau, Shape
 from models.widen import widen
@@ -108,15 +106,9 @@ def main() -> int:
         "wall_s": round(time.monotonic() - began_s, 1),
     }
     (options.out / "report.json").write_text(json.dumps(document, indent=2) + "\n")
-    series = [
-        Series.of(run.name, run.records, run.summary, run.samples, shape.duration_s)
-        for run in (plain, lynx, full)
-    ]
-    over_time = Demo(document["command"], slo_ms, list(shape.edges_s), series)
-    over_time.write(options.out / "series.json")
-    picture.draw(options.out, over_time)
+    picture.draw(options.out / "report.png", [plain, lynx, full], slo_ms, shape)
     print(report.table(document), *bars, sep="\n")
-    print(f"written in {options.out}: report.json, series.json, demo.png, demo-details.png")
+    print(f"written: {options.out / 'report.json'} and report.png")
     return 0 if all(bar.is_met for bar in bars) else 1
 
 

@@ -110,8 +110,7 @@ class Control:
             self.member.note(seen, self.controller)
         self.decision = self.controller.step(seen)
         self.decided_for = step.batch
-        caps = dict(zip(self.layer_ids, ran_under.budget, strict=True))
-        self.telemetry.decided(step, caps, self.decision, self.settings)
+        self.telemetry.decided(self, step, ran_under)
         return self.decision
 
     def _account(self, step: Step) -> None:

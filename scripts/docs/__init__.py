@@ -1,0 +1,1 @@
+"""The documentation site: what MkDocs asks for, made from the code and from committed results."""

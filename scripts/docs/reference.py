@@ -1,0 +1,151 @@
+"""Reference tables made from the code: settings, metrics, commands, policies, SGLang's names."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import prometheus_client
+
+from lynx_kernels import POLICIES
+from lynx_sglang import settings, sglang_names
+from lynx_sglang.loop import telemetry
+from scripts.docs.markdown import table
+
+ROOT = Path(__file__).resolve().parents[2]
+LABELS = ("model_name", "engine_type", "tp_rank", "pp_rank", "moe_ep_rank")  # SGLang's own
+
+
+def settings_table() -> str:
+    """Every setting: flag, variable, range, default, meaning."""
+    sections = []
+    for name, option in settings.OPTIONS.items():
+        metadata = option.metadata
+        sections.append(
+            f"### `{settings.flag_of(name)}`\n\n{metadata['about']}\n\n"
+            + table(
+                ("Takes", "Default", "Variable", "In a file"),
+                [(metadata["allowed"], f"`{option.default or 'none'}`",
+                  f"`{settings.variable_of(name)}`", f"`{name}`")],
+            )
+        )  # fmt: skip
+    return "\n\n".join(sections)
+
+
+def live_table() -> str:
+    """Keys of ``/set_internal_state``."""
+    rows = []
+    for name in telemetry.UPDATABLE:
+        words = telemetry.NUMERIC_WORDS.get(name, {})
+        spelled = ", ".join(f"`{number:g}`: {word}" for number, word in words.items())
+        rows.append((f"`lynx_{name}`", settings.OPTIONS[name].metadata["allowed"], spelled))
+    return table(("Key", "Takes", "Words as numbers"), rows)
+
+
+@cache
+def metric_families() -> tuple[tuple[str, str, str, tuple[str, ...]], ...]:
+    """Lynx's Prometheus metrics as a server makes them: name, kind, HELP text, own labels."""
+    before = set(prometheus_client.REGISTRY._collector_to_names)
+    labels = dict.fromkeys(LABELS, "")
+    collector = SimpleNamespace(labels=labels)
+    reporter = SimpleNamespace(enable_metrics=True, metrics_collector=collector)
+    telemetry.Telemetry().open(SimpleNamespace(metrics_reporter=reporter))
+    found = []
+    for metric in prometheus_client.REGISTRY._collector_to_names.keys() - before:
+        family = next(iter(metric.describe()))
+        own = tuple(name for name in metric._labelnames if name not in LABELS)
+        name = family.name + "_total" * (family.type == "counter")
+        found.append((name, family.type, family.documentation, own))
+    return tuple(sorted(found))
+
+
+def metrics_table() -> str:
+    rows = [
+        (f"`{name}`", kind, ", ".join(f"`{label}`" for label in own), about)
+        for name, kind, about, own in metric_families()
+    ]
+    return table(("Metric", "Kind", "Own labels", "Meaning"), rows)
+
+
+def policies_table() -> str:
+    """What a server may be given as --lynx-policy, and what only benchmarks have."""
+    rows = [
+        (f"`{name}`", "yes" if name in settings.SERVED else "no",
+         "yes" if policy.has_triton_form else "no", policy.source)
+        for name, policy in POLICIES.items()
+    ]  # fmt: skip
+    return table(("Policy", "Served", "On CUDA", "Source, and departures from it"), rows)
+
+
+def commands_table() -> str:
+    """The subcommands of ``lynx-sglang`` with their help."""
+    sections = []
+    for name, (about, parser) in subcommands().items():
+        rows = [
+            (", ".join(f"`{flag}`" for flag in action.option_strings) or f"`{action.dest}`",
+             (action.help or "") % {"default": action.default})
+            for action in parser._actions
+            if not isinstance(action, argparse._HelpAction)
+        ]  # fmt: skip
+        options = table(("Option", "Meaning"), rows) if rows else "It takes no options."
+        sections.append(f"## `lynx-sglang {name}`\n\n{sentence(about)}\n\n{options}")
+    return "\n\n".join(sections)
+
+
+def subcommands() -> dict[str, tuple[str, Any]]:
+    """Help text and parser of each subcommand, taken where the command parses its arguments."""
+    from lynx_sglang import cli
+
+    caught: list[Any] = []
+
+    class Caught(Exception):
+        pass
+
+    def catch(parser: Any, *_: object, **__: object) -> None:
+        caught.append(parser)
+        raise Caught
+
+    original, argparse.ArgumentParser.parse_args = argparse.ArgumentParser.parse_args, catch  # type: ignore[method-assign, assignment]
+    try:
+        cli.main([])
+    except Caught:
+        pass
+    finally:
+        argparse.ArgumentParser.parse_args = original  # type: ignore[method-assign]
+    (action,) = [
+        each for each in caught[0]._actions if isinstance(each, argparse._SubParsersAction)
+    ]
+    about = {choice.dest: choice.help or "" for choice in action._choices_actions}
+    return {name: (about[name], parser) for name, parser in action.choices.items()}
+
+
+def names_table() -> str:
+    """Every SGLang name that is touched."""
+    rows = [(f"`{name.path}`", name.use.replace("``", "`")) for name in sglang_names.NAMES]
+    return table(("SGLang name", "Use"), rows)
+
+
+def versions_table() -> str:
+    """What the package asks for, and what these pages and their tests were made with."""
+    project = (ROOT / "pyproject.toml").read_text()
+    (python,) = re.findall(r'^requires-python = "(.+)"$', project, re.MULTILINE)
+    made_with = {name: version(name) for name in ("sglang", "torch", "triton", "numpy")}
+    here = ".".join(map(str, sys.version_info[:3]))
+    rows = [
+        ("SGLang", ", ".join(sglang_names.SUPPORTED_VERSIONS), made_with["sglang"]),
+        ("Python", python, here),
+        ("torch", "as SGLang asks for", made_with["torch"]),
+        ("Triton", "as torch asks for", made_with["triton"]),
+        ("NumPy", "any that SGLang takes", made_with["numpy"]),
+    ]
+    return table(("Part", "Supported", "These pages were made with"), rows)
+
+
+def sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + "." * (not text.endswith("."))

@@ -1,0 +1,22 @@
+"""Every generated table of the documentation, by the name that a page asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from scripts.docs import features, modules, reference, results
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    "settings": reference.settings_table,
+    "live": reference.live_table,
+    "metrics": reference.metrics_table,
+    "policies": reference.policies_table,
+    "commands": reference.commands_table,
+    "names": reference.names_table,
+    "versions": reference.versions_table,
+    "features": features.features_table,
+    "modules": modules.modules_table,
+    "demo": results.demo_table,
+    "decode": results.decode_table,
+    "shadow": results.shadow_table,
+}
