@@ -3,8 +3,8 @@
     make serve                       # in another terminal
     python examples/frontend.py --port 30000
 
-Three branches work the same problem, each in a batch with the others; the model then selects
-which of their answers it believes most.
+Three branches solve the same problem in one batch. The model then selects the most probable of
+their answers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def solve(s: Any, question: str) -> None:
     s += sgl.assistant_begin()
     branches = s.fork(BRANCHES)
     for number, branch in enumerate(branches):
-        temperature = 0.4 * number  # the first branch is greedy
+        temperature = 0.4 * number  # greedy in the first branch
         branch += sgl.gen("steps", max_tokens=160, temperature=temperature, stop="####")
         branch += "#### " + sgl.gen("answer", max_tokens=4, temperature=0)
     answers = sorted({branch["answer"].strip() for branch in branches})

@@ -3,8 +3,8 @@
     make serve                       # in another terminal
     python examples/openai_client.py --port 30000
 
-A flexible request may run on fewer experts when the server is under pressure; an exact one never
-does, even in the same batch. Each answer's report says what it got.
+A flexible request may get fewer experts when the server would miss its SLO. An exact one never
+does, even in the same batch. The report on each answer counts the tokens that lost experts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ QUESTION = (
 
 
 def ask(client: OpenAI, tier: str) -> tuple[str, dict[str, Any]]:
-    """The answer, and Lynx's report on the request."""
+    """The answer and Lynx's report: tier, decoded and degraded tokens, retained mass."""
     completion = client.chat.completions.create(
         model="default",
         messages=[{"role": "user", "content": QUESTION}],

@@ -4,7 +4,8 @@
 
 The SLO and the request rates are derived from the plain server's own times in this run, so that
 the load is a real one and the SLO both binding and feasible on any machine. Writes
-``report.json``, ``report.png`` and the raw records under ``--out``; exit code 1 if a bar fails.
+``report.json``, ``series.json``, ``demo.png``, ``demo-details.png`` and the raw records under
+``--out``; exit code 1 if a bar fails.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from loadtests.bars import judge
 from loadtests.calibration import Pace
 from loadtests.monitor import Monitor, Sample
 from loadtests.record import Record, read
+from loadtests.series import Demo, Series
 from loadtests.server import Server, stop_with_me
 from loadtests.shapes import Plateau, Shape
 from models.widen import widen
@@ -106,9 +108,15 @@ def main() -> int:
         "wall_s": round(time.monotonic() - began_s, 1),
     }
     (options.out / "report.json").write_text(json.dumps(document, indent=2) + "\n")
-    picture.draw(options.out / "report.png", [plain, lynx, full], slo_ms, shape)
+    series = [
+        Series.of(run.name, run.records, run.summary, run.samples, shape.duration_s)
+        for run in (plain, lynx, full)
+    ]
+    over_time = Demo(document["command"], slo_ms, list(shape.edges_s), series)
+    over_time.write(options.out / "series.json")
+    picture.draw(options.out, over_time)
     print(report.table(document), *bars, sep="\n")
-    print(f"written: {options.out / 'report.json'} and report.png")
+    print(f"written in {options.out}: report.json, series.json, demo.png, demo-details.png")
     return 0 if all(bar.is_met for bar in bars) else 1
 
 

@@ -1,84 +1,119 @@
-"""The demo's picture: latency, experts and load over time, one line per run."""
+"""The demo's two pictures: one panel for the README, three for the documentation.
+
+    python -m loadtests.picture benchmarks/results/cpu/demo_series.json --out docs
+
+Writes ``demo.png`` and ``demo-details.png`` under ``--out``. A file without the details' series
+gives ``demo.png`` alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-from loadtests.monitor import Sample, course
-from loadtests.record import Record
-from loadtests.shapes import Shape
-from loadtests.summary import running, windows
+from loadtests.series import Demo, Points, Series
 
-COLOURS = {"sglang": "tab:gray", "lynx": "tab:green", "lynx-full": "tab:blue"}
 LABELS = {"sglang": "plain SGLang", "lynx": "Lynx", "lynx-full": "Lynx, full budget"}
+# Okabe and Ito's colours, told apart without colour vision by lightness and width.
+COLOURS = {"sglang": "#D55E00", "lynx": "#0072B2", "lynx-full": "#56B4E9"}
+WIDTHS = {"sglang": 1.6, "lynx": 2.8, "lynx-full": 1.6}
+INK, BUDGET, LOADED = "#222222", "#009E73", "#EEEEEE"
+PLAIN_RUNS = ("sglang", "lynx")
+LATENCY = "time between tokens, p95 of each second (ms)"
 
 
-class Run(Protocol):
-    """What is drawn of a run."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def records(self) -> list[Record]: ...
-    @property
-    def summary(self) -> dict[str, Any]: ...
-    @property
-    def samples(self) -> list[Sample]: ...
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("series", type=Path, help="series.json of a demo")
+    parser.add_argument("--out", type=Path, default=Path("docs"))
+    options = parser.parse_args()
+    draw(options.out, Demo.read(options.series))
 
 
-def draw(path: Path, runs: Sequence[Run], slo_ms: float, shape: Shape) -> None:
-    figure, (latency, quality, load) = pyplot.subplots(
-        3, 1, figsize=(10, 9), sharex=True, height_ratios=(3, 2.4, 1.6), layout="constrained"
-    )
-    for run in runs:
-        gaps = [gap for record in run.records for gap in record.gaps]
-        style = {"color": COLOURS[run.name], "label": LABELS[run.name]}
-        points = windows(gaps, 95)
-        latency.plot(*zip(*points, strict=True), **style)
-        moments = [0.5 * step for step in range(int(2 * shape.duration_s) + 20)]
-        load.plot(moments, [running(run.records, at_s) for at_s in moments], **style)
-        draw_experts(quality, run, style)
-    latency.axhline(slo_ms, color="tab:red", linestyle="--", label=f"SLO {slo_ms:g} ms")
-    latency.set_ylabel("ITL, p95 of each second (ms)")
-    latency.set_ylim(bottom=0)
-    latency.set_title("The same load step on plain SGLang and on Lynx")
-    quality.set_ylabel("experts per layer and step")
-    load.set_ylabel("running requests")
-    load.set_xlabel("seconds since the load began")
-    for axis in (latency, quality, load):
-        for edge_s in shape.edges_s[1:-1]:
-            axis.axvline(edge_s, color="black", linewidth=0.6, linestyle=":")
-        axis.grid(alpha=0.25)
-        axis.legend(loc="upper right", fontsize="small")
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+def draw(folder: Path, demo: Demo) -> None:
+    draw_plain(folder / "demo.png", demo)
+    if all(run.running for run in demo.runs):
+        draw_details(folder / "demo-details.png", demo)
 
 
-def draw_experts(axis: Any, run: Run, style: dict[str, Any]) -> None:
-    """Active experts of any Lynx run; the controlled run's budget and share too."""
-    began_at = run.summary["began_at"]
-    means = course(run.samples)
-    if not means:
-        return
-    times = [each.at - began_at for each in means]
-    active = f"active, {style['label']}"
-    axis.plot(times, [each.active_experts for each in means], color=style["color"], label=active)
-    if run.name != "lynx":
-        return
-    moments = [sample.at - began_at for sample in run.samples]
-    budgets = [sample.budget for sample in run.samples]
-    axis.step(moments, budgets, where="post", color="tab:olive", linewidth=1, label="budget")
-    axis.set_ylim(0, run.samples[0].num_experts * 1.05)
-    share = axis.twinx()
-    shares = [sample.share for sample in run.samples]
-    share.step(moments, shares, where="post", color="tab:purple", linewidth=1, label="share")
-    share.set_ylim(0, 1.05)
-    share.set_ylabel("share of the experts wanted")
-    share.legend(loc="lower right", fontsize="small")
+def draw_plain(path: Path, demo: Demo) -> None:
+    """Two lines against the SLO; readable at a phone's width."""
+    with pyplot.rc_context({"font.size": 15}):
+        figure, axis = pyplot.subplots(figsize=(7, 5), layout="constrained")
+        for run in demo.runs:
+            if run.name in PLAIN_RUNS:
+                label = f"{LABELS[run.name]}: {run.late_share:.1%} of tokens late"
+                _line(axis, run, run.itl_p95_ms, label)
+        _slo(axis, demo)
+        _frame(axis, demo)
+        axis.set_title(LATENCY, fontsize="medium", loc="left")
+        axis.set_xlabel("seconds; grey: high load")
+        figure.legend(loc="outside upper left", frameon=False, handlelength=1.2)
+        figure.savefig(path, dpi=160)
+        pyplot.close(figure)
+
+
+def draw_details(path: Path, demo: Demo) -> None:
+    """Latency, experts and load of all runs."""
+    with pyplot.rc_context({"font.size": 12}):
+        figure, axes = pyplot.subplots(
+            3, 1, figsize=(9, 10), sharex=True, height_ratios=(3, 2.4, 1.6), layout="constrained"
+        )
+        latency, experts, load = axes
+        for run in demo.runs:
+            _line(latency, run, run.itl_p95_ms, LABELS[run.name])
+            _line(experts, run, run.active_experts)
+            _line(load, run, run.running)
+            if run.name == "lynx":
+                _capped(experts, run)
+        _slo(latency, demo)
+        titles = (LATENCY, "active experts of a layer, mean", "running requests")
+        for axis, title in zip(axes, titles, strict=True):
+            _frame(axis, demo)
+            axis.set_title(title, fontsize="medium", loc="left")
+        load.set_xlabel("seconds; grey: high load")
+        figure.legend(loc="outside lower center", ncols=4, frameon=False, handlelength=1.5)
+        figure.savefig(path, dpi=130)
+        pyplot.close(figure)
+
+
+def _line(axis: Any, run: Series, points: Points, label: str | None = None) -> None:
+    if points:
+        width = WIDTHS[run.name]  # the widest line lies on top
+        style = {"color": COLOURS[run.name], "linewidth": width, "zorder": width, "label": label}
+        axis.plot(*zip(*points, strict=True), **style)
+
+
+def _capped(axis: Any, run: Series) -> None:
+    """The budget wherever it is below all experts."""
+    assert run.num_experts is not None
+    caps = [(at_s, cap if cap < run.num_experts else None) for at_s, cap in run.budget]
+    style = {"color": BUDGET, "linewidth": 1.8, "label": "Lynx: cap in force"}
+    axis.step(*zip(*caps, strict=True), where="post", **style)
+
+
+def _slo(axis: Any, demo: Demo) -> None:
+    axis.axhline(demo.slo_itl_ms, color=INK, linestyle="--", linewidth=1.6)
+    text = f"SLO\n{demo.slo_itl_ms:g} ms"
+    # Left of the high load both servers are far below the SLO.
+    place = (demo.edges_s[0] + 1, demo.slo_itl_ms)
+    style = {"textcoords": "offset points", "va": "bottom", "fontsize": "small", "color": INK}
+    axis.annotate(text, place, (0, 4), **style)
+
+
+def _frame(axis: Any, demo: Demo) -> None:
+    axis.axvspan(demo.edges_s[1], demo.edges_s[-2], color=LOADED, zorder=0)
+    axis.set_xlim(demo.edges_s[0], demo.edges_s[-1])
+    axis.set_ylim(bottom=0)
+    axis.grid(axis="y", alpha=0.4)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+if __name__ == "__main__":
+    main()

@@ -23,6 +23,7 @@ from lynx_kernels import POLICIES
 from lynx_sglang import calibration
 from lynx_sglang.errors import SettingError
 
+BACKEND = "lynx"  # of --moe-backend
 ENV_PREFIX = "LYNX_"
 # Carries the resolved settings from the launcher to SGLang's child processes.
 TRANSPORT_VARIABLE = "LYNX_RESOLVED_SETTINGS"

@@ -23,6 +23,11 @@ class Name:
     parameters: tuple[str, ...] = ()
     use: str = ""
 
+    @property
+    def hook_path(self) -> str:
+        """The path as SGLang's hook registry writes it."""
+        return self.path.replace(":", ".")
+
     def fault(self) -> str | None:
         """Why the installed SGLang does not have this name as described, or None."""
         try:

@@ -1,59 +1,27 @@
-"""Tables and a picture of what run.py measured.
+"""Tables and pictures of what run.py measured.
 
     python -m benchmarks.frontier.report
 
-Reads benchmarks/results/cpu/frontier/*.jsonl; writes report.md beside them and docs/frontier.png.
+Reads benchmarks/results/cpu/frontier/*.jsonl; writes report.md beside them, and frontier.png and
+frontier-details.png in docs/.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from numpy import exp
 
+from benchmarks.frontier import pictures
 from benchmarks.frontier.bootstrap import Row, draws_of, interval, log_kl_at, paired_loss
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from benchmarks.frontier.curves import OURS, curves_of, is_ours, read, uncapped_of
 
 ROOT = Path(__file__).parents[2]
 TARGETS = (0.3, 0.5)
-# Their curves' names go on with the floor.
-OURS = (
-    "lynx",
-    "lynx, layers",
-    "lynx, contributions",
-    "lynx, layers, contributions",
-    "lynx, demand",
-)
-NOT_DRAWN = "lynx, contributions"  # between those beside it
-SHOWN_ROWS = (8, 16, 32)
-
-
-def read(file: Path) -> tuple[dict[str, Any], list[Row]]:
-    first, *lines = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines())
-    return first, lines
-
-
-def curves_of(rows: list[Row], num_rows: int) -> dict[str, list[Row]]:
-    curves: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        if row["stage"] == "curves" and row["M"] == num_rows:
-            name = (
-                row["curve"] if row["budget"] is None else f"{row['curve']}, floor {row['floor']}"
-            )
-            curves[name].append(row)
-    return dict(curves)
-
-
-def is_ours(name: str) -> bool:
-    return name.startswith(OURS) and not name.startswith("lynx-")
 
 
 def reference_of(reached: Mapping[str, Any], base: str) -> Any:
@@ -64,29 +32,22 @@ def reference_of(reached: Mapping[str, Any], base: str) -> Any:
     return None
 
 
-def natural_of(rows: list[Row], split: str, num_rows: int) -> float | None:
-    for row in rows:
-        if row["stage"] == "natural" and row["split"] == split and row["M"] == num_rows:
-            return float(row["T"])
-    return None
-
-
 def span(value: tuple[float, float, float], digits: int = 2) -> str:
     return f"{value[0]:.{digits}g} [{value[1]:.{digits}g}, {value[2]:.{digits}g}]"
 
 
 def frontier_table(rows: list[Row], num_rows: int, target: float) -> list[str]:
-    """KL of every curve at a share of the natural union, and ours over it."""
-    natural, curves = natural_of(rows, "test", num_rows), curves_of(rows, num_rows)
-    if natural is None or not curves:
+    """KL of every curve at a share of the uncapped union, and ours over it."""
+    uncapped, curves = uncapped_of(rows, "test", num_rows), curves_of(rows, num_rows)
+    if uncapped is None or not curves:
         return []
     problems = len(next(iter(curves.values()))[0]["kl_by_problem"])
-    draws, active = draws_of(problems), target * natural
+    draws, active = draws_of(problems), target * uncapped
     found = {name: log_kl_at(curve, active, draws) for name, curve in curves.items()}
     reached = {name: logs for name, logs in found.items() if logs is not None}
     lines = [
-        f"\n### M = {num_rows}, T = {target:.0%} of the natural union ({active:.1f} of "
-        f"{natural:.1f})\n",
+        f"\n### M = {num_rows}, T = {target:.0%} of the uncapped union ({active:.1f} of "
+        f"{uncapped:.1f})\n",
         "| policy | KL, 1e-4 nats [95 %] | lynx over it | layers | contributions | both |",
         "|---|---|---|---|---|---|",
     ]
@@ -184,41 +145,10 @@ def sweep_table(rows: list[Row]) -> list[str]:
     return lines
 
 
-def draw(models: list[tuple[str, list[Row]]], file: Path) -> None:
-    """KL over the share of the natural union that is left: one row a model, one column an M."""
-    shape = (len(models), len(SHOWN_ROWS))
-    measured = {name for _, rows in models for m in SHOWN_ROWS for name in curves_of(rows, m)}
-    names = sorted(name for name in measured if not name.startswith(NOT_DRAWN))
-    names.sort(key=is_ours, reverse=True)
-    colours = {name: matplotlib.colormaps["tab20"](place) for place, name in enumerate(names)}
-    figure, axes = plt.subplots(*shape, figsize=(13, 4.2 * shape[0]), squeeze=False, sharey="row")
-    for (model, rows), line in zip(models, axes, strict=True):
-        for num_rows, axis in zip(SHOWN_ROWS, line, strict=True):
-            natural = natural_of(rows, "test", num_rows)
-            for name, curve in curves_of(rows, num_rows).items():
-                if name not in names:
-                    continue
-                points = sorted((row["T"] / natural, max(row["kl"], 1e-7)) for row in curve)
-                style: dict[str, Any] = {"lw": 1, "marker": ".", "ls": "--", "zorder": 2}
-                if is_ours(name):
-                    style = {"lw": 2.5, "marker": "o", "zorder": 3}
-                axis.plot(*zip(*points, strict=True), label=name, color=colours[name], **style)
-            axis.set(yscale="log", title=f"{model}, M = {num_rows}", xlabel="T / natural T")
-            axis.grid(alpha=0.3)
-        line[0].set_ylabel("KL to the full model, nats per token")
-    drawn = [axis.get_legend_handles_labels() for axis in axes.flat]
-    found = {
-        name: line for lines, labels in drawn for line, name in zip(lines, labels, strict=True)
-    }
-    figure.legend([found[name] for name in names], names, fontsize=8, loc="center right")
-    figure.tight_layout(rect=(0, 0, 0.82, 1))
-    figure.savefig(file, dpi=90)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results/cpu/frontier")
-    parser.add_argument("--picture", type=Path, default=ROOT / "docs/frontier.png")
+    parser.add_argument("--pictures", type=Path, default=ROOT / "docs", help="folder of both")
     arguments = parser.parse_args()
     files = sorted(arguments.results.glob("*.jsonl"))
     if not files:
@@ -236,7 +166,8 @@ def main() -> None:
         for num_rows in measured:
             text += settings_table(rows, num_rows)
     (arguments.results / "report.md").write_text("\n".join(text) + "\n", encoding="utf-8")
-    draw(models, arguments.picture)
+    pictures.draw_panel(models, arguments.pictures / "frontier.png")
+    pictures.draw_details(models, arguments.pictures / "frontier-details.png")
 
 
 if __name__ == "__main__":

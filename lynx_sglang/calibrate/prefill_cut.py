@@ -16,8 +16,7 @@ import torch
 from lynx_kernels import POLICIES, RowClass, select
 from lynx_sglang import sglang_names
 from lynx_sglang.calibrate.expert_outputs import ExpertOutputs, by_slot
-from lynx_sglang.integration.plugin import hook_path
-from lynx_sglang.loop import routing
+from lynx_sglang.loop.scores import scores_of
 
 STATE = "lynx_cut"
 PROMPT = "lynx_prompt_tokens"  # of a request's custom_params
@@ -70,7 +69,7 @@ class Cut:
         return original(layer, dispatch_output)
 
     def share(self, call: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        scores = routing.scores_of(call["router_logits"], call["topk_config"])
+        scores = scores_of(call["router_logits"], call["topk_config"])
         ids, weights = call["topk_ids"].clone(), call["topk_weights"].clone()
         device, flexible = ids.device, self.flexible.to(ids.device)
         floor = torch.tensor(1, dtype=torch.int32, device=device)
@@ -139,6 +138,6 @@ def scheduler_process(*args: Any, **kwargs: Any) -> None:
         (sglang_names.RUN_EXPERTS, cut.around_experts, HookType.AROUND),
         (sglang_names.GET_STATE, cut.add_state, HookType.AFTER),
     ):
-        HookRegistry.register(hook_path(name), hook, kind)
+        HookRegistry.register(name.hook_path, hook, kind)
     Scheduler.lynx_cut = staticmethod(cut.set)
     run_scheduler_process(*args, **kwargs)

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 from sglang.srt.layers.moe.moe_runner.base import DispatchMoeRunnerCore
-from sglang.srt.layers.moe.moe_runner.runner import MoeRunner, register_moe_runner_core
+from sglang.srt.layers.moe.moe_runner.runner import register_moe_runner_core
 from sglang.srt.layers.moe.moe_runner.triton import TritonMoeQuantInfo
 from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput
 from sglang.srt.layers.moe.utils import resolve_moe_runner_backend
 
 from lynx_kernels import CpuExperts
 from lynx_sglang.errors import UnsupportedError
-from lynx_sglang.integration.flags import BACKEND
+from lynx_sglang.settings import BACKEND
 
 
 class LynxRunnerCore(DispatchMoeRunnerCore):
@@ -89,11 +89,3 @@ def install(add_layer: Callable[[Any], None]) -> None:
 
     register_moe_runner_core(BACKEND, factory)
     BaseFusedOp.register_oot_forward(UnquantizedFusedMoEMethod, forward, "native")
-
-
-def create_moe_runner(
-    _original: Callable[..., None], method: Any, layer: Any, moe_runner_config: Any
-) -> None:
-    """Hook around ``UnquantizedFusedMoEMethod.create_moe_runner``, which ends in TRITON."""
-    method.moe_runner_config = moe_runner_config
-    method.runner = MoeRunner(resolve_moe_runner_backend(BACKEND), moe_runner_config)

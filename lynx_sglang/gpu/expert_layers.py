@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from lynx_kernels.fused_moe import Workspace
-from lynx_sglang.errors import UnsupportedError
 from lynx_sglang.gpu.device_path import DevicePath
 from lynx_sglang.gpu.fused_runner import FusedRunner, builder_of, uncovered
-from lynx_sglang.integration.flags import BACKEND
+from lynx_sglang.settings import BACKEND
 
 logger = logging.getLogger(__name__)
 
@@ -70,32 +68,3 @@ class ExpertLayers:
                 count,
                 runner_and_reason,
             )
-
-
-def around_init(note: Callable[[Any], None]) -> Callable[..., None]:
-    """Hook around ``FusedMoE.__init__``: ``note`` is told each layer as it is built."""
-
-    def hook(original: Callable[..., None], layer: Any, *rest: Any, **named: Any) -> None:
-        original(layer, *rest, **named)
-        note(layer)
-
-    return hook
-
-
-def bind_backend(original: Callable[..., None], topk: Any, *rest: Any, **named: Any) -> None:
-    """Hook around ``TopK.bind_runner_backend``: selection needs a routing that it can edit.
-
-    Raises:
-        UnsupportedError: the layer's runner routes inside its kernel.
-    """
-    from sglang.srt.layers.moe.topk import TopKOutputFormat
-
-    original(topk, *rest, **named)
-    config = topk.topk_config
-    if config.output_format is not TopKOutputFormat.STANDARD:
-        name = "none" if config.runner_backend is None else config.runner_backend.value
-        raise UnsupportedError(
-            f"--moe-backend lynx: MoE layer {topk.layer_id}: the runner {name} routes inside its "
-            f"kernel ({config.output_format.name}), where nothing can be selected. "
-            "Choose another --moe-runner-backend, or none."
-        )

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from lynx_controller import Phase
-from lynx_sglang import sglang_names
 from lynx_sglang.gpu import expert_layers
 from lynx_sglang.gpu.device_path import DevicePath, Flight, Sizes
 from lynx_sglang.loop.buffer import Buffer
@@ -35,14 +34,6 @@ class GpuRuntime(Runtime):
         self._is_capturing = False
 
     # ------------------------------------------------------------------ start
-
-    def runner_hooks(self) -> dict[sglang_names.Name, Callable[..., Any]]:
-        return {
-            sglang_names.FUSED_MOE: expert_layers.around_init(self.add_expert_layer),
-            sglang_names.BIND_BACKEND: expert_layers.bind_backend,
-            sglang_names.CAPTURE: self.capture,
-            sglang_names.PROCESS_RESULT: self.process_result,
-        }
 
     def add_expert_layer(self, layer: Any) -> None:
         self.add_layer(layer.moe_runner_config)

@@ -12,7 +12,7 @@ from lynx_sglang.cpu import entry_point
 from lynx_sglang.errors import UnsupportedError
 from lynx_sglang.integration import flags
 from lynx_sglang.loop import shadow
-from lynx_sglang.settings import Settings
+from lynx_sglang.settings import BACKEND, Settings
 
 # Hugging Face configuration names for the number of routed experts.
 EXPERT_COUNT_NAMES = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -72,7 +72,7 @@ def register() -> None:
         model_config = model_config_of(server_args)
         num_experts = num_experts_of(model_config.hf_text_config)
         quantization = view.quantization or quantization_of(model_config.hf_config)
-        if str(view.device).startswith("cuda") and view.moe_runner_backend == flags.BACKEND:
+        if str(view.device).startswith("cuda") and view.moe_runner_backend == BACKEND:
             # Lynx's kernels stand in front of SGLang's Triton runner; other weights are SGLang's.
             runner = "triton" if quantization in COVERED else "auto"
             declare_resolution(server_args, __name__, moe_runner_backend=runner)
@@ -163,7 +163,7 @@ def cpu_refusal(args: Any, quantization: str | None) -> str | None:
         )
     if quantization is not None:
         return f"--quantization {quantization} is not served on CPU. Remove it."
-    if args.moe_runner_backend != flags.BACKEND:
+    if args.moe_runner_backend != BACKEND:
         return f"--moe-runner-backend {args.moe_runner_backend} does not run on CPU. Remove it."
     return None
 

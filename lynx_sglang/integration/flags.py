@@ -13,9 +13,8 @@ from typing import Any
 
 from lynx_sglang import settings
 from lynx_sglang.errors import LynxError, SettingError
-from lynx_sglang.settings import OPTIONS, Settings
+from lynx_sglang.settings import BACKEND, OPTIONS, Settings
 
-BACKEND = "lynx"
 UNSET = (None, "auto")  # --moe-runner-backend, where the operator named none
 
 

@@ -1,18 +1,22 @@
-"""The hooks of a server process: where the runtime meets scheduler, layers and server."""
+"""Every hook of a server process, and the SGLang name that each goes on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from lynx_sglang import sglang_names
-from lynx_sglang.integration.plugin import hook_path
-from lynx_sglang.loop import ranks, routing, shadow, telemetry, tier
+from lynx_sglang.integration import experts, model_runner, routing, scheduler, state, streamer
 from lynx_sglang.loop.runtime import Runtime
 from lynx_sglang.settings import Settings
+
+if TYPE_CHECKING:
+    from lynx_sglang.gpu.runtime import GpuRuntime
+
+Hooks = dict[sglang_names.Name, Callable[..., Any]]
 
 
 def install(settings: Settings) -> Runtime:
@@ -20,25 +24,43 @@ def install(settings: Settings) -> Runtime:
     if torch.cuda.is_available():
         from lynx_sglang.gpu.runtime import GpuRuntime
 
-        runtime: Runtime = GpuRuntime(settings)
+        gpu_runtime = GpuRuntime(settings)
+        runtime: Runtime = gpu_runtime
+        around = gpu_hooks(gpu_runtime)
     else:
+        from lynx_sglang.cpu import runner
+
         runtime = Runtime(settings)
-    around: dict[sglang_names.Name, Callable[..., Any]] = {
-        **runtime.runner_hooks(),
+        runner.install(runtime.add_layer)
+        around = cpu_hooks()
+    around |= {
         sglang_names.POST_PROCESS_TOPK: routing.post_process_topk(runtime),
-        sglang_names.RECEIVE: ranks.receive(runtime),
+        sglang_names.RECEIVE: scheduler.receive(runtime),
         sglang_names.RUN_BATCH: runtime.run_batch,
-        sglang_names.FORWARD: shadow.forward(runtime),
+        sglang_names.FORWARD: model_runner.forward(runtime),
     }
-    after: dict[sglang_names.Name, Callable[..., Any]] = {
-        sglang_names.STREAMER_CLASS: lambda base, _: tier.reporting_streamer(
-            base, runtime.default_tier
-        ),
-        sglang_names.GET_STATE: telemetry.add_server_info(runtime),
-        sglang_names.UPDATE_HANDLERS: telemetry.add_update_handlers(runtime),
+    after: Hooks = {
+        sglang_names.STREAMER_CLASS: streamer.get_output_streamer_class(runtime),
+        sglang_names.GET_STATE: state.add_server_info(runtime),
+        sglang_names.UPDATE_HANDLERS: state.add_update_handlers(runtime),
     }
     for name, hook in around.items():
-        HookRegistry.register(hook_path(name), hook, HookType.AROUND)
+        HookRegistry.register(name.hook_path, hook, HookType.AROUND)
     for name, hook in after.items():
-        HookRegistry.register(hook_path(name), hook, HookType.AFTER)
+        HookRegistry.register(name.hook_path, hook, HookType.AFTER)
     return runtime
+
+
+def cpu_hooks() -> Hooks:
+    """Hooks around functions of SGLang that only a CPU server needs."""
+    return {sglang_names.CREATE_RUNNER: experts.create_moe_runner}
+
+
+def gpu_hooks(runtime: GpuRuntime) -> Hooks:
+    """Hooks around functions of SGLang that only a GPU server needs."""
+    return {
+        sglang_names.FUSED_MOE: experts.around_init(runtime.add_expert_layer),
+        sglang_names.BIND_BACKEND: experts.bind_backend,
+        sglang_names.CAPTURE: runtime.capture,
+        sglang_names.PROCESS_RESULT: runtime.process_result,
+    }

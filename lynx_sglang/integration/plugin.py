@@ -10,7 +10,7 @@ import logging
 import sys
 from typing import Any
 
-from lynx_sglang import sglang_names
+from lynx_sglang import settings, sglang_names
 from lynx_sglang.integration import flags
 
 logger = logging.getLogger(__name__)
@@ -32,13 +32,8 @@ def register() -> None:
         )
         return
     _register_launcher()
-    if (settings := flags.published()) is not None:
-        _register_server(settings)
-
-
-def hook_path(name: sglang_names.Name) -> str:
-    """The path of a name as SGLang's hook registry writes it."""
-    return name.path.replace(":", ".")
+    if (published := flags.published()) is not None:
+        _register_server(published)
 
 
 def _register_launcher() -> None:
@@ -51,10 +46,10 @@ def _register_launcher() -> None:
     from lynx_sglang.cpu import entry_point
     from lynx_sglang.integration import compatibility
 
-    add_moe_runner_backend_choices([flags.BACKEND])
-    HookRegistry.register(hook_path(sglang_names.ADD_CLI_ARGS), flags.add_cli_args, HookType.AFTER)
+    add_moe_runner_backend_choices([settings.BACKEND])
+    HookRegistry.register(sglang_names.ADD_CLI_ARGS.hook_path, flags.add_cli_args, HookType.AFTER)
     HookRegistry.register(
-        hook_path(sglang_names.FROM_CLI_ARGS), flags.from_cli_args, HookType.AROUND
+        sglang_names.FROM_CLI_ARGS.hook_path, flags.from_cli_args, HookType.AROUND
     )
     if engine := sys.modules.get("sglang.srt.entrypoints.engine"):
         # Engine.__init__ loads the plugins itself: a hook on it would come too late, and the
@@ -69,7 +64,7 @@ def _register_launcher() -> None:
         entry_point.register_defaults()
 
 
-def _register_server(settings: Any) -> None:
+def _register_server(published: settings.Settings) -> None:
     from lynx_sglang.integration import hooks
 
-    hooks.install(settings)
+    hooks.install(published)

@@ -110,7 +110,8 @@ class Control:
             self.member.note(seen, self.controller)
         self.decision = self.controller.step(seen)
         self.decided_for = step.batch
-        self.telemetry.decided(self, step, ran_under)
+        caps = dict(zip(self.layer_ids, ran_under.budget, strict=True))
+        self.telemetry.decided(step, caps, self.decision, self.settings)
         return self.decision
 
     def _account(self, step: Step) -> None:

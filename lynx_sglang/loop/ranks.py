@@ -36,18 +36,14 @@ that has another one raises, which ends the server.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lynx_controller import Decision
 from lynx_sglang.errors import DivergedError
-
-if TYPE_CHECKING:
-    from lynx_sglang.loop.runtime import Runtime
-    from lynx_sglang.settings import Settings
+from lynx_sglang.settings import Settings
 
 CHECK_STEPS = 64  # decode steps between checks while decisions stay as they are
 
@@ -151,20 +147,3 @@ def is_news(before: Order, after: Order) -> bool:
         or before.terms != after.terms
         or after.steps - before.steps >= CHECK_STEPS
     )
-
-
-def receive(runtime: Runtime) -> Callable[..., list[Any]]:
-    """The hook around ``SchedulerRequestReceiver.recv_requests``: an order rides in and out."""
-
-    def hook(
-        original: Callable[..., list[Any]], receiver: Any, local_reqs: list[Any] | None = None
-    ) -> list[Any]:
-        if (order := runtime.next_order()) is not None:
-            local_reqs = [*(local_reqs or []), order]
-        received = original(receiver, local_reqs)
-        for item in received:
-            if isinstance(item, Order):
-                runtime.obey(item)
-        return [item for item in received if not isinstance(item, Order)]
-
-    return hook

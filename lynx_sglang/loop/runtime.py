@@ -18,8 +18,7 @@ import torch
 
 from lynx_controller import Decision, Phase, Reason
 from lynx_kernels import select, warm_up
-from lynx_sglang import calibration, sglang_names
-from lynx_sglang.cpu import runner
+from lynx_sglang import calibration
 from lynx_sglang.errors import LynxError
 from lynx_sglang.loop import shadow, telemetry
 from lynx_sglang.loop.buffer import Buffer
@@ -66,11 +65,6 @@ class Runtime:
         self._foreseen: Batch | None = None  # by rank 0, with the last order
 
     # ------------------------------------------------------------------ start
-
-    def runner_hooks(self) -> dict[sglang_names.Name, Callable[..., Any]]:
-        """Register what runs the experts; hooks that go around SGLang's making of it."""
-        runner.install(self.add_layer)
-        return {sglang_names.CREATE_RUNNER: runner.create_moe_runner}
 
     def add_layer(self, config: Any) -> None:
         """Note a MoE layer as SGLang builds it."""

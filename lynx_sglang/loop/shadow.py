@@ -9,18 +9,11 @@ comparison is of one step: what earlier cuts left in the KV cache is in both.
 from __future__ import annotations
 
 import math
-import time
 from bisect import bisect_left
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-
-from lynx_kernels import RowClass
-
-if TYPE_CHECKING:
-    from lynx_sglang.loop.runtime import Runtime
 
 GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 # Upper bounds of the histogram of a row's KL, in nats: 1, 2, 5 per decade.
@@ -70,29 +63,6 @@ def refusal(model_config: Any) -> str | None:
     if mambaish_config(model_config) is None:
         return None
     return "its recurrent layers would take each token of a shadowed step twice"
-
-
-def forward(runtime: Runtime) -> Callable[..., Any]:
-    """The hook around ``ModelRunner._forward_raw``: a sampled step runs every expert first."""
-
-    def hook(original: Callable[..., Any], *call: Any, **named: Any) -> Any:
-        from sglang.srt.eplb.expert_distribution import get_global_expert_distribution_recorder
-
-        step = runtime.step
-        if step is None or not step.is_shadowed:
-            return original(*call, **named)
-        flexible = step.row_class == RowClass.FLEXIBLE
-        began_s = time.monotonic()
-        with runtime.all_experts(), get_global_expert_distribution_recorder().disable_this_region():
-            full = log_probabilities(original(*call, **named), flexible)
-        ended_s = time.monotonic()
-        output = original(*call, **named)
-        served_s = time.monotonic()
-        step.shadow = compare(full, log_probabilities(output, flexible))
-        step.shadow_ms = (ended_s - began_s + time.monotonic() - served_s) * 1e3
-        return output
-
-    return hook
 
 
 def compare(full: torch.Tensor, served: torch.Tensor) -> Comparison:

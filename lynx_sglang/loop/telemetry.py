@@ -7,21 +7,15 @@ labels. They exist with ``--enable-metrics``.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
-from lynx_controller import Reason
-from lynx_sglang import settings, sglang_names
+from lynx_controller import Decision, Reason
+from lynx_sglang import settings
 from lynx_sglang.errors import SettingError
 from lynx_sglang.loop.shadow import KL_BUCKETS, Comparison, ShadowTotals
-
-if TYPE_CHECKING:
-    from lynx_controller import Decision
-    from lynx_sglang.loop.control import Control
-    from lynx_sglang.loop.runtime import Runtime
-    from lynx_sglang.loop.step import Step
-    from lynx_sglang.settings import Settings
+from lynx_sglang.loop.step import Step
+from lynx_sglang.settings import Settings
 
 GAUGES = {
     "lynx_slo_itl_seconds": "The inter-token latency to hold; 0 without an SLO.",
@@ -143,14 +137,12 @@ class Telemetry:
         for kl in seen.kl:
             self._shadow_kl.observe(kl)
 
-    def decided(self, control: Control, step: Step, ran_under: Decision) -> None:
-        """Record a decoding step, the decision that it ran under and the one after it."""
-        decision = control.decision
-        num_layers = len(control.layer_ids)
-        hits = sum(
-            step.num_active[layer] > cap
-            for layer, cap in zip(control.layer_ids, ran_under.budget, strict=True)
-        )
+    def decided(
+        self, step: Step, caps: dict[int, int], decision: Decision, settings: Settings
+    ) -> None:
+        """Record a decoding step, the caps by layer id that it ran under and the next decision."""
+        num_layers = len(caps)
+        hits = sum(step.num_active[layer] > cap for layer, cap in caps.items())
         reason = decision.reason.value
         active_experts = sum(step.num_active.values()) / num_layers
         retained_mass = mean_retained_mass(step)
@@ -162,8 +154,8 @@ class Telemetry:
         if not self._gauges:
             return
         values = {
-            "lynx_slo_itl_seconds": (control.settings.slo_itl_ms or 0.0) / 1e3,
-            "lynx_slo_ttft_seconds": (control.settings.slo_ttft_ms or 0.0) / 1e3,
+            "lynx_slo_itl_seconds": (settings.slo_itl_ms or 0.0) / 1e3,
+            "lynx_slo_ttft_seconds": (settings.slo_ttft_ms or 0.0) / 1e3,
             "lynx_queue_seconds": 0.0 if step.waiting is None else step.waiting.oldest_ms / 1e3,
             "lynx_share": decision.share,
             "lynx_demand": decision.demand,
@@ -172,7 +164,7 @@ class Telemetry:
             "lynx_retained_mass": retained_mass,
             "lynx_saturated": float(decision.saturated),
             "lynx_predicted_step_seconds": decision.predicted_ms / 1e3,
-            "lynx_max_quality_loss_nats": control.settings.max_quality_loss or 0.0,
+            "lynx_max_quality_loss_nats": settings.max_quality_loss or 0.0,
             "lynx_guard_share": decision.guard_share,
             "lynx_guard_binds": float(decision.reason is Reason.GUARD),
         }
@@ -187,73 +179,6 @@ class Telemetry:
 def mean_retained_mass(step: Step) -> float:
     masses = step.retained_mass.values()
     return sum(masses) / len(masses) if masses else 1.0
-
-
-def add_server_info(runtime: Runtime) -> Callable[..., None]:
-    """The hook after ``get_internal_state``: a ``lynx`` part per scheduler in ``/server_info``."""
-
-    def hook(output: Any, _controller: Any, _request: Any) -> None:
-        output.internal_state["lynx"] = server_info(runtime)
-
-    return hook
-
-
-def server_info(runtime: Runtime) -> dict[str, Any]:
-    decision, telemetry = runtime.decision, runtime.telemetry
-    control, ranks = runtime.control, runtime.ranks
-    member = None if control is None else control.member
-    return {
-        "sglang": sglang_names.sglang_version(),
-        # A store's address may hold a password.
-        "settings": asdict(runtime.settings) | {"store": runtime.settings.store and "set"},
-        "num_layers": len(runtime.layer_ids),
-        "num_experts": runtime.num_experts,
-        "top_k": runtime.top_k,
-        "decision": None if decision is None else decision.to_dict(),
-        "controller": None if control is None else control.controller.state(),
-        "steps": dict(telemetry.steps),
-        "decisions": dict(telemetry.decisions),
-        "floor_hits": telemetry.floor_hits,
-        # Sums over decoding steps: take differences of two readings for a window's mean.
-        "decode_steps": telemetry.decode_steps,
-        "active_experts_sum": telemetry.active_experts_sum,
-        "retained_mass_sum": telemetry.retained_mass_sum,
-        "shadow": telemetry.shadow.report(),
-        "fleet": None if member is None else member.state(),
-        "ranks": None if ranks is None else ranks.state(),
-    }
-
-
-def add_update_handlers(runtime: Runtime) -> Callable[..., dict[str, Any]]:
-    """The hook after ``_update_handlers``: Lynx's keys for ``/set_internal_state``.
-
-    ``lynx_slo_itl_ms``, ``lynx_slo_ttft_ms`` (0: none), ``lynx_budget`` (0: auto, -1: full),
-    ``lynx_demand`` (-1: auto), ``lynx_min_retained_mass``, ``lynx_floor``,
-    ``lynx_max_quality_loss`` (0: none), ``lynx_shadow_share`` (-1: auto).
-    """
-    from sglang.srt.managers.scheduler_components.internal_state import (
-        UpdateRejected,
-        _UpdateHandler,
-    )
-
-    def apply(key: str, value: float) -> None:
-        name, parsed = parse_update(key, value)
-        runtime.apply_overrides(replace(runtime.settings, **{name: parsed}))
-
-    def hook(handlers: dict[str, Any], _controller: Any) -> dict[str, Any]:
-        asked = runtime.settings  # and what this request's keys, one by one, make of them
-
-        def validate(key: str, value: float) -> None:
-            nonlocal asked
-            try:
-                asked = updated(asked, key, value, runtime.shadow_refusal)
-            except SettingError as error:
-                raise UpdateRejected(str(error)) from None
-
-        ours = {f"lynx_{name}": _UpdateHandler(validate, apply) for name in UPDATABLE}
-        return {**handlers, **ours}
-
-    return hook
 
 
 def updated(

@@ -63,24 +63,3 @@ def account_of(request: Any) -> Account:
     if account is None:
         account = request.lynx_account = Account()
     return account
-
-
-def reporting_streamer(base: type, default: Tier) -> type:
-    """SGLang's output streamer ``base`` with a ``lynx`` report on each finished request."""
-
-    class LynxOutputStreamer(base):
-        __slots__ = ()
-        has_additional_customized_info = True
-
-        def build_additional_customized_info(self, reqs: list[Any]) -> dict[str, list[Any]]:
-            info: dict[str, list[Any]] = super().build_additional_customized_info(reqs)
-            if any(request.finished() for request in reqs):
-                info[KEY] = [
-                    [account_of(request).report(tier_of(request, default))]
-                    if request.finished()
-                    else []
-                    for request in reqs
-                ]
-            return info
-
-    return LynxOutputStreamer

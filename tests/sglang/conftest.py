@@ -22,7 +22,7 @@ def one_rank() -> Iterator[None]:
     from sglang.srt.runtime_context import get_parallel, publish
     from sglang.srt.server_args import ServerArgs
 
-    from lynx_sglang.integration.flags import BACKEND
+    from lynx_sglang.settings import BACKEND
 
     args = ServerArgs(model_path="none", device="cpu", moe_runner_backend=BACKEND)
     publish(args, role="scheduler")

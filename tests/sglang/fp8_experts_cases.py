@@ -23,7 +23,8 @@ from lynx_kernels import fused_moe_reference
 from lynx_kernels.schedule import build_schedule_reference
 from lynx_sglang.gpu import fused_runner
 from lynx_sglang.gpu.device_path import DevicePath, Sizes
-from lynx_sglang.gpu.expert_layers import ExpertLayers, around_init
+from lynx_sglang.gpu.expert_layers import ExpertLayers
+from lynx_sglang.integration.experts import around_init
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 E, K, H, INNER, M = 4, 2, 256, 128, 5

@@ -22,11 +22,13 @@ from sglang.srt.layers.moe.utils import MoeRunnerBackend
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from lynx_sglang.errors import DivergedError, UnsupportedError
-from lynx_sglang.gpu import expert_layers, fused_runner
+from lynx_sglang.gpu import fused_runner
 from lynx_sglang.gpu.runtime import GpuRuntime
-from lynx_sglang.loop import routing
-from lynx_sglang.loop.ranks import Ranks, receive
-from lynx_sglang.loop.telemetry import server_info
+from lynx_sglang.integration import experts as expert_hooks
+from lynx_sglang.integration import routing
+from lynx_sglang.integration.scheduler import receive
+from lynx_sglang.integration.state import server_info
+from lynx_sglang.loop.ranks import Ranks
 from lynx_sglang.loop.tier import account_of
 from lynx_sglang.settings import Settings
 
@@ -42,7 +44,7 @@ class Model:
         self, settings: Settings, monkeypatch: pytest.MonkeyPatch, num_shared: int = 0
     ) -> None:
         self.runtime = GpuRuntime(settings)
-        build = expert_layers.around_init(self.runtime.add_expert_layer)
+        build = expert_hooks.around_init(self.runtime.add_expert_layer)
         select = routing.post_process_topk(self.runtime)
         post_process = sglang_topk._post_process_topk_ids
         monkeypatch.setattr(
@@ -69,7 +71,7 @@ class Model:
             for weight in (experts.w13_weight, experts.w2_weight):
                 weight.data.normal_(generator=rng, std=0.2)
             topk = sglang_topk.TopK(K, layer_id=layer)
-            expert_layers.bind_backend(
+            expert_hooks.bind_backend(
                 sglang_topk.TopK.bind_runner_backend, topk, experts.runner_backend
             )
             front = experts.quant_method.runner.fused_func
@@ -324,6 +326,6 @@ def test_steps_above_the_most_rows_are_left_alone(model_of: Any) -> None:
 def test_a_runner_that_routes_inside_its_kernel_is_refused() -> None:
     topk = sglang_topk.TopK(K, layer_id=3)
     with pytest.raises(UnsupportedError, match=r"layer 3: the runner triton_kernel routes inside"):
-        expert_layers.bind_backend(
+        expert_hooks.bind_backend(
             sglang_topk.TopK.bind_runner_backend, topk, MoeRunnerBackend.TRITON_KERNELS
         )

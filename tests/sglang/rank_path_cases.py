@@ -22,9 +22,10 @@ from lynx_kernels import fused_moe_reference
 from lynx_sglang.gpu import expert_layers, fused_runner
 from lynx_sglang.gpu.device_path import DevicePath, Sizes
 from lynx_sglang.gpu.runtime import GpuRuntime
-from lynx_sglang.loop import routing
-from lynx_sglang.loop.ranks import receive
-from lynx_sglang.loop.telemetry import server_info
+from lynx_sglang.integration import experts as expert_hooks
+from lynx_sglang.integration import routing
+from lynx_sglang.integration.scheduler import receive
+from lynx_sglang.integration.state import server_info
 from lynx_sglang.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("one_rank", "cpu_for_gpu")
@@ -59,7 +60,7 @@ class Rank:
         self.hidden = torch.randn(GRAPH, H, generator=rng)
         with get_parallel().override(**self.place):
             self.experts = object.__new__(FusedMoE)
-            expert_layers.around_init(self.runtime.add_expert_layer)(
+            expert_hooks.around_init(self.runtime.add_expert_layer)(
                 FusedMoE.__init__,
                 self.experts,
                 num_experts=E,
@@ -274,7 +275,7 @@ def test_fused_shared_experts_of_expert_parallel_ranks_stay_with_sglang(
     layers, experts = expert_layers.ExpertLayers(), object.__new__(FusedMoE)
     widths = {"tp_size": 2, "attn_tp_size": 2, "moe_ep_size": 2}
     with get_parallel().override(**widths, moe_ep_rank=1):
-        expert_layers.around_init(layers.add)(
+        expert_hooks.around_init(layers.add)(
             FusedMoE.__init__,
             experts,
             num_experts=E + 1,

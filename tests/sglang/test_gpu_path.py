@@ -30,13 +30,13 @@ absent = ("numba", "sklearn", "redis", "locust", "matplotlib", "prometheus_clien
 sys.modules.update(dict.fromkeys(absent))
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 from lynx_sglang.gpu.runtime import GpuRuntime
-from lynx_sglang.integration.plugin import hook_path
+from lynx_sglang.integration.hooks import gpu_hooks
 from lynx_sglang.settings import Settings
-hooks = GpuRuntime(Settings()).runner_hooks()
+hooks = gpu_hooks(GpuRuntime(Settings()))
 for name, hook in hooks.items():
-    HookRegistry.register(hook_path(name), hook, HookType.AROUND)
+    HookRegistry.register(name.hook_path, hook, HookType.AROUND)
 HookRegistry.apply_hooks()
-left_out = {hook_path(name) for name in hooks} - HookRegistry._patched
+left_out = {name.hook_path for name in hooks} - HookRegistry._patched
 assert not left_out, left_out
 """
 

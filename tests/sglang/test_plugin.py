@@ -10,14 +10,12 @@ from sglang.srt.arg_groups import choices, resolution_hooks
 from sglang.srt.plugins.hook_registry import HookRegistry
 
 from lynx_sglang import sglang_names
-from lynx_sglang.integration import flags, plugin
-from lynx_sglang.settings import TRANSPORT_VARIABLE, Settings
+from lynx_sglang.integration import plugin
+from lynx_sglang.settings import BACKEND, TRANSPORT_VARIABLE, Settings
 
-LAUNCHER = {
-    plugin.hook_path(name) for name in (sglang_names.ADD_CLI_ARGS, sglang_names.FROM_CLI_ARGS)
-}
+LAUNCHER = {name.hook_path for name in (sglang_names.ADD_CLI_ARGS, sglang_names.FROM_CLI_ARGS)}
 SERVER = {
-    plugin.hook_path(name)
+    name.hook_path
     for name in (
         sglang_names.CREATE_RUNNER,
         sglang_names.POST_PROCESS_TOPK,
@@ -76,4 +74,4 @@ def test_another_sglang_is_left_alone_with_one_clear_line(
 
 def test_the_backends_name_is_sglangs_choice(hooks: dict[str, list[object]]) -> None:
     plugin.register()
-    assert flags.BACKEND in choices.MOE_RUNNER_BACKEND_CHOICES or hooks
+    assert BACKEND in choices.MOE_RUNNER_BACKEND_CHOICES or hooks

@@ -20,8 +20,9 @@ from transformers import PretrainedConfig
 
 from lynx_controller import Phase
 from lynx_sglang.errors import DivergedError
-from lynx_sglang.loop import shadow, telemetry
-from lynx_sglang.loop.ranks import CHECK_STEPS, Order, Ranks, receive
+from lynx_sglang.integration import model_runner, state
+from lynx_sglang.integration.scheduler import receive
+from lynx_sglang.loop.ranks import CHECK_STEPS, Order, Ranks
 from lynx_sglang.loop.runtime import Runtime
 from lynx_sglang.loop.step import Batch, batch_ahead
 from lynx_sglang.loop.tier import Tier
@@ -37,8 +38,8 @@ clock = SimpleNamespace(now_s=0.0)  # of both ranks, which run in turn
 @pytest.fixture(autouse=True)
 def _timed_by_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in = SimpleNamespace(monotonic=lambda: clock.now_s)
-    for module in ("runtime", "shadow"):
-        monkeypatch.setattr(f"lynx_sglang.loop.{module}.time", stand_in)
+    for module in ("loop.runtime", "integration.model_runner"):
+        monkeypatch.setattr(f"lynx_sglang.{module}.time", stand_in)
 
 
 def request(rid: str, **params: Any) -> SimpleNamespace:
@@ -92,7 +93,7 @@ class Rank:
 
     def forward(self, _scheduler: Any, batch: Any) -> Any:
         self.forward_ct += 1
-        return shadow.forward(self.runtime)(self.model, batch)
+        return model_runner.forward(self.runtime)(self.model, batch)
 
     def model(self, batch: Any) -> Any:
         generator = torch.Generator().manual_seed(self.forward_ct + self.seed)
@@ -166,9 +167,9 @@ def test_ranks_run_the_same_experts_while_the_budget_moves() -> None:
     shares = replica.serve([4] * 20 + [24] * 60 + [2] * 20)
     assert len(set(shares)) > 3
     assert min(shares) < 0.8
-    state = telemetry.server_info(replica.ranks[0].runtime)["ranks"]
-    assert (state["size"], state["unforeseen"]) == (2, 0)
-    assert state["orders"] == len(replica.sent) > 5
+    told = state.server_info(replica.ranks[0].runtime)["ranks"]
+    assert (told["size"], told["unforeseen"]) == (2, 0)
+    assert told["orders"] == len(replica.sent) > 5
     assert replica.ranks[1].runtime.ranks.state()["checks"] > 5  # type: ignore[union-attr]
 
 
@@ -197,8 +198,8 @@ def test_rank_0_alone_decides_and_tells(tmp_path: Path) -> None:
     assert first.control.member is not None
     first.control.member.close()
     assert second.control is None
-    assert telemetry.server_info(first)["decode_steps"] == 5
-    info = telemetry.server_info(second)
+    assert state.server_info(first)["decode_steps"] == 5
+    info = state.server_info(second)
     assert (info["controller"], info["fleet"], info["decode_steps"]) == (None, None, 0)
     assert (tmp_path / "log").read_text().count('"lynx_log"') == 1
 

@@ -17,7 +17,8 @@ from transformers import PretrainedConfig
 from lynx_controller.fleet.member import Member
 from lynx_sglang.cli import describe, main
 from lynx_sglang.errors import LynxError, SettingError
-from lynx_sglang.loop import shadow, telemetry
+from lynx_sglang.integration import model_runner, state
+from lynx_sglang.loop import telemetry
 from lynx_sglang.loop.runtime import Runtime, count_active
 from lynx_sglang.loop.step import pad_to, size_class_of
 from lynx_sglang.loop.tier import account_of
@@ -68,7 +69,7 @@ class Scheduler:
 
     def forward(self, _scheduler: Any, batch: Any) -> Any:
         self.forward_ct += 1
-        return shadow.forward(self.runtime)(self.model, batch)
+        return model_runner.forward(self.runtime)(self.model, batch)
 
     def model(self, batch: Any) -> Any:
         """One pass; a row's logits are the weights of the experts that it got."""
@@ -122,7 +123,7 @@ def test_without_an_slo_nothing_is_cut() -> None:
     for _ in range(5):
         scheduler.run([request(str(i)) for i in range(12)])
         assert all(given is out for given, out in scheduler.routed)
-    info = telemetry.server_info(scheduler.runtime)
+    info = state.server_info(scheduler.runtime)
     assert info["decisions"] == {"full": 5}
     assert info["retained_mass_sum"] == 5.0
     assert info["active_experts_sum"] > 5 * TOP_K
@@ -146,7 +147,7 @@ def test_who_waits_for_a_place_buys_faster_steps() -> None:
     stats = SimpleNamespace(wait_queue_entry_time=time.perf_counter() - 5.0)
     scheduler.waiting_queue = [SimpleNamespace(time_stats=stats)]
     scheduler.run([request(str(i)) for i in range(12)])
-    info = telemetry.server_info(scheduler.runtime)
+    info = state.server_info(scheduler.runtime)
     assert info["decisions"]["full"] >= 29
     assert info["controller"]["ttft_ms"] == 1000.0
     assert info["controller"]["queue_ms"] >= 5000.0
@@ -179,9 +180,9 @@ def test_a_shadow_pass_measures_the_cut_and_changes_nothing_else() -> None:
         assert torch.equal(expected, got)
     for name in ("active_experts_sum", "retained_mass_sum", "decode_steps", "floor_hits"):
         assert getattr(plain.runtime.telemetry, name) == getattr(shadowed.runtime.telemetry, name)
-    nothing = telemetry.server_info(plain.runtime)["shadow"]
+    nothing = state.server_info(plain.runtime)["shadow"]
     assert (nothing["steps"], nothing["rows"], nothing["kl_mean"]) == (0, 0, None)
-    found = telemetry.server_info(shadowed.runtime)["shadow"]
+    found = state.server_info(shadowed.runtime)["shadow"]
     assert (found["steps"], found["rows"]) == (3, 33)  # the exact row is not compared
     assert found["kl_sum"] > 0.0
     assert sum(found["kl_histogram"]) == 33
@@ -276,11 +277,11 @@ def test_the_controller_gets_the_quality_limit_and_what_shadows_find() -> None:
     requests = [request(str(i)) for i in range(12)]
     for _ in range(3):
         scheduler.run(requests)
-    info = telemetry.server_info(scheduler.runtime)
+    info = state.server_info(scheduler.runtime)
     assert info["controller"]["max_quality_loss"] == 0.01
     assert info["controller"]["shadow_rows"] == info["shadow"]["rows"] == 36
     scheduler.runtime.apply_overrides(Settings(budget=8))
-    assert telemetry.server_info(scheduler.runtime)["controller"]["max_quality_loss"] is None
+    assert state.server_info(scheduler.runtime)["controller"]["max_quality_loss"] is None
 
 
 def test_a_model_without_our_layers_is_an_error() -> None:
@@ -334,7 +335,7 @@ def test_a_lost_store_is_no_step_paths_concern() -> None:
     for _ in range(200):
         scheduler.run([request("a")])
     member_of(scheduler).close()
-    info = telemetry.server_info(scheduler.runtime)
+    info = state.server_info(scheduler.runtime)
     assert info["fleet"]["failures"] > 0
     assert info["settings"]["store"] == "set"
     assert scheduler.runtime.telemetry.decode_steps == 200

@@ -11,8 +11,9 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from lynx_controller import Phase
 from lynx_kernels import RowClass
+from lynx_sglang.integration.streamer import reporting_streamer
 from lynx_sglang.loop.step import phase_of, step_of
-from lynx_sglang.loop.tier import Account, Tier, account_of, reporting_streamer, tier_of
+from lynx_sglang.loop.tier import Account, Tier, account_of, tier_of
 
 
 def request(rid: str = "a", **params: Any) -> SimpleNamespace:

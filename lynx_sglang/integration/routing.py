@@ -1,0 +1,35 @@
+"""The hook on SGLang's routing: selection after top-k, before pad masks, EPLB remap and capture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lynx_sglang.loop.runtime import Runtime
+from lynx_sglang.loop.scores import scores_of
+
+
+def post_process_topk(runtime: Runtime) -> Callable[..., Any]:
+    """The hook around ``_post_process_topk_ids``, which SGLang calls with keywords only."""
+
+    def hook(original: Callable[..., Any], **call: Any) -> Any:
+        selection = runtime.select(
+            call["layer_id"],
+            call["topk_ids"],
+            call["topk_weights"],
+            lambda: scores_of(call["router_logits"], call["topk_config"]),
+            call["topk_config"].correction_bias,
+            is_final=is_final(call),
+        )
+        if selection is not None:
+            call["topk_ids"], call["topk_weights"] = selection
+        return original(**call)
+
+    return hook
+
+
+def is_final(call: dict[str, Any]) -> bool:
+    """Whether SGLang leaves ids and weights of live rows as selection makes them."""
+    is_remapped = call.get("expert_location_dispatch_info") is not None
+    factor = call["topk_config"].fused_shared_experts_scaling_factor
+    return not is_remapped and factor in (None, 1)

@@ -1,0 +1,27 @@
+"""Router scores of a layer, as the model's own top-k sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn.functional import softplus
+
+SCORES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "softmax": lambda logits: logits.softmax(dim=-1, dtype=torch.float32),
+    "sigmoid": lambda logits: torch.sigmoid(logits.float()),
+    "sqrtsoftplus": lambda logits: softplus(logits.float()).sqrt(),
+}
+
+
+def scores_of(router_logits: torch.Tensor, topk_config: Any) -> torch.Tensor:
+    """Router scores [M, E] float32, as the model's own top-k sees them before any bias.
+
+    A biased grouped router is a sigmoid whatever its ``scoring_func`` says. A custom routing
+    function hides its scores; softmax keeps the order of the logits, which is what refills need.
+    """
+    is_biased_group = topk_config.use_grouped_topk and topk_config.correction_bias is not None
+    is_custom = topk_config.custom_routing_function is not None
+    name = "sigmoid" if is_biased_group else topk_config.scoring_func
+    return SCORES["softmax" if is_custom else name](router_logits)
