@@ -29,7 +29,7 @@ class ExpertLayers:
         from sglang.srt.runtime_context import get_server_args
 
         config, builder = layer.moe_runner_config, builder_of(layer)
-        self.device = layer.w13_weight.device
+        self.device = next(layer.parameters()).device  # formats name their weights differently
         runner = getattr(builder, "runner", None)
         reason: str | None
         if get_server_args().moe_runner_backend != BACKEND:

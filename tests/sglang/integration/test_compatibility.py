@@ -1,0 +1,228 @@
+"""Servers that Lynx refuses at start, with the reason and what to do."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from sglang.srt.arg_groups import overrides, resolution_hooks
+from sglang.srt.server_args import ServerArgs
+
+from lynx_sglang.errors import UnsupportedError
+from lynx_sglang.integration import compatibility, formats
+from lynx_sglang.integration.compatibility import FIRST_STEP, LAST_STEP, refusal
+from lynx_sglang.integration.formats import Experts, num_experts_of, routes_inside
+from lynx_sglang.settings import TRANSPORT_VARIABLE, Settings
+
+
+def arguments(device: str = "cpu", **changes: Any) -> ServerArgs:
+    return ServerArgs(model_path="m", device=device, **{"moe_runner_backend": "lynx", **changes})
+
+
+@pytest.fixture(autouse=True)
+def _no_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:0"])
+def test_a_plain_moe_server_is_served(device: str) -> None:
+    assert refusal(Settings(), arguments(device), Experts(64)) is None
+
+
+@pytest.mark.parametrize("tp_size", [1, 8])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_tensor_and_expert_parallelism_are_served(device: str, tp_size: int) -> None:
+    for ep_size in (1, tp_size):
+        args = arguments(device, tp_size=tp_size, ep_size=ep_size)
+        assert refusal(Settings(), args, Experts(64)) is None
+
+
+def test_the_tables_reasons_are_the_checks() -> None:
+    reason = refusal(Settings(), arguments("cuda", attn_dp_size=8), Experts(64))
+    assert str(reason).startswith("--attn-dp-size 8 (or --dp-size with --enable-dp-attention)")
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (Settings(shadow_share=0.1), "--lynx-shadow-share"),
+        (Settings(max_quality_loss=0.01), "--lynx-max-quality-loss"),
+    ],
+)
+def test_shadow_passes_are_not_served_on_a_gpu(settings: Settings, text: str) -> None:
+    assert text in str(refusal(settings, arguments("cuda"), Experts(64)))
+    assert refusal(settings, arguments("cpu"), Experts(64)) is None
+
+
+@pytest.mark.parametrize("policy", ["random", "lynx-v3"])
+def test_a_policy_without_a_gpu_kernel_is_refused_on_a_gpu(policy: str) -> None:
+    reason = refusal(Settings(policy=policy), arguments("cuda"), Experts(64))
+    assert f"--lynx-policy {policy}" in str(reason)
+    assert "Choose one of lynx, full, topk," in str(reason)
+    assert refusal(Settings(policy=policy), arguments("cpu"), Experts(64)) is None
+
+
+def test_another_device_is_refused() -> None:
+    assert "--device npu is not served" in str(refusal(Settings(), arguments("npu"), Experts(64)))
+
+
+def test_a_dense_model_is_refused() -> None:
+    assert "dense" in str(refusal(Settings(), arguments(), Experts(0)))
+
+
+def test_a_budget_above_the_models_experts_is_refused() -> None:
+    assert "at most this model's 64 experts, got 65" in str(
+        refusal(Settings(budget=65), arguments(), Experts(64))
+    )
+
+
+def test_a_cpu_runs_plain_weights_in_its_own_runner(monkeypatch: pytest.MonkeyPatch) -> None:
+    fp8 = refusal(Settings(), arguments(), Experts(64, "fp8"))
+    assert "--quantization fp8 is not served on a CPU" in str(fp8)
+    named = arguments(moe_runner_backend="triton")
+    assert "--moe-runner-backend triton" in str(refusal(Settings(), named, Experts(64)))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert "CUDA_VISIBLE_DEVICES" in str(refusal(Settings(), arguments(), Experts(64)))
+
+
+# ------------------------------------------------------------------ what runs the experts
+
+
+@pytest.mark.parametrize(
+    ("experts", "arch", "reason"),
+    [
+        (Experts(64), 90, None),
+        (Experts(64), 80, None),
+        (Experts(64), 75, "compute capability 7.5"),
+        (Experts(64, "fp8", (128, 128)), 90, None),
+        (Experts(64, "fp8"), 89, None),
+        (Experts(64, "w8a8_fp8"), 90, None),
+        (Experts(64, "modelopt_fp8"), 90, None),
+        (Experts(64, "fp8", (128, 128)), 80, "with fp8 weights"),
+        (Experts(64, "fp8", (64, 128)), 90, "(64, 128) block"),
+        (Experts(64, "fp8", (128, 128), is_fp4=True), 90, "fp4 weights"),
+        (Experts(64, "awq"), 90, "awq weights"),
+        (Experts(64, "mxfp4"), 90, "mxfp4 weights"),
+        (Experts(64, "modelopt_fp4"), 100, "modelopt_fp4 weights"),
+        (Experts(64, "compressed-tensors"), 90, "compressed-tensors weights"),
+    ],
+)
+def test_formats_that_lynx_kernels_cover(experts: Experts, arch: int, reason: str | None) -> None:
+    given = experts.uncovered(arch)
+    assert given is None if reason is None else reason in str(given)
+
+
+def test_the_limits_are_the_kernels() -> None:
+    from lynx_kernels.fused_moe import SCALE_BLOCK
+    from lynx_sglang.gpu import fused_runner
+
+    assert formats.SCALE_BLOCK == SCALE_BLOCK
+    assert formats.MIN_ARCH == fused_runner.MIN_ARCH
+    assert formats.MIN_FP8_ARCH == fused_runner.MIN_FP8_ARCH
+
+
+@pytest.mark.parametrize(
+    ("runner", "other"),
+    [
+        ("triton_kernel", "marlin"),
+        ("flashinfer_trtllm", "flashinfer_trtllm_routed"),
+        ("flashinfer_mxfp4", "marlin"),
+    ],
+)
+def test_a_runner_that_routes_by_itself_is_refused_and_another_named(
+    runner: str, other: str
+) -> None:
+    reason = str(routes_inside(runner, Experts(64, "mxfp4")))
+    assert reason.startswith(f"--moe-runner-backend {runner} is not served")
+    assert f"Add --moe-runner-backend {other}" in reason
+    assert routes_inside(other, Experts(64, "mxfp4")) is None
+    assert routes_inside("flashinfer_mxfp4", Experts(64, "fp8", is_fp4=True)) is None
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The two registered steps, on SGLang's own record; the model's configuration is a stand-in."""
+
+    def register(quantization: str | None) -> tuple[Any, Any]:
+        hf_config = SimpleNamespace(num_experts=64, quantization_config=None)
+        model_config = SimpleNamespace(
+            hf_config=hf_config, hf_text_config=hf_config, quantization=quantization
+        )
+        monkeypatch.setattr(overrides, "model_config_of", lambda _args: model_config)
+        monkeypatch.setattr(compatibility, "gpu_arch", lambda: 90)
+        compatibility.register()
+        hooks = resolution_hooks._HOOKS
+        return hooks[FIRST_STEP][0], hooks[LAST_STEP][0]
+
+    monkeypatch.setattr(resolution_hooks, "_HOOKS", {})
+    monkeypatch.setenv(TRANSPORT_VARIABLE, Settings().to_json())
+    return register
+
+
+@pytest.mark.parametrize(
+    ("device", "runner", "quantization", "meanwhile", "resolved"),
+    [
+        ("cuda", "lynx", None, "auto", "triton"),
+        ("cuda", "lynx", "fp8", "auto", "triton"),
+        ("cuda", "lynx", "w8a8_fp8", "auto", "triton"),
+        ("cuda", "lynx", "compressed-tensors", "auto", "auto"),
+        ("cuda", "lynx", "awq", "auto", "auto"),
+        ("cuda", "flashinfer_cutlass", None, "flashinfer_cutlass", "flashinfer_cutlass"),
+        ("cpu", "lynx", None, "lynx", "lynx"),
+    ],
+)
+def test_what_runs_the_experts(
+    device: str,
+    runner: str,
+    quantization: str | None,
+    meanwhile: str,
+    resolved: str,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: Any,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: device == "cuda")
+    args = arguments(device, moe_runner_backend=runner)
+    first, last = steps(quantization)
+    first(args, lambda _args: None)
+    assert overrides.resolving_view(args).moe_runner_backend == meanwhile
+    last(args, lambda _args: None)
+    assert overrides.resolving_view(args).moe_runner_backend == resolved
+    assert args.moe_runner_backend == runner  # what the operator asked for stays known
+
+
+def test_what_sglang_chose_stays_and_is_asked(monkeypatch: pytest.MonkeyPatch, steps: Any) -> None:
+    """gpt-oss: SGLang's choice for MXFP4 routes by itself; no other is put in its place."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    args = arguments("cuda")
+    first, last = steps("mxfp4")
+    first(args, lambda _args: None)
+    overrides.declare_resolution(args, "model", moe_runner_backend="flashinfer_mxfp4")
+    with pytest.raises(UnsupportedError, match="flashinfer_mxfp4 is not served: it routes inside"):
+        last(args, lambda _args: None)
+
+
+# ------------------------------------------------------------------ models
+
+
+@pytest.mark.parametrize(
+    ("names", "count"),
+    [
+        ({"num_experts": 64}, 64),
+        ({"n_routed_experts": 160}, 160),
+        ({"num_local_experts": 8}, 8),
+        ({"num_experts": None}, 0),
+        ({}, 0),
+    ],
+)
+def test_expert_counts_by_their_published_names(names: dict[str, Any], count: int) -> None:
+    assert num_experts_of(SimpleNamespace(**names)) == count
+
+
+def test_a_checkpoints_own_quantization_counts() -> None:
+    declared = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    hf_config = SimpleNamespace(num_experts=8, quantization_config=declared)
+    model_config = SimpleNamespace(hf_config=hf_config, hf_text_config=hf_config)
+    assert Experts.of(model_config, None) == Experts(8, "fp8", (128, 128))
+    assert Experts.of(model_config, "awq").quantization == "awq"

@@ -1,0 +1,104 @@
+"""The table of features against SGLang's arguments: complete, parsed by its names, and read."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sglang.srt.server_args import ServerArgs
+
+from lynx_sglang.integration.features import FEATURES, Feature, refusals, rows
+
+WITHOUT_EFFECT = Path(__file__).with_name("fields_without_effect.txt")
+# Fields that the check reads by itself, or that SGLang resolves into fields of the table.
+READ_ELSEWHERE = {
+    *("model_path", "device", "quantization", "moe_runner_backend"),
+    *("enable_dp_attention", "rl_on_policy_target"),
+}
+ASKED: dict[str, Any] = {
+    "moe_a2a_backend": "deepep",
+    "ep_dispatch_algorithm": "static",
+    "init_expert_location": "map.json",
+    "elastic_ep_backend": "nixl",
+    "ep_join_mode": "scale",
+    "load_format": "expert_pack",
+    "kt_weight_path": "/weights",
+    "cpu_offload_gb": 4,
+    "lora_paths": ["a=/adapter"],
+    "model_impl": "transformers",
+    "speculative_algorithm": "NGRAM",
+    "decoupled_spec_role": "verifier",
+    "dllm_algorithm": "LowConfidence",
+    "disaggregation_mode": "decode",
+    "modelopt_quant": "fp8",
+}
+
+
+def asked(feature: Feature) -> Any:
+    default = getattr(ServerArgs(model_path="m"), feature.field)
+    is_count = isinstance(default, int) and not isinstance(default, bool)
+    return ASKED.get(feature.field, 2 if is_count or feature.field == "max_ep_size" else True)
+
+
+def test_every_argument_of_sglang_is_classified() -> None:
+    lines = WITHOUT_EFFECT.read_text().splitlines()
+    names = [name for line in lines if not line.startswith("#") for name in line.split()]
+    without, table = set(names), {feature.field for feature in FEATURES}
+    assert len(names) == len(without)
+    assert not without & table
+    fields = set(ServerArgs.__struct_fields__)
+    assert fields - without - table - READ_ELSEWHERE == set(), "new: put them in the table"
+    assert without | table | READ_ELSEWHERE <= fields, "gone from SGLang"
+
+
+def test_flags_are_sglangs_and_set_the_field_that_is_read() -> None:
+    parser = argparse.ArgumentParser()
+    ServerArgs.add_cli_args(parser)
+    options = parser._option_string_actions
+    assert {each.flag: options[each.flag].dest for each in FEATURES} == {
+        each.flag: each.field for each in FEATURES
+    }
+    assert all(name.split()[0] in options for each in FEATURES for name in each.also)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_a_server_without_options_asks_for_nothing(device: Any) -> None:
+    assert list(refusals(ServerArgs(model_path="m"), device)) == []
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+@pytest.mark.parametrize("feature", FEATURES, ids=lambda each: each.field)
+def test_each_is_served_or_refused_in_one_line(feature: Feature, device: Any) -> None:
+    value = asked(feature)
+    lines = list(refusals(ServerArgs(model_path="m", **{feature.field: value}), device))
+    if feature.reason_on(device) is None:
+        assert lines == []
+        return
+    (line,) = lines
+    given = feature.flag if value is True else f"{feature.flag} {asked(feature)}"
+    assert line.startswith(given.replace("['a=/adapter']", "a=/adapter"))
+    assert "is not served" in line
+    assert str(feature.reason_on(device)) in line
+    assert line.endswith(feature.remedy)
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("field", "device", "where"),
+    [
+        ("enable_mixed_chunk", "cuda", " on a GPU"),
+        ("modelopt_quant", "cpu", " on a CPU"),
+        ("enable_eplb", "cpu", ""),
+    ],
+)
+def test_the_line_says_where(field: str, device: Any, where: str) -> None:
+    args = ServerArgs(model_path="m", **{field: ASKED.get(field, True)})
+    assert f"is not served{where}:" in next(refusals(args, device))
+
+
+def test_rows_are_the_table() -> None:
+    assert [row.flags[0] for row in rows()] == [feature.flag for feature in FEATURES]
+    served = {row.flags[0] for row in rows() if row.cuda is None and row.cpu is None}
+    assert served == {"--tp-size", "--ep-size"}
