@@ -20,7 +20,9 @@ PAGES = [
     ROOT / "benchmarks/frontier/README.md",
 ]
 PAGES = [page for page in PAGES if page.is_file()]
-CODE = re.compile(r"^```\w*\n(.*?)^```|^(?: {4}|\t)(\S[^\n]*)$|`([^`\n]+)`", re.MULTILINE | re.DOTALL)
+CODE = re.compile(
+    r"^```\w*\n(.*?)^```|^(?: {4}|\t)(\S[^\n]*)$|`([^`\n]+)`", re.MULTILINE | re.DOTALL
+)
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
 FOREIGN_FLAGS = {"--from-dataset"}  # sgl-eval's
 FOREIGN = ("uvx", "uv ", "pip ", "curl", "python3 -m pip", "ncu", "locust")  # other programs
