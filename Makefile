@@ -3,79 +3,82 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.lynx-ready
 PORT ?= 30000
+SLO_MS ?= 20
 MODEL := models/lynx-moe-tiny
 SERVER := --model-path $(MODEL) --device cpu --mem-fraction-static 0.1 --max-total-tokens 32768 \
 	--max-running-requests 64 --port $(PORT)
+# GPU targets install nothing: any Python with torch and Triton, in a plain copy of the checkout.
+GPU_PYTHON ?= $(if $(wildcard $(STAMP)),$(PYTHON),python3)
+gpu-%: export PYTHONPATH := $(CURDIR)/kernels:$(CURDIR)/controller
 
-.PHONY: help env demo serve test check format docs bench bench-shadow gpu-check gpu-bench gpu-e2e gpu-tune gpu-resources clean
+.DEFAULT_GOAL := help
+.PHONY: help env demo serve test check format docs bench bench-shadow \
+	gpu-check gpu-bench gpu-e2e gpu-tune gpu-resources clean
 
-help:  ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-env: $(STAMP)  ## one environment in .venv, with SGLang: about 10 GB
+env: $(STAMP)  ## make the environment in .venv: SGLang, this project and its tools (10 GB)
 
 $(STAMP): pyproject.toml scripts/make_env.sh
 	sh scripts/make_env.sh $(VENV)
 	@touch $@
 
-demo: $(STAMP)  ## the same load on plain SGLang and on Lynx; report in build/demo
+demo: $(STAMP)  ## run one load on plain SGLang and on Lynx (8 minutes, CPU); report in build/demo
 	$(PYTHON) -m loadtests.demo --model $(MODEL) --out build/demo
 
-serve: $(STAMP)  ## a Lynx server that stays; SLO_MS sets its promise
-	@printf '%s\n' "When the server is ready:" \
+serve: $(STAMP)  ## start a Lynx server on this CPU; SLO_MS=20 and PORT=30000 can be changed
+	@printf '%s\n' "The server is ready when its log says 'The server is fired up'. Then:" \
 	  "  curl -s http://127.0.0.1:$(PORT)/v1/chat/completions -H 'Content-Type: application/json' -d \
 	'{\"model\": \"lynx\", \"messages\": [{\"role\": \"user\", \"content\": \"Ann has 5 apples and buys 7 more. How many apples does she have?\"}]}'" \
 	  "  $(VENV)/bin/lynx-sglang status --url http://127.0.0.1:$(PORT)"
 	$(PYTHON) -m sglang.launch_server $(SERVER) --enable-metrics \
-	  --moe-backend lynx --lynx-slo-itl-ms $(or $(SLO_MS),20)
+	  --moe-backend lynx --lynx-slo-itl-ms $(SLO_MS)
 
-test: $(STAMP)  ## all tests, the end-to-end ones on a real server included
+test: $(STAMP)  ## run all tests, also those on real servers
 	$(PYTHON) -m pytest
 
-check: $(STAMP)  ## format, lint, types and tests
+check: $(STAMP)  ## run all that CI runs: format, lint, types, docs, tests
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
-	$(PYTHON) -m pytest
+	$(MAKE) docs
+	$(MAKE) test
 
-format: $(STAMP)
+format: $(STAMP)  ## format the code and mend what the linter can
 	$(PYTHON) -m ruff format .
 	$(PYTHON) -m ruff check --fix .
 
-docs: $(STAMP)  ## the documentation site in build/docs; a broken link ends it
+docs: $(STAMP)  ## build the documentation in build/docs; a broken link fails
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
 
-bench: $(STAMP)  ## decode step of plain SGLang and Lynx on this CPU
+bench: $(STAMP)  ## time a decode step of plain SGLang and of Lynx on this CPU
 	$(PYTHON) -m benchmarks.decode_step
 	$(PYTHON) -m benchmarks.decode_step --width 8 \
 	  --out benchmarks/results/cpu/decode_step_x8.json
 
-bench-shadow: $(STAMP)  ## what the quality guard's shadow passes cost
+bench-shadow: $(STAMP)  ## time decode steps with and without shadow passes on this CPU
 	$(PYTHON) -m benchmarks.shadow_step
 
-# On a GPU machine: no installation, any Python with torch and Triton. ARGS=--dry-run needs no GPU.
-GPU_PYTHON ?= $(if $(wildcard $(STAMP)),$(PYTHON),python3)
-gpu-%: export PYTHONPATH := $(CURDIR)/kernels:$(CURDIR)/controller
-
-gpu-check:  ## are the Triton kernels right on this GPU? under 10 minutes
+gpu-check:  ## GPU: compare the Triton kernels with references (10 minutes; ARGS=--dry-run: no GPU)
 	$(GPU_PYTHON) -m benchmarks.gpu.check $(ARGS)
 	@if command -v compute-sanitizer >/dev/null && [ -z "$(ARGS)" ]; then \
 	  timeout 150 compute-sanitizer --error-exitcode 1 \
 	    $(GPU_PYTHON) -m benchmarks.gpu.check --quick --limit-min 2 || [ $$? -eq 124 ]; \
 	else echo "compute-sanitizer: not run"; fi
 
-gpu-bench:  ## their time against the byte floor, SGLang and the active experts; under 10 minutes
+gpu-bench:  ## GPU: time the kernels against the byte floor and SGLang (10 minutes; ARGS=--dry-run)
 	$(GPU_PYTHON) -m benchmarks.gpu.bench $(ARGS)
 
-gpu-e2e:  ## a real server, plain and with Lynx, at constant batches; under 10 minutes
+gpu-e2e:  ## GPU: time plain and Lynx servers at constant batches (10 minutes; ARGS=--dry-run)
 	$(GPU_PYTHON) -m benchmarks.gpu.e2e $(ARGS)
 
-gpu-tune:  ## sweep tile shapes on this GPU
+gpu-tune:  ## GPU: sweep the kernels' tile shapes (ARGS=--dry-run)
 	$(GPU_PYTHON) -m benchmarks.gpu.tune $(ARGS)
 
-gpu-resources:  ## compile for GPUs that are not here, write kernels/RESOURCES.md and the predictions
+gpu-resources:  ## compile for sm_80, 90 and 100 without a GPU: kernels/RESOURCES.md, predictions
 	$(GPU_PYTHON) -m benchmarks.gpu.resources
 	$(GPU_PYTHON) -m benchmarks.gpu.model > benchmarks/gpu/PREDICTIONS.md
 
-clean:
+clean:  ## remove build/
 	rm -rf build

@@ -1,4 +1,4 @@
-"""What the demo must show, each bar with its figure."""
+"""The demo's pass or fail bars, each with its measured figure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TASKS = ("math", "code")
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One promise, what was measured, and whether it held."""
+    """One requirement, its measured figure, and whether it is met."""
 
     name: str
     figure: str

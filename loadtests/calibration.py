@@ -1,4 +1,4 @@
-"""The plain server's own times on this machine: what the demo's SLO and load are derived from."""
+"""Times of a plain server on this machine; the demo derives its SLO and its load from them."""
 
 from __future__ import annotations
 

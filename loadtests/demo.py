@@ -2,10 +2,9 @@
 
     python -m loadtests.demo --model models/lynx-moe-tiny --out build/demo
 
-The SLO and the request rates are derived from the plain server's own times in this run, so that
-the load is a real one and the SLO both binding and feasible on any machine. Writes
-``report.json``, ``series.json``, ``demo.png``, ``demo-details.png`` and the raw records under
-``--out``; exit code 1 if a bar fails.
+The SLO and the request rates come from the plain server's times in the same run, so that the SLO
+binds and can be met on any machine. Writes ``report.json``, ``series.json``, ``demo.png``,
+``demo-details.png`` and the raw records under ``--out``; exit code 1 if a bar fails.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,20 +23,22 @@ from loadtests import calibration, picture, report
 from loadtests.bars import judge
 from loadtests.calibration import Pace
 from loadtests.monitor import Monitor, Sample
+from loadtests.progress import Stages, say
 from loadtests.record import Record, read
 from loadtests.series import Demo, Series
 from loadtests.server import Server, stop_with_me
 from loadtests.shapes import Plateau, Shape
 from models.widen import widen
 
-# The SLO lies this share of the way from the unloaded ITL to the loaded one, medians both: a decode
-# step of the loaded plain server is over it, one on few experts under it.
+# The SLO lies this share of the way from the median unloaded ITL to the median loaded one. A decode
+# step of the loaded plain server takes longer than the SLO, a step on few experts less.
 SLO_SHARE = 0.9
-# The model in the repository is so small that a CPU's fixed costs per operation hide its experts.
-# Eight times wider ones, the same function, weigh in a step as a real model's do (models/widen.py).
+# The bundled model is so small that a CPU's fixed costs per operation hide its experts. Experts of
+# eight times the width compute the same function and cost a share of a step as in a real model
+# (models/widen.py).
 WIDTH = 8
-# Decode steps that both servers run between prefills, so that fewer than 5 % of gaps hold one: a
-# p95 promise could not be kept otherwise, by any choice of experts.
+# Decode steps between two prefills, on both servers. A prefill then lies in fewer than 5 % of gaps;
+# otherwise no choice of experts could meet a p95 SLO.
 PREFILL_INTERVAL = 24
 # Request rates, as shares of what the plain server answers with STREAMS requests running.
 STREAMS = 16
@@ -44,6 +46,17 @@ LOW_SHARE, HIGH_SHARE = 0.1, 1.0
 LOW_S, HIGH_S = 15.0, 80.0
 UNLOADED_S, LOADED_S, WARM_UP_S = 8.0, 20.0, 4.0
 FULL_BUDGET = -1  # as /set_internal_state spells it
+STAGES = (
+    "start plain SGLang",
+    "measure it with one stream",
+    "measure it with all streams",
+    "load plain SGLang",
+    "start Lynx",
+    "warm it up",
+    "load Lynx",
+    "load Lynx at full budget: the kernels alone",
+    "draw the pictures",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,27 +83,35 @@ def main() -> int:
     options = parser.parse_args()
     stop_with_me()
     began_s = time.monotonic()
+    stages = Stages(*STAGES)
 
     model = options.model
     if options.width != 1:
         model = widen(model, options.out / f"{model.name}-x{options.width}", options.width)
     common = (f"--prefill-decode-interval={PREFILL_INTERVAL}",)
-    with Server(model, options.out / "sglang.log", common) as server:
-        say(began_s, "plain SGLang is up; measuring it unloaded and loaded")
-        unloaded = calibration.measure(server.url, 1, UNLOADED_S)
-        loaded = calibration.measure(server.url, options.streams, LOADED_S)
+    with ExitStack() as stack:
+        with stages.next():
+            server = stack.enter_context(Server(model, options.out / "sglang.log", common))
+        with stages.next(UNLOADED_S):
+            unloaded = calibration.measure(server.url, 1, UNLOADED_S)
+        with stages.next(LOADED_S):
+            loaded = calibration.measure(server.url, options.streams, LOADED_S)
         slo_ms = slo(unloaded, loaded, options.slo_share)
         shape = shape_of(loaded, options.high_s)
-        say(began_s, f"SLO {slo_ms:g} ms; {explain(unloaded, loaded)}; load {shape}")
-        plain = load("sglang", server, shape, slo_ms, options)
+        say(f"{explain(unloaded, loaded)}\nSLO: {slo_ms:g} ms, load: {shape}")
+        with stages.next(shape.duration_s):
+            plain = load("sglang", server, shape, slo_ms, options)
     lynx_options = (*common, "--moe-backend=lynx", f"--lynx-slo-itl-ms={slo_ms}")
-    with Server(model, options.out / "lynx.log", lynx_options) as server:
-        say(began_s, "Lynx is up; the same load")
-        calibration.measure(server.url, 1, WARM_UP_S)
-        lynx = load("lynx", server, shape, slo_ms, options)
-        say(began_s, "the same load once more, at full budget: what the kernel alone brings")
+    with ExitStack() as stack:
+        with stages.next():
+            server = stack.enter_context(Server(model, options.out / "lynx.log", lynx_options))
+        with stages.next(WARM_UP_S):
+            calibration.measure(server.url, 1, WARM_UP_S)
+        with stages.next(shape.duration_s):
+            lynx = load("lynx", server, shape, slo_ms, options)
         server.post("/set_internal_state", {"server_args": {"lynx_budget": FULL_BUDGET}})
-        full = load("lynx-full", server, shape, slo_ms, options)
+        with stages.next(shape.duration_s):
+            full = load("lynx-full", server, shape, slo_ms, options)
 
     fell_s = shape.edges_s[-2]
     runs = [
@@ -114,7 +135,8 @@ def main() -> int:
     ]
     over_time = Demo(document["command"], slo_ms, list(shape.edges_s), series)
     over_time.write(options.out / "series.json")
-    picture.draw(options.out, over_time)
+    with stages.next():
+        picture.draw(options.out, over_time)
     print(report.table(document), *bars, sep="\n")
     print(f"written in {options.out}: report.json, series.json, demo.png, demo-details.png")
     return 0 if all(bar.is_met for bar in bars) else 1
@@ -151,13 +173,9 @@ def load(
 
 def explain(unloaded: Pace, loaded: Pace) -> str:
     return (
-        f"plain ITL p50 {unloaded.itl_p50_ms:.1f} ms alone, p50 {loaded.itl_p50_ms:.1f} and "
-        f"p95 {loaded.itl_p95_ms:.1f} ms with {loaded.streams} streams"
+        f"plain SGLang: ITL p50 {unloaded.itl_p50_ms:.1f} ms with one stream, "
+        f"p50 {loaded.itl_p50_ms:.1f} and p95 {loaded.itl_p95_ms:.1f} ms with {loaded.streams}"
     )
-
-
-def say(began_s: float, text: str) -> None:
-    print(f"[{time.monotonic() - began_s:5.0f} s] {text}", flush=True)
 
 
 if __name__ == "__main__":

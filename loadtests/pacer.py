@@ -1,8 +1,7 @@
 """The open-loop pacer: requests leave when they are due, whether or not earlier ones came back.
 
 A closed loop waits for the server, so a slow server is asked less and its overload stays hidden.
-Here the server's slowness cannot delay an arrival; only the client's own can, and that is
-measured and said.
+Here only the client can delay an arrival; its lateness is measured and reported.
 """
 
 from __future__ import annotations

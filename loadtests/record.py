@@ -29,7 +29,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What one request was, cost and answered. Times are seconds since the load began."""
+    """One request: its problem, its times (seconds since the load began) and its answer."""
 
     index: int
     task: str

@@ -26,7 +26,7 @@ CPU_OPTIONS = (
     "--max-running-requests=64",
     "--enable-metrics",
 )
-# The two ways in: each takes the same options.
+# Both launchers take the same options.
 LAUNCH_SERVER = (sys.executable, "-m", "sglang.launch_server")
 SERVE = (str(Path(sys.executable).with_name("sglang")), "serve")
 READY_TIMEOUT_S = 300.0
@@ -121,9 +121,9 @@ class Server:
 
     def stop(self) -> None:
         """End the whole process group; returns when it is gone."""
-        for wish in (signal.SIGTERM, signal.SIGKILL):
+        for request in (signal.SIGTERM, signal.SIGKILL):
             with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, wish)
+                os.killpg(self._process.pid, request)
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(STOP_TIMEOUT_S)
 

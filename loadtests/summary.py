@@ -1,4 +1,4 @@
-"""What a load came to: latency, SLO attainment, throughput and accuracy from raw records."""
+"""Summary of a load: latency, SLO attainment, throughput and accuracy from raw records."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def summarise(
 
 
 def faults(summary: dict[str, Any]) -> list[str]:
-    """Why a load did not pass; empty when it did."""
+    """Reasons why a load failed; empty if it passed."""
     reasons = []
     if not summary["requests"]:
         reasons.append("no request was sent")

@@ -1,4 +1,4 @@
-"""What is asked: both tasks in turn, the same problems for the same seed."""
+"""Questions of a load: both tasks in turn, the same problems for the same seed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def questions(count: int, *, seed: int, split: str = "test") -> list[Question]:
 
 
 def check(records: Sequence[Record], asked: Sequence[Question]) -> list[Record]:
-    """``records`` with their verdicts; run it after the load, it takes the cores."""
+    """``records`` with their verdicts. It keeps the cores busy, so run it after the load."""
     return [
         replace(
             record,

@@ -1,13 +1,16 @@
-"""The demo's arithmetic: SLO, load, recovery, bars, table."""
+"""The demo: its SLO, load, recovery, bars, table, and what it says while it runs."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from loadtests import report
+from loadtests import calibration, demo, picture, report
 from loadtests.bars import judge
 from loadtests.calibration import Pace
 from loadtests.demo import HIGH_SHARE, LOW_SHARE, shape_of, slo
@@ -89,3 +92,27 @@ def test_table_has_a_line_per_run() -> None:
     text = report.table(report.document(20.0, [PLAIN, LYNX]))
     assert "60.0%" in text
     assert [line.split()[0] for line in text.splitlines()[3:5]] == ["sglang", "lynx"]
+
+
+def test_every_stage_is_announced_with_its_number_and_the_next(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    server = SimpleNamespace(url="", post=lambda path, body: None)
+    alone, loaded = Pace(1, 8.0, 9.0, 1.0, 60.0), Pace(16, 30.0, 48.0, 5.0, 400.0)
+    paces = iter([alone, loaded, alone])
+    rows = iter([PLAIN, LYNX, LYNX])
+    summary = {"began_at": 0.0, "slo": {"violation_rate": 0.0}}
+    runs = {name: demo.Run(name, [], summary, []) for name in ("sglang", "lynx", "lynx-full")}
+    monkeypatch.setattr(demo, "stop_with_me", lambda: None)
+    monkeypatch.setattr(demo, "Server", lambda *_: nullcontext(server))
+    monkeypatch.setattr(demo, "load", lambda name, *_: runs[name])
+    monkeypatch.setattr(calibration, "measure", lambda *_: next(paces))
+    monkeypatch.setattr(report, "row", lambda *_: next(rows))
+    monkeypatch.setattr(picture, "draw", lambda *_: None)
+    monkeypatch.setattr("sys.argv", ["demo", "--width", "1", "--out", str(tmp_path)])
+    assert demo.main() == 0
+    said = capsys.readouterr().err
+    for number, name in enumerate(demo.STAGES, 1):
+        assert f"{number} of {len(demo.STAGES)}: {name}" in said
+    for name in demo.STAGES[1:]:
+        assert f"; next: {name}\n" in said
