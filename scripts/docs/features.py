@@ -1,29 +1,30 @@
-"""The table of SGLang features that Lynx serves or refuses, made from the refusals themselves."""
+"""The table of SGLang's features beside Lynx, made from the refusals themselves."""
 
 from __future__ import annotations
 
-from lynx_sglang.integration import compatibility
+from lynx_sglang.integration.features import rows
+from lynx_sglang.integration.formats import ROUTING_RUNNERS
 from scripts.docs.markdown import table
 
 
 def features_table() -> str:
-    every = "CPU and GPU"
-    rows = [
-        ("`--moe-a2a-backend`", every, "Each rank would select for rows of its own."),
-        ("`--init-expert-location`", every, "Experts keep their places and ids."),
-        *((f"`{compatibility.flag_of(name)}`", every, "Experts keep their places and ids.")
-          for name in compatibility.NOT_PLACED),
-        ("`--enable-lora`, `--lora-paths`", every, "LoRA on MoE layers is not served."),
-        *((f"`{compatibility.flag_of(name)}` above 1", every,
-           "Only ranks of tensor and expert parallelism share decisions.")
-          for name in compatibility.NOT_SPREAD),
-        *((f"`{compatibility.flag_of(name)}`", every, "Ranks would route different rows.")
-          for name in compatibility.SCATTERED),
-        ("`--speculative-algorithm`", every, "Verify steps are not selected."),
-        *((f"`{compatibility.flag_of(name)}`", "GPU", reason)
-          for name, reason in compatibility.NOT_WITH_GPU.items()),
-        ("`--lynx-shadow-share`, `--lynx-max-quality-loss`", "GPU",
-         "Captured steps do not run twice."),
-        ("`--quantization`", "CPU", "Quantised experts do not run on the CPU platform."),
-    ]  # fmt: skip
-    return table(("Refused with Lynx", "On", "Reason"), rows)
+    """A row per feature; a server that asks for a refused one stops with this reason."""
+    lines = []
+    for row in rows():
+        flags = ", ".join(f"`{flag}`" for flag in row.flags)
+        reason = row.cpu or row.cuda
+        if row.cpu and row.cuda and row.cpu != row.cuda:
+            reason = f"CPU: {row.cpu}. GPU: {row.cuda}"
+        why = "" if reason is None else f"{reason[:1].upper()}{reason[1:]}. {row.remedy}"
+        lines.append((row.name, flags, verdict(row.cpu), verdict(row.cuda), why))
+    return table(("Feature", "Flag", "CPU", "GPU", "Reason, and what to do"), lines)
+
+
+def verdict(reason: str | None) -> str:
+    return "**served**" if reason is None else "refused"
+
+
+def runners_table() -> str:
+    """SGLang's runners that no selection can stand before, and one to name instead."""
+    lines = [(f"`{runner}`", f"`{other}`") for runner, other in ROUTING_RUNNERS.items()]
+    return table(("`--moe-runner-backend`, refused", "Name instead"), lines)

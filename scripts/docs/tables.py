@@ -15,6 +15,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "names": reference.names_table,
     "versions": reference.versions_table,
     "features": features.features_table,
+    "runners": features.runners_table,
     "modules": modules.modules_table,
     "demo": results.demo_table,
     "decode": results.decode_table,
