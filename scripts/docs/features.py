@@ -6,6 +6,8 @@ from lynx_sglang.integration.features import rows
 from lynx_sglang.integration.formats import ROUTING_RUNNERS
 from scripts.docs.markdown import table
 
+REMOVE = "Remove it."  # the remedy of most
+
 
 def features_table() -> str:
     """A row per feature; a server that asks for a refused one stops with this reason."""
@@ -15,9 +17,11 @@ def features_table() -> str:
         reason = row.cpu or row.cuda
         if row.cpu and row.cuda and row.cpu != row.cuda:
             reason = f"CPU: {row.cpu}. GPU: {row.cuda}"
-        why = "" if reason is None else f"{reason[:1].upper()}{reason[1:]}. {row.remedy}"
-        lines.append((row.name, flags, verdict(row.cpu), verdict(row.cuda), why))
-    return table(("Feature", "Flag", "CPU", "GPU", "Reason, and what to do"), lines)
+        why = "" if reason is None else f"{reason[:1].upper()}{reason[1:]}."
+        if reason is not None and row.remedy != REMOVE:
+            why += f" {row.remedy}"
+        lines.append((f"{row.name}<br>{flags}", verdict(row.cpu), verdict(row.cuda), why))
+    return table(("Feature", "CPU", "GPU", "Reason"), lines)
 
 
 def verdict(reason: str | None) -> str:

@@ -25,8 +25,8 @@ def demo_table() -> str:
             (
                 run["name"],
                 f"{run['slo_violation_rate']:.1%}",
-                f"{run['itl_p50_ms']:.1f} ms",
-                f"{run['itl_p95_ms']:.1f} ms",
+                f"{run['itl_p50_ms']:.1f}",
+                f"{run['itl_p95_ms']:.1f}",
                 f"{run['accuracy_math']:.1%}",
                 f"{run['accuracy_code']:.1%}",
                 "" if active is None else f"{active:.1f}",
@@ -34,7 +34,7 @@ def demo_table() -> str:
             )
         )
     header = (
-        "Server", "Late tokens", "ITL p50", "ITL p95", "Maths", "Code", "Active experts",
+        "Server", "Late tokens", "ITL p50, ms", "ITL p95, ms", "Maths", "Code", "Active experts",
         "Retained mass",
     )  # fmt: skip
     about = f"`make demo`, {demo['machine']}, SLO p95 ITL {demo['slo_itl_ms']:g} ms."
