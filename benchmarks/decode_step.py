@@ -3,8 +3,8 @@
     make bench
 
 All servers run at once (idle ones sleep) and take turns, round after round, on the same prompts of
-the bundled model, so that the machine's mood falls on all alike. No ratio is printed unless Lynx at
-full quality answers token for token as plain SGLang does.
+the bundled model, so that other load on the machine slows all alike. No ratio is printed unless
+Lynx at full quality answers token for token as plain SGLang does.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from loadtests.progress import Stages, track
 from loadtests.server import Server, stop_with_me
 from models.tasks import problems
 from models.widen import widen
@@ -86,28 +87,33 @@ def main() -> int:
     if args.width != 1:
         model = widen(model, ROOT / "build/bench" / f"{model.name}-x{args.width}", args.width)
 
+    named = {name.format(cap=args.cap): options for name, options in VARIANTS.items()}
+    stages = Stages(*(f"start {name}" for name in named), "compare answers", "time decode steps")
     with ExitStack() as stack:
         servers: dict[str, Server] = {}
-        for name, options in VARIANTS.items():
+        for name, options in named.items():
             filled = [option.format(cap=args.cap) for option in options]
             log = ROOT / "build/bench" / f"{len(servers)}.log"
-            server = Server(model, log, ["--sleep-on-idle", *filled])
-            servers[name.format(cap=args.cap)] = stack.enter_context(server)
+            with stages.next():
+                server = Server(model, log, ["--sleep-on-idle", *filled])
+                servers[name] = stack.enter_context(server)
         plain, full, capped = servers
-        answers = {
-            name: [
-                answer["output_ids"] for answer in generate(server, prompts, 96, ignore_eos=False)
-            ]
-            for name, server in servers.items()
-        }
+        with stages.next():
+            answers = {
+                name: [
+                    each["output_ids"] for each in generate(server, prompts, 96, ignore_eos=False)
+                ]
+                for name, server in servers.items()
+            }
         if answers[plain] != answers[full]:
             print("FAILED: Lynx at full quality does not answer as plain SGLang does")
             return 1
         counts = {name: active_experts(servers[name]) for name in (full, capped)}
         times: dict[str, list[float]] = {name: [] for name in servers}
-        for _ in range(args.rounds):
-            for name, server in servers.items():
-                times[name].append(step_ms(server, prompts, args.tokens))
+        with stages.next():
+            for _ in track(range(args.rounds), "round", lambda _: "every server"):
+                for name, server in servers.items():
+                    times[name].append(step_ms(server, prompts, args.tokens))
         active = {}
         for name, (steps, total) in counts.items():
             now_steps, now_total = active_experts(servers[name])

@@ -1,10 +1,10 @@
-"""What the quality guard's shadow passes cost: a decode step at several shadow shares.
+"""Cost of the quality guard's shadow passes: a decode step at several shadow shares.
 
     make bench-shadow
 
-One server, a fixed cap, constant batches of the bundled model; the shares take turns, round after
-round, so that the machine's mood falls on all alike. No time is printed unless every share gives
-the same answers, token for token, and as many shadows as it should.
+One server, a fixed cap, constant batches of the bundled model. The shares take turns, round after
+round, so that other load on the machine slows all alike. No time is printed unless every share
+gives the same answers, token for token, and shadows as many steps as it should.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.decode_step import RESULTS, ROOT, generate, machine, prompts_of, spread, step_ms
+from loadtests.progress import Stages, track
 from loadtests.server import Server, stop_with_me
 
 SHARES = (0.0, 0.02, 1.0)
@@ -47,27 +49,33 @@ def main() -> int:
     prompts = prompts_of(args.rows)
 
     options = ["--sleep-on-idle", "--moe-backend=lynx", f"--lynx-budget={args.cap}"]
-    with Server(args.model_path, ROOT / "build/bench/shadow.log", options) as server:
+    stages = Stages("start Lynx", "compare answers", "time decode steps")
+    with ExitStack() as stack:
+        with stages.next():
+            log = ROOT / "build/bench/shadow.log"
+            server = stack.enter_context(Server(args.model_path, log, options))
         answers = []
-        for share in SHARES:
-            set_share(server, share)
-            reply = generate(server, prompts, 96, ignore_eos=False)
-            answers.append([answer["output_ids"] for answer in reply])
+        with stages.next():
+            for share in SHARES:
+                set_share(server, share)
+                reply = generate(server, prompts, 96, ignore_eos=False)
+                answers.append([answer["output_ids"] for answer in reply])
         if any(each != answers[0] for each in answers):
             print("FAILED: shadow passes changed an answer")
             return 1
         times: dict[float, list[float]] = {share: [] for share in SHARES}
         steps = dict.fromkeys(SHARES, 0)
         shadowed = dict.fromkeys(SHARES, 0)
-        for _ in range(args.rounds):
-            for share in SHARES:
-                set_share(server, share)
-                before = steps_of(server)
-                repeats = [step_ms(server, prompts, args.tokens) for _ in range(args.repeats)]
-                after = steps_of(server)
-                times[share].append(sum(repeats) / args.repeats)
-                steps[share] += after[0] - before[0]
-                shadowed[share] += after[1] - before[1]
+        with stages.next():
+            for _ in track(range(args.rounds), "round", lambda _: "every share"):
+                for share in SHARES:
+                    set_share(server, share)
+                    before = steps_of(server)
+                    repeats = [step_ms(server, prompts, args.tokens) for _ in range(args.repeats)]
+                    after = steps_of(server)
+                    times[share].append(sum(repeats) / args.repeats)
+                    steps[share] += after[0] - before[0]
+                    shadowed[share] += after[1] - before[1]
     for share in SHARES:
         if abs(shadowed[share] - share * steps[share]) > 1 + 0.5 * share * steps[share]:
             print(f"FAILED: {shadowed[share]} of {steps[share]} steps shadowed at share {share}")

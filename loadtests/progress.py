@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -46,15 +46,17 @@ class Stages:
             thread.join()
 
 
-def track(items: Sequence[Item], name: str) -> Iterator[Item]:
-    """``items`` one by one; a line every EVERY_S says how many are done and the time left."""
+def track(
+    items: Sequence[Item], name: str, describe: Callable[[Item], object] = str
+) -> Iterator[Item]:
+    """``items`` one by one; a line every EVERY_S says which one runs and the time left."""
     began_s = time.monotonic()
     said_s = -EVERY_S
     for done, item in enumerate(items):
         passed_s = time.monotonic() - began_s
         if passed_s - said_s >= EVERY_S:
-            left = f", {duration(passed_s / done * (len(items) - done))} left" if done else ""
-            say(f"{name}: {done} of {len(items)} done{left}")
+            left = f"; {duration(passed_s / done * (len(items) - done))} left" if done else ""
+            say(f"{name} {done + 1} of {len(items)}: {describe(item)}{left}")
             said_s = passed_s
         yield item
 

@@ -1,4 +1,4 @@
-"""CellScope's experiment on a serving fleet: accuracy against samples, update cost, drift.
+"""CellScope's experiment on a serving fleet: accuracy by number of samples, update cost, drift.
 
     python -m benchmarks.cellscope.experiment [--seeds 10] [--recorded MODEL=LOG ...]
     python -m benchmarks.cellscope.experiment --tune      # the constants, on seeds kept for that
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,15 +22,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 from benchmarks.cellscope import alarms, contenders, recorded
-from benchmarks.cellscope.fleet import NUM_LAYERS, SAMPLES, Array, Fleet, Window
-from benchmarks.cellscope.models.cellscope import CellScope, boosted_trees
-from benchmarks.cellscope.models.drift import Drift
+from benchmarks.cellscope.cost import update_cost
+from benchmarks.cellscope.fleet import SAMPLES, Array, Fleet, Window
 from benchmarks.cellscope.report import header, report
+from loadtests.progress import Stages
 from lynx_controller.fleet import groups
-from lynx_controller.fleet.site import Recorder, Sites, Statistics
+from lynx_controller.fleet.site import Statistics
 
 TUNING: Final = range(1000, 1003)
-UPDATED_LAYERS: Final = 64
 PUBLISHED: Final = {"accuracy_at_shortest": [2.5, 4.4], "update_cost": [2.2, 4.8]}
 Figures = dict[str, float]
 
@@ -112,67 +110,6 @@ def newcomer(seeds: range) -> dict[str, dict[str, float]]:
 
 def always(us: Array) -> contenders.Predict:
     return lambda _: us
-
-
-def timed_us(work: Callable[[int], object], repeats: int) -> Figures:
-    taken = []
-    for i in range(repeats // 10):  # warm
-        work(i)
-    for i in range(repeats):
-        start = time.perf_counter()
-        work(i)
-        taken.append(1e6 * (time.perf_counter() - start))
-    p10, p50, p90 = np.percentile(taken, [10, 50, 90])
-    return {"p10_us": float(p10), "p50_us": float(p50), "p90_us": float(p90)}
-
-
-def cost(seed: int = 0) -> dict[str, Figures]:
-    """One step of 64 layers, and what the alternatives take to learn the same step."""
-    fleet = Fleet(seed, num_replicas=UPDATED_LAYERS // NUM_LAYERS)
-    window = fleet.draw(16, 0)
-    fit = contenders.fit_ours(fleet, window)
-    sites, drift = fit.sites(), Drift(fleet.replica, fleet.layer)
-    z, us = alarms.samples(fleet, 4000, 3)
-    recorder = Recorder(z.shape[1], z.shape[2])
-
-    def online(i: int) -> None:
-        drift.watch(sites.update(z[i], us[i]))
-        recorder.add(z[i], us[i])
-
-    alone = Sites(sites.mean[:, :1].copy(), sites.covariance[:, :, :1].copy(), sites.noise)
-    one_z, one_us = z[:, :, :1].copy(), us[:, :1].copy()
-    layout, probe = contenders.layout_of(fleet), fleet.probe()
-    statistics = Statistics.of_rows(window.physics, window.us)
-    rows = contenders.both(window)
-    literal = CellScope(contenders.CELLSCOPE_THRESHOLD).fit(rows, window.us)
-    flat, log_us = rows.reshape(-1, rows.shape[2]), np.log(window.us).ravel()
-    single = boosted_trees()(n_estimators=40, max_depth=3, random_state=0, warm_start=True)
-    single.fit(flat, log_us)
-
-    def grow(_: int) -> None:
-        single.set_params(n_estimators=single.n_estimators + 10)
-        single.fit(flat, log_us)
-
-    return {
-        "update, 64 layers": timed_us(lambda i: sites.update(z[i], us[i]), 4000),
-        "update + drift + statistics, 64 layers": timed_us(online, 4000),
-        "update, whole step as one site": timed_us(
-            lambda i: alone.update(one_z[i], one_us[i]), 4000
-        ),
-        "refit of all 64 sites, judged": timed_us(
-            lambda _: groups.fit(statistics, layout, probe), 5
-        ),
-        "literal CellScope: site weights": timed_us(
-            lambda i: literal.update(rows[:, i % 16], window.us[:, i % 16]), 20
-        ),
-        "single model: append 10 trees": timed_us(grow, 5),
-        "single model: rebuild": timed_us(
-            lambda _: boosted_trees()(n_estimators=40, max_depth=3).fit(flat, log_us), 5
-        ),
-        "literal CellScope: rebuild": timed_us(
-            lambda _: CellScope(contenders.CELLSCOPE_THRESHOLD).fit(rows, window.us), 3
-        ),
-    }
 
 
 def bars(
@@ -277,22 +214,29 @@ def main() -> None:
     seeds = range(options.seeds)
     record = header(options.seeds)
     record["published"] = PUBLISHED
-    record["cost"] = cost()
-    record["accuracy"], record["verdicts"] = accuracy(seeds)
-    record["newcomer"] = newcomer(seeds)
-    record["drift"] = {
-        "delays": alarms.delays(range(min(options.seeds, 5)), 8),
-        "false_alarms": alarms.false_alarms(seeds, options.alarm_steps),
-        "false_alarms_with_stalls": alarms.false_alarms(
-            seeds, options.alarm_steps // 4, alarms.STALL
-        ),
-    }
+    names = ("cost of an update", "accuracy", "newcomer", "drift")
+    stages = Stages(*names, *(("recorded servers",) if options.recorded else ()))
+    with stages.next():
+        record["cost"] = update_cost()
+    with stages.next():
+        record["accuracy"], record["verdicts"] = accuracy(seeds)
+    with stages.next():
+        record["newcomer"] = newcomer(seeds)
+    with stages.next():
+        record["drift"] = {
+            "delays": alarms.delays(range(min(options.seeds, 5)), 8),
+            "false_alarms": alarms.false_alarms(seeds, options.alarm_steps),
+            "false_alarms_with_stalls": alarms.false_alarms(
+                seeds, options.alarm_steps // 4, alarms.STALL
+            ),
+        }
     record["ratios"] = ratios(record["accuracy"], record["cost"])
     record["bars"] = bars(record["accuracy"], record["cost"], record["drift"])
     record["recorded"] = None
     if options.recorded:
-        fleet = recorded.Recorded(options.recorded)
-        found = recorded.accuracy(fleet, seeds)
+        with stages.next():
+            fleet = recorded.Recorded(options.recorded)
+            found = recorded.accuracy(fleet, seeds)
         record["recorded"] = {"sites": len(fleet.replica), "accuracy": found}
     print(report(record))
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -150,7 +150,7 @@ def make(name: str, seed: int, whole: Path | None = None) -> Scenario:
         made |= {"loads": [], "busy": (50, 10**9)}
     if name == "diurnal":
         slo_ms = between(share, 24)
-        made["requests"] = traces.day(rng, 120_000.0, 16.0)
+        made["requests"] = traces.diurnal(rng, 120_000.0, 16.0)
     if name == "queue":
         slo_ms = 1.5 * P98 * cost_ms(16, 1.0)
         full, floor = (1e3 * 16 / (100.0 * cost_ms(16, each)) for each in (1.0, FLOOR))

@@ -1,4 +1,4 @@
-"""Every controller on every scenario, many seeds; ten figures, one table, one picture each.
+"""Every controller on every scenario over many seeds: ten figures, a table, a picture each.
 
     python -m benchmarks.controller.scorecard            # all: table, json, pictures, bars
     python -m benchmarks.controller.scorecard --tune     # PI's gains, on seeds kept for that
@@ -40,6 +40,7 @@ from benchmarks.controller.policies import (
 from benchmarks.controller.scenarios import NAMES, SERVED, Scenario, make
 from benchmarks.plant.serving import serve
 from benchmarks.plant.simulator import Plant, Setting, simulate
+from loadtests.progress import track
 from lynx_controller import ControllerConfig, Observation, Phase
 
 SHOWN_STATICS = (FLOOR, 0.6, 0.7, 0.8, 0.9)
@@ -211,11 +212,17 @@ def main() -> None:
     results = {}
     if options.only and options.out.exists():
         results = json.loads(options.out.read_text()).get("results", {})
-    for name in options.only or NAMES:
-        seeds = min(options.seeds, 5) if name in SERVED else options.seeds
-        rows = [run_scenario(make(name, seed, options.traces), POLICIES) for seed in range(seeds)]
-        results[name] = {policy: summarise([row[policy] for row in rows]) for policy in rows[0]}
-        print(name, "done", flush=True)
+    drawn = [
+        (name, seed)
+        for name in options.only or NAMES
+        for seed in range(min(options.seeds, 5) if name in SERVED else options.seeds)
+    ]
+    rows: dict[str, list[dict[str, dict[str, float]]]] = {}
+    for name, seed in track(drawn, "scenario", lambda each: f"{each[0]}, seed {each[1]}"):
+        found = run_scenario(make(name, seed, options.traces), POLICIES)
+        rows.setdefault(name, []).append(found)
+    for name, runs in rows.items():
+        results[name] = {policy: summarise([run[policy] for run in runs]) for policy in runs[0]}
     record = {
         "command": "python -m benchmarks.controller.scorecard",
         "this run": " ".join(sys.argv[1:]),

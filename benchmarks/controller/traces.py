@@ -1,4 +1,4 @@
-"""Requests of the scorecard's served scenarios: an extract of the Azure traces, and a made-up day.
+"""Requests of the scorecard's served scenarios: an extract of the Azure traces, and synthetic ones.
 
 azure_2023.csv: one minute each of the Azure LLM inference traces 2023 (code: minute 14, with the
 busiest ten seconds; conv: minute 31), CC-BY 4.0, github.com/Azure/AzurePublicDataset. `read_whole`
@@ -41,7 +41,7 @@ def read_whole(path: Path) -> list[Request]:
 
 
 def stretches(rng: np.random.Generator, rates: list[tuple[float, float]]) -> list[Request]:
-    """Poisson arrivals: (ms, requests per s) one after the other; otherwise as in `day`."""
+    """Poisson arrivals: (ms, requests per s) one after the other; otherwise as in `diurnal`."""
     requests: list[Request] = []
     at_ms = end_ms = 0.0
     for length_ms, per_s in rates:
@@ -51,7 +51,7 @@ def stretches(rng: np.random.Generator, rates: list[tuple[float, float]]) -> lis
     return requests
 
 
-def day(rng: np.random.Generator, length_ms: float, peak_per_s: float) -> list[Request]:
+def diurnal(rng: np.random.Generator, length_ms: float, peak_per_s: float) -> list[Request]:
     """Poisson arrivals whose rate goes from a tenth of the peak up to it and back.
 
     Prompts were prefilled elsewhere (0 tokens); outputs are geometric with mean 100.

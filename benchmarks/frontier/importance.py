@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.frontier import run as frontier  # also finds the packages
+from benchmarks.frontier.bench import ROOT
 from benchmarks.frontier.bootstrap import Row, draws_of, interval, mean_kl
 from benchmarks.frontier.candidates import ANSWER_SHARES, budget_of
 from benchmarks.frontier.forced import Forced
@@ -50,7 +50,7 @@ from lynx_kernels import POLICIES, RowClass, select
 from models.checkpoint import load
 from models.experts import Experts
 
-RESULTS = frontier.ROOT / "benchmarks/results/cpu"
+RESULTS = ROOT / "benchmarks/results/cpu"
 FLOORS = {share: floor for floor, shares in ANSWER_SHARES.items() for share in shares}
 RULES = (
     "p^4",
@@ -182,7 +182,7 @@ def main() -> None:
     for folder in arguments.models:
         model, tokenizer = load(folder)
         split = ("validation", arguments.problems, arguments.seed)
-        cache = frontier.ROOT / "build/frontier"
+        cache = ROOT / "build/frontier"
         forced = Forced(model, transcribe(model, tokenizer, folder, *split, cache))
         for cell in cells:
             if cell["model"] != folder.name:

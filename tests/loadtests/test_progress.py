@@ -46,6 +46,6 @@ def test_items_come_through_and_are_counted(
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(now_s))
     assert list(track("abcd", "sweep")) == list("abcd")
     assert capsys.readouterr().err.splitlines() == [
-        "sweep: 0 of 4 done",
-        "sweep: 2 of 4 done, 20 s left",
+        "sweep 1 of 4: a",
+        "sweep 3 of 4: c; 20 s left",
     ]

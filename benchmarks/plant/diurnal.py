@@ -1,10 +1,10 @@
-"""A long stretch of serving, second by second: a day takes seconds.
+"""Serving over hours, second by second: a day is simulated in seconds.
 
-Coarser than `serving` on purpose. Within a second all steps are alike; the number of streams is a
-Poisson draw about arrivals * output * step time (Little), and of those beyond the places the
-rest waits. The controller sees one step of each second and, as on a server, each new batch before
-it runs: its lag, window and learning take seconds where they take steps, so what it does about
-drift is shown late, never early. Late tokens are the part of the noise beyond the SLO, not draws.
+Coarser than `serving`. All steps of a second are alike. The number of streams is a Poisson draw
+about arrivals * output * step time (Little); streams beyond the places wait. The controller sees
+one step of each second and, as on a server, each new batch before it runs. Its lag, window and
+learning therefore take seconds instead of steps: its answer to drift comes late, never early.
+Late tokens are the share of the noise beyond the SLO, not draws.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.plant.simulator import Load, Plant, Setting
 
 @dataclass(frozen=True, slots=True)
 class Second:
-    """One second of a day."""
+    """One second of serving."""
 
     rows: int
     waiting: float  # streams without a place, at its end

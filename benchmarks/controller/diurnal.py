@@ -1,10 +1,10 @@
-"""A whole day on the simulated plant, second by second.
+"""Controllers over a day of 86,400 s on the simulated plant, second by second.
 
-    python -m benchmarks.controller.day   # 86,400 s
+    python -m benchmarks.controller.diurnal
 
-1 to 16 arrivals/s and back, two peaks, 100 tokens each. It is `benchmarks.plant.day`, so the
-controllers see one step a second; what that does to the figures is in tests/controller/test_day.py.
-BrownoutServe's 5 s are 5 s of steps, so it too sees too few.
+Arrivals go from 1 to 16 per s and back, with two peaks; an answer has 100 tokens. Controllers see
+one step of each second (`benchmarks.plant.diurnal`); tests/benchmarks/plant/test_diurnal.py
+measures the effect on the figures. BrownoutServe's window of 5 s holds 5 such steps.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 from benchmarks.controller.policies import MIN_MASS, BatchTable, BrownoutServe, Lynx, Policy
-from benchmarks.plant.day import run
+from benchmarks.plant.diurnal import run
 from benchmarks.plant.simulator import Plant
+from loadtests.progress import track
 from lynx_controller import Controller, ControllerConfig, Slo
 
 DAY_S = 86_400
@@ -40,7 +41,7 @@ def make_lynx(slo_ms: float, layers: int, experts: int, top_k: int) -> Lynx:
     return Lynx(Controller(Slo(itl_ms=slo_ms), layers, experts, top_k, config))
 
 
-def a_day(seed: int) -> dict[str, dict[str, float]]:
+def diurnal(seed: int) -> dict[str, dict[str, float]]:
     plant = Plant(seed=seed, kv_ms=0.02)
     slo_ms = 1.1 * (plant.step_ms(28, plant.active_at(28, 0.6)) + 0.1)
     made: dict[str, Callable[[], Policy | Lynx]] = {
@@ -51,7 +52,7 @@ def a_day(seed: int) -> dict[str, dict[str, float]]:
         "full": lambda: Policy(slo_ms, plant.caps),
     }
     found = {}
-    for name, make in made.items():
+    for name, make in track([*made.items()], "controller", lambda item: item[0]):
         begun = time.perf_counter()
         seconds = run(
             Plant(seed=seed, kv_ms=0.02), make(), arrivals_per_s, DAY_S, slo_ms, seed=seed
@@ -72,16 +73,16 @@ def a_day(seed: int) -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cpu/day.json"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cpu/diurnal.json"))
     options = parser.parse_args()
-    found = a_day(options.seed)
+    found = diurnal(options.seed)
     print("| controller | tokens late, % | mass | on time | ran for, s |\n|---|---|---|---|---|")
     for name, row in found.items():
         print(
             f"| {name} | {row['late']:.1f} | {row['mass']:.3f} | {row['on_time']:.3f} | "
             f"{row['seconds']:.1f} |"
         )
-    record = {"command": "python -m benchmarks.controller.day", "cores": os.cpu_count()}
+    record = {"command": "python -m benchmarks.controller.diurnal", "cores": os.cpu_count()}
     options.out.write_text(json.dumps(record | {"day": found}, indent=1) + "\n")
 
 

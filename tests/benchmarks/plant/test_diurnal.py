@@ -4,7 +4,7 @@ import time
 import numpy as np
 import pytest
 
-from benchmarks.plant.day import Second, run
+from benchmarks.plant.diurnal import Second, run
 from benchmarks.plant.serving import Request, serve
 from benchmarks.plant.simulator import Plant, Setting
 from lynx_controller import Controller, Observation, Slo
