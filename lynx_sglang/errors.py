@@ -8,6 +8,11 @@ LynxError
 
 from __future__ import annotations
 
+import reprlib
+
+REPR = reprlib.Repr()
+REPR.maxstring = REPR.maxother = 120
+
 
 class LynxError(Exception):
     """Base of every error that Lynx raises on purpose."""
@@ -23,3 +28,8 @@ class UnsupportedError(LynxError, ValueError):
 
 class DivergedError(LynxError, RuntimeError):
     """A rank is set otherwise, or has run other experts, than rank 0; the message says which."""
+
+
+def short(value: object) -> str:
+    """``repr`` of a wrong value, whatever it is: a few items of a few levels, on one line."""
+    return REPR.repr(value)[:200]

@@ -116,7 +116,7 @@ class Control:
 
     def _account(self, step: Step) -> None:
         """Note in each request what its token kept."""
-        masses = [1.0] * step.rows
+        masses = [1.0] * len(step.requests)
         if step.row_retained_mass is not None:
             masses = (step.row_retained_mass / len(self.layer_ids)).tolist()
         for request, mass in zip(step.requests, masses, strict=True):

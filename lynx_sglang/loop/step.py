@@ -36,6 +36,7 @@ class Step:
     phase: Phase
     row_class: torch.Tensor  # uint8 [rows]; empty where nothing is selected
     requests: list[Any]  # the decoding requests, in the order of their rows
+    beam_rows: int  # behind them: the other beams of requests that search, all exact
     first_decode_row: int
     flexible_rows: int
     kv_tokens: int
@@ -46,13 +47,13 @@ class Step:
     shadow_ms: float = 0.0  # time that the shadow pass took
     num_active: dict[int, int] = field(default_factory=dict)  # by layer id
     retained_mass: dict[int, float] = field(default_factory=dict)  # mean over flexible rows
-    row_retained_mass: np.ndarray[Any, Any] | None = None  # sum over layers, [decode rows]
+    row_retained_mass: np.ndarray[Any, Any] | None = None  # sum over layers, [requests]
     _row_masses: dict[int, np.ndarray[Any, Any]] = field(default_factory=dict)  # until added up
 
     @property
     def rows(self) -> int:
-        """Decoding rows: one token of each decoding request."""
-        return len(self.requests)
+        """Decoding rows: one token of each decoding request, and of each further beam."""
+        return len(self.requests) + self.beam_rows
 
     @property
     def batch(self) -> Batch:
@@ -72,6 +73,7 @@ class Step:
 
     def note_masses(self, layer_ids: list[int], masses: np.ndarray[Any, Any]) -> None:
         """Record what each decode row kept in each selected layer: masses [L, rows]."""
+        masses = masses[:, : len(self.requests)]
         self.row_retained_mass = masses.sum(axis=0, dtype=float)
         if self.flexible_rows:
             # Exact rows keep all of theirs, so the sum of losses is the flexible rows' own.
@@ -96,21 +98,24 @@ def phase_of(batch: Any) -> Phase:
 def step_of(batch: Any, number: int, default_tier: Tier) -> Step:
     """Describe a ``ScheduleBatch``; only decoding requests of the flexible tier are flexible."""
     phase = phase_of(batch)
+    beam_rows = 0
     if phase is Phase.DECODE:
         requests, first_row = list(batch.reqs), 0
+        beam_rows = len(batch.seq_lens) - len(requests)
     elif phase is Phase.MIXED:
         requests = list(batch.decoding_reqs or [])
         first_row = sum(batch.extend_lens) - len(requests)
     else:
         requests, first_row = [], 0
     flexible = [is_flexible(request, default_tier) for request in requests]
-    classes = np.full(first_row + len(requests), RowClass.EXACT, dtype=np.uint8)
-    classes[first_row:][flexible] = RowClass.FLEXIBLE
+    classes = np.full(first_row + len(requests) + beam_rows, RowClass.EXACT, dtype=np.uint8)
+    classes[first_row : first_row + len(requests)][flexible] = RowClass.FLEXIBLE
     return Step(
         number=number,
         phase=phase,
         row_class=torch.from_numpy(classes),
         requests=requests,
+        beam_rows=beam_rows,
         first_decode_row=first_row,
         flexible_rows=sum(flexible),
         kv_tokens=int(batch.seq_lens_cpu.sum()) if batch.seq_lens_cpu is not None else 0,

@@ -5,9 +5,15 @@ A client asks with ``custom_params: {"lynx": "exact"}`` and reads ``meta_info["l
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from typing import Any
+
+from lynx_sglang.errors import short
+
+logger = logging.getLogger(__name__)
 
 KEY = "lynx"
 
@@ -19,16 +25,59 @@ class Tier(Enum):
     EXACT = "exact"
 
 
-def tier_of(request: Any, default: Tier) -> Tier:
-    """The tier that a ``Req`` asked for.
+EXAMPLE = '{"lynx": "exact"} or {"lynx": "flexible"}'
 
-    An unknown tier is served exact: a typing error must not cost a request its quality. The
-    request's report says which tier it had.
+
+def asked_tier(custom_params: Any) -> Tier | None:
+    """The tier that a request's ``custom_params`` name; None where they name none.
+
+    Raises:
+        ValueError: no tier can be read; the message names both tiers and what was sent.
     """
-    asked = (request.sampling_params.custom_params or {}).get(KEY)
+    if custom_params is None:
+        return None
+    if not isinstance(custom_params, dict):
+        raise ValueError(
+            f"custom_params: expected an object such as {EXAMPLE}, got {short(custom_params)}"
+        )
+    for key in custom_params:
+        if key != KEY and isinstance(key, str) and key.strip().casefold().startswith(KEY):
+            raise ValueError(f"custom_params: the tier is {EXAMPLE}, got the key {short(key)}")
+    asked = custom_params.get(KEY)
     if asked is None:
-        return default
-    return Tier.FLEXIBLE if asked == Tier.FLEXIBLE.value else Tier.EXACT
+        return None
+    for tier in Tier:
+        if isinstance(asked, str) and asked == tier.value:
+            return tier
+    raise ValueError(f"custom_params: the tier is {EXAMPLE}, got {short(asked)}")
+
+
+def tier_of(request: Any, default: Tier) -> Tier:
+    """The tier of a ``Req``, read once and noted on it.
+
+    Beams share one request's answer and are served exact. The process that takes requests refuses
+    an unreadable tier; where one comes through, it is served exact and warned about once.
+    """
+    tier: Tier | None = getattr(request, "lynx_tier", None)
+    if tier is None:
+        tier = request.lynx_tier = read_tier(request) or default
+    return tier
+
+
+def read_tier(request: Any) -> Tier | None:
+    if getattr(request, "beam_group", None) is not None:
+        return Tier.EXACT
+    try:
+        return asked_tier(request.sampling_params.custom_params)
+    except ValueError:
+        warn_once()
+        return Tier.EXACT
+
+
+@cache
+def warn_once() -> None:
+    """One line for all such requests: a client that errs, errs often."""
+    logger.warning("lynx: a request named no tier (%s); such requests are served exact", EXAMPLE)
 
 
 @dataclass(slots=True)

@@ -144,6 +144,7 @@ class Model:
         batch = SimpleNamespace(
             forward_mode=mode,
             reqs=requests,
+            seq_lens=torch.ones(len(requests)),
             seq_lens_cpu=torch.ones(len(requests)),
             launch_ts=0.0,
             after_idle_gap=False,

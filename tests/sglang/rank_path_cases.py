@@ -176,6 +176,7 @@ def batch_of(rows: int, mode: ForwardMode = ForwardMode.DECODE) -> Any:
     return SimpleNamespace(
         forward_mode=mode,
         reqs=requests,
+        seq_lens=torch.ones(rows),
         seq_lens_cpu=torch.ones(rows),
         launch_ts=0.0,
         after_idle_gap=False,

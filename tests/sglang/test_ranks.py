@@ -53,6 +53,7 @@ def batch_of(requests: list[Any], mode: ForwardMode) -> SimpleNamespace:
         reqs=list(requests),
         decoding_reqs=None,
         chunked_req=None,
+        seq_lens=torch.ones(len(requests)),
         seq_lens_cpu=torch.ones(len(requests)),
         launch_ts=clock.now_s,
         after_idle_gap=False,

@@ -13,7 +13,7 @@ from lynx_controller import Phase
 from lynx_kernels import RowClass
 from lynx_sglang.integration.streamer import reporting_streamer
 from lynx_sglang.loop.step import phase_of, step_of
-from lynx_sglang.loop.tier import Account, Tier, account_of, tier_of
+from lynx_sglang.loop.tier import Account, Tier, account_of, asked_tier, tier_of
 
 
 def request(rid: str = "a", **params: Any) -> SimpleNamespace:
@@ -24,9 +24,12 @@ def request(rid: str = "a", **params: Any) -> SimpleNamespace:
     )
 
 
-def batch(mode: ForwardMode, requests: list[Any], **more: Any) -> SimpleNamespace:
+def batch(
+    mode: ForwardMode, requests: list[Any], beam_rows: int = 0, **more: Any
+) -> SimpleNamespace:
+    lengths = torch.tensor([5] * (len(requests) + beam_rows))
     return SimpleNamespace(
-        forward_mode=mode, reqs=requests, seq_lens_cpu=torch.tensor([5] * len(requests)), **more
+        forward_mode=mode, reqs=requests, seq_lens=lengths, seq_lens_cpu=lengths, **more
     )
 
 
@@ -73,6 +76,61 @@ def test_the_default_tier_is_for_requests_that_name_none() -> None:
     assert tier_of(request(), Tier.EXACT) is Tier.EXACT
     assert tier_of(request(lynx="flexible"), Tier.EXACT) is Tier.FLEXIBLE
     assert tier_of(request(other=1), Tier.FLEXIBLE) is Tier.FLEXIBLE
+
+
+def test_beams_behind_the_requests_are_exact() -> None:
+    searching = request("b", lynx="flexible")
+    searching.beam_group = object()
+    step = step_of(batch(ForwardMode.DECODE, [request("a"), searching], 3), 1, Tier.FLEXIBLE)
+    flexible, exact = RowClass.FLEXIBLE, RowClass.EXACT
+    assert step.row_class.tolist() == [flexible, exact, exact, exact, exact]
+    assert (step.rows, step.flexible_rows, step.kv_tokens) == (5, 1, 25)
+    step.note_layer(0, 9, torch.tensor([0.5, 1.0, 1.0, 1.0, 1.0]).numpy())
+    step.add_up_layers()
+    assert step.row_retained_mass is not None
+    assert step.row_retained_mass.tolist() == [0.5, 1.0]
+
+
+UNREADABLE = [
+    {"lynx": "turbo"},
+    {"lynx": "EXACT"},
+    {"lynx": " exact"},
+    {"lynx": ""},
+    {"lynx": 5},
+    {"lynx": True},
+    {"lynx": ["exact"]},
+    {"lynx": {"tier": "exact"}},
+    {"LYNX": "exact"},
+    {" lynx": "exact"},
+    {"lynx_tier": "exact"},
+    [1],
+    "exact",
+    7,
+    False,
+]
+
+
+@pytest.mark.parametrize("sent", UNREADABLE, ids=repr)
+def test_a_tier_that_cannot_be_read_names_both(sent: Any) -> None:
+    with pytest.raises(ValueError, match=r'^custom_params: .*"exact".*"flexible".* got '):
+        asked_tier(sent)
+
+
+@pytest.mark.parametrize("sent", UNREADABLE, ids=repr)
+def test_what_comes_through_is_served_exact(sent: Any) -> None:
+    one = request()
+    one.sampling_params.custom_params = sent
+    assert tier_of(one, Tier.FLEXIBLE) is Tier.EXACT
+
+
+def test_the_message_stays_short() -> None:
+    deep: Any = "x" * 10_000
+    for _ in range(5_000):
+        deep = [deep]
+    for sent in (deep, {"lynx": deep}, {"lynx" * 10_000: 1}, "x" * 10**6):
+        with pytest.raises(ValueError, match="custom_params") as caught:
+            asked_tier(sent)
+        assert len(str(caught.value)) < 300
 
 
 def test_layers_add_up_to_a_rows_retained_mass() -> None:
