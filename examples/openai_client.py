@@ -30,7 +30,7 @@ def ask(client: OpenAI, tier: str) -> tuple[str, dict[str, Any]]:
         extra_body={"custom_params": {"lynx": tier}, "return_meta_info": True},
     )
     choice = completion.choices[0]
-    return choice.message.content or "", choice.model_extra["meta_info"]["lynx"][-1]
+    return choice.message.content or "", choice.model_extra["meta_info"]["lynx"]
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from lynx_controller import Slo
 from lynx_controller.fleet.store import open_store
 from lynx_kernels import POLICIES
 from lynx_sglang import calibration
-from lynx_sglang.errors import SettingError
+from lynx_sglang.errors import SettingError, short
 
 BACKEND = "lynx"  # of --moe-backend
 ENV_PREFIX = "LYNX_"
@@ -79,8 +79,7 @@ def _word_or(words: tuple[str, ...], parse: Callable[[object], T]) -> Callable[[
 def _cap(text: object) -> int | str:
     """A cap on active experts: a count (int), or a share of E kept as text (``"25%"``)."""
     if isinstance(text, str) and text.endswith("%"):
-        _in_range(0, 100, is_open_low=True)(text[:-1])
-        return text
+        return f"{_in_range(0, 100, is_open_low=True)(text[:-1]):g}%"
     return _whole(1, 1 << 20)(text)
 
 
@@ -247,6 +246,15 @@ class Settings:
             )
         return None
 
+    def excess(self, num_experts: int) -> str | None:
+        """Why the budget is no cap on this many experts; None if it is one."""
+        if isinstance(self.budget, int) and self.budget > num_experts:
+            return (
+                f"--lynx-budget takes at most this model's {num_experts} experts, "
+                f"got {self.budget}. Use full for no cap."
+            )
+        return None
+
     def cap(self, num_experts: int) -> int:
         """The fixed cap in experts, ``num_experts`` where there is none."""
         if isinstance(self.budget, int):
@@ -280,9 +288,9 @@ def parse_value(name: str, value: object, source: str) -> Any:
     metadata = OPTIONS[name].metadata
     try:
         parsed = metadata["parse"](value)
-    except (TypeError, ValueError, ImportError):
+    except (TypeError, ValueError, ArithmeticError, RecursionError, OSError, ImportError):
         raise SettingError(
-            f"{source}: expected {metadata['allowed']}, got {value!r}. {metadata['about']}"
+            f"{source}: expected {metadata['allowed']}, got {short(value)}. {metadata['about']}"
         ) from None
     return None if parsed == "none" else parsed
 
@@ -338,14 +346,18 @@ def _from_file(path: str) -> dict[str, Any]:
         entries = yaml.safe_load(Path(path).read_text())  # YAML reads JSON too
     except OSError as error:
         raise SettingError(f"{where}: cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise SettingError(f"{where}: neither JSON nor YAML: {error}") from error
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise SettingError(f"{where}: neither JSON nor YAML: {str(error)[:300]}") from error
+    except RecursionError:
+        raise SettingError(f"{where}: nested too deep for settings") from None
     if not isinstance(entries, dict):
-        raise SettingError(f"{where}: expected a mapping of settings, got {entries!r}")
+        raise SettingError(f"{where}: expected a mapping of settings, got {short(entries)}")
     values = {}
     for key, value in entries.items():
         name = str(key).removeprefix("--").replace("-", "_").removeprefix("lynx_")
         if name not in OPTIONS:
-            raise SettingError(f"{where}: no such setting {key!r}; known: {', '.join(OPTIONS)}")
+            raise SettingError(
+                f"{where}: no such setting {short(key)}; known: {', '.join(OPTIONS)}"
+            )
         values[name] = parse_value(name, value, f"{where}: {key}")
     return values

@@ -272,11 +272,41 @@ GET_STATE = Name(
     ("recv_req",),
     "lynx in /server_info",
 )
+SET_STATE = Name(
+    "sglang.srt.managers.scheduler_components.internal_state:"
+    "SchedulerInternalStateController.set_internal_state",
+    ("recv_req",),
+    "/set_internal_state",
+)
 UPDATE_HANDLERS = Name(
     "sglang.srt.managers.scheduler_components.internal_state:"
     "SchedulerInternalStateController._update_handlers",
     ("self",),
     "/set_internal_state",
+)
+# Where requests come in.
+START = Name(
+    "sglang.srt.server_args:PortArgs.init_new", ("server_args",), "the launcher starts a server"
+)
+VERIFY_SAMPLING = Name(
+    "sglang.srt.sampling.sampling_params:SamplingParams.verify",
+    ("vocab_size",),
+    "a wrong tier is answered with status 400",
+)
+UPDATE_META_INFO = Name(
+    "sglang.srt.managers.tokenizer_manager:TokenizerManager.update_request_meta_info",
+    ("meta_info", "state", "customized_info", "index"),
+    "one report in meta_info",
+)
+HANDLE_ABORT = Name(
+    "sglang.srt.managers.tokenizer_manager:TokenizerManager._handle_abort_req",
+    ("recv_obj",),
+    "a report for a request that was aborted in the queue",
+)
+CHANGE_STATE = Name(
+    "sglang.srt.managers.tokenizer_control_mixin:TokenizerControlMixin.set_internal_state",
+    ("obj",),
+    "why a change was refused",
 )
 
 # Attributes of SGLang's objects that are read or set, by class: on a GPU, or by rank 0 of several.
@@ -353,9 +383,8 @@ HOOK_TYPE = Name("sglang.srt.plugins.hook_registry:HookType", use="every hook")
 SCHEDULER_PROCESS = Name(
     "sglang.srt.managers.scheduler:run_scheduler_process", use="calibration's scheduler"
 )
-UPDATE_REJECTED = Name(
-    "sglang.srt.managers.scheduler_components.internal_state:UpdateRejected",
-    use="a refused change of a setting",
+STATE_CHANGED = Name(
+    "sglang.srt.managers.io_struct:SetInternalStateReqOutput", use="a refused change of a setting"
 )
 UPDATE_HANDLER = Name(
     "sglang.srt.managers.scheduler_components.internal_state:_UpdateHandler",

@@ -84,11 +84,8 @@ def refusal(settings: Settings, args: Any, experts: Experts) -> str | None:
             f"{args.model_path} has no routed experts to share (a dense model). "
             "Serve it without --moe-backend lynx."
         )
-    if isinstance(settings.budget, int) and settings.budget > experts.count:
-        return (
-            f"--lynx-budget takes at most this model's {experts.count} experts, "
-            f"got {settings.budget}. Use full for no cap."
-        )
+    if reason := settings.excess(experts.count):
+        return reason
     device = device_of(args)
     if device is None:
         return f"--device {args.device} is not served. Serve with --device cuda or cpu."

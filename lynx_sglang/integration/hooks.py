@@ -38,11 +38,12 @@ def install(settings: Settings) -> Runtime:
         sglang_names.RECEIVE: scheduler.receive(runtime),
         sglang_names.RUN_BATCH: runtime.run_batch,
         sglang_names.FORWARD: model_runner.forward(runtime),
+        sglang_names.SET_STATE: state.change_settings(runtime),
     }
     after: Hooks = {
         sglang_names.STREAMER_CLASS: streamer.get_output_streamer_class(runtime),
         sglang_names.GET_STATE: state.add_server_info(runtime),
-        sglang_names.UPDATE_HANDLERS: state.add_update_handlers(runtime),
+        sglang_names.UPDATE_HANDLERS: state.add_update_handlers,
     }
     for name, hook in around.items():
         HookRegistry.register(name.hook_path, hook, HookType.AROUND)

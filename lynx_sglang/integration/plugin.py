@@ -44,13 +44,14 @@ def _register_launcher() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     from lynx_sglang.cpu import entry_point
-    from lynx_sglang.integration import compatibility
+    from lynx_sglang.integration import compatibility, frontend
 
     add_moe_runner_backend_choices([settings.BACKEND])
     HookRegistry.register(sglang_names.ADD_CLI_ARGS.hook_path, flags.add_cli_args, HookType.AFTER)
     HookRegistry.register(
         sglang_names.FROM_CLI_ARGS.hook_path, flags.from_cli_args, HookType.AROUND
     )
+    HookRegistry.register(sglang_names.START.hook_path, frontend.install_at_start, HookType.AFTER)
     if engine := sys.modules.get("sglang.srt.entrypoints.engine"):
         # Engine.__init__ loads the plugins itself: a hook on it would come too late, and the
         # registry would replace every binding of ServerArgs rather than this attribute.

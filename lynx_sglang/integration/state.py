@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from lynx_sglang import sglang_names
 from lynx_sglang.errors import SettingError
+from lynx_sglang.loop import changes
 from lynx_sglang.loop.runtime import Runtime
-from lynx_sglang.loop.telemetry import UPDATABLE, parse_update, updated
+from lynx_sglang.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 
 def add_server_info(runtime: Runtime) -> Callable[..., None]:
@@ -41,39 +45,46 @@ def server_info(runtime: Runtime) -> dict[str, Any]:
         "decode_steps": telemetry.decode_steps,
         "active_experts_sum": telemetry.active_experts_sum,
         "retained_mass_sum": telemetry.retained_mass_sum,
+        "refused_change": telemetry.refused_change,
         "shadow": telemetry.shadow.report(),
         "fleet": None if member is None else member.state(),
         "ranks": None if ranks is None else ranks.state(),
     }
 
 
-def add_update_handlers(runtime: Runtime) -> Callable[..., dict[str, Any]]:
-    """The hook after ``_update_handlers``: Lynx's keys for ``/set_internal_state``.
+def add_update_handlers(handlers: dict[str, Any], _controller: Any) -> dict[str, Any]:
+    """The hook after ``_update_handlers``: SGLang knows Lynx's keys; ``change_settings`` acts."""
+    from sglang.srt.managers.scheduler_components.internal_state import _UpdateHandler
 
-    ``lynx_slo_itl_ms``, ``lynx_slo_ttft_ms`` (0: none), ``lynx_budget`` (0: auto, -1: full),
-    ``lynx_demand`` (-1: auto), ``lynx_min_retained_mass``, ``lynx_floor``,
-    ``lynx_max_quality_loss`` (0: none), ``lynx_shadow_share`` (-1: auto).
-    """
-    from sglang.srt.managers.scheduler_components.internal_state import (
-        UpdateRejected,
-        _UpdateHandler,
-    )
+    ours = _UpdateHandler(lambda _key, _value: None, lambda _key, _value: None)
+    return {**handlers, **{changes.PREFIX + name: ours for name in changes.UPDATABLE}}
 
-    def apply(key: str, value: float) -> None:
-        name, parsed = parse_update(key, value)
-        runtime.apply_overrides(replace(runtime.settings, **{name: parsed}))
 
-    def hook(handlers: dict[str, Any], _controller: Any) -> dict[str, Any]:
-        asked = runtime.settings  # and what this request's keys, one by one, make of them
+def change_settings(runtime: Runtime) -> Callable[..., Any]:
+    """The hook around ``set_internal_state``: Lynx's entries, all or none, beside SGLang's."""
+    from sglang.srt.managers.io_struct import SetInternalStateReqOutput
 
-        def validate(key: str, value: float) -> None:
-            nonlocal asked
-            try:
-                asked = updated(asked, key, value, runtime.shadow_refusal)
-            except SettingError as error:
-                raise UpdateRejected(str(error)) from None
+    def refusal(asked: Settings) -> str | None:
+        return asked.excess(runtime.num_experts) or (
+            runtime.shadow_refusal if asked.shadowed_share else None
+        )
 
-        ours = {f"lynx_{name}": _UpdateHandler(validate, apply) for name in UPDATABLE}
-        return {**handlers, **ours}
+    def hook(original: Callable[..., Any], controller: Any, request: Any) -> Any:
+        entries = {
+            key: value
+            for key, value in request.server_args.items()
+            if key.startswith(changes.PREFIX)
+        }
+        runtime.telemetry.refused_change = None
+        try:
+            asked = changes.changed(runtime.settings, entries, refusal) if entries else None
+        except SettingError as error:
+            runtime.telemetry.refused_change = str(error)
+            logger.warning("%s", error)
+            return SetInternalStateReqOutput(updated=False)
+        output = original(controller, request)
+        if asked is not None and output.updated:
+            runtime.apply_overrides(asked)
+        return output
 
     return hook

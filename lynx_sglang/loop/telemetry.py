@@ -7,12 +7,9 @@ labels. They exist with ``--enable-metrics``.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from typing import Any
 
 from lynx_controller import Decision, Reason
-from lynx_sglang import settings
-from lynx_sglang.errors import SettingError
 from lynx_sglang.loop.shadow import KL_BUCKETS, Comparison, ShadowTotals
 from lynx_sglang.loop.step import Step
 from lynx_sglang.settings import Settings
@@ -34,26 +31,6 @@ GAUGES = {
 }
 STEP_BUCKETS_S = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.2, 0.5, 1.0)
 
-# /set_internal_state takes numbers alone, so words are spelled as numbers.
-NUMERIC_WORDS: dict[str, dict[float, str]] = {
-    "slo_itl_ms": {0: "none"},
-    "slo_ttft_ms": {0: "none"},
-    "budget": {0: "auto", -1: "full"},
-    "demand": {-1: "auto"},
-    "max_quality_loss": {0: "none"},
-    "shadow_share": {-1: "auto"},
-}
-UPDATABLE = (
-    "slo_itl_ms",
-    "slo_ttft_ms",
-    "budget",
-    "demand",
-    "min_retained_mass",
-    "floor",
-    "max_quality_loss",
-    "shadow_share",
-)
-
 
 class Telemetry:
     """Counts what happened; mirrors it to Prometheus when the server does."""
@@ -65,6 +42,7 @@ class Telemetry:
         self.decode_steps = 0
         self.active_experts_sum = 0.0  # over decoding steps, of the mean over layers
         self.retained_mass_sum = 0.0
+        self.refused_change: str | None = None  # why the last /set_internal_state was refused
         self.shadow = ShadowTotals()
         self._gauges: dict[str, Any] = {}
         self._steps_s: Any = None
@@ -179,32 +157,3 @@ class Telemetry:
 def mean_retained_mass(step: Step) -> float:
     masses = step.retained_mass.values()
     return sum(masses) / len(masses) if masses else 1.0
-
-
-def updated(
-    before: Settings, key: str, value: float, shadow_refusal: str | None = None
-) -> Settings:
-    """Settings after one ``/set_internal_state`` entry.
-
-    Raises:
-        SettingError: names the key and what is wrong with its value, alone or beside the others.
-    """
-    name, parsed = parse_update(key, value)
-    after = replace(before, **{name: parsed})
-    reason = after.conflict() or (shadow_refusal if after.shadowed_share else None)
-    if reason:
-        raise SettingError(f"{key}: got {value}; {reason}")
-    return after
-
-
-def parse_update(key: str, value: float) -> tuple[str, Any]:
-    """Setting name and value of one ``/set_internal_state`` entry.
-
-    Raises:
-        SettingError: names the key, its range and what it got.
-    """
-    name = key.removeprefix("lynx_")
-    word = NUMERIC_WORDS.get(name, {}).get(value)
-    spelled = ", ".join(f"{k:g} for {w}" for k, w in NUMERIC_WORDS.get(name, {}).items())
-    source = f"{key} ({spelled})" if spelled else key
-    return name, settings.parse_value(name, value if word is None else word, source)

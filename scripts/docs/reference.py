@@ -15,7 +15,7 @@ import prometheus_client
 
 from lynx_kernels import POLICIES
 from lynx_sglang import settings, sglang_names
-from lynx_sglang.loop import telemetry
+from lynx_sglang.loop import changes, telemetry
 from scripts.docs.markdown import table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,9 +41,9 @@ def settings_table() -> str:
 def live_table() -> str:
     """Keys of ``/set_internal_state``."""
     rows = []
-    for name in telemetry.UPDATABLE:
-        words = telemetry.NUMERIC_WORDS.get(name, {})
-        spelled = ", ".join(f"`{number:g}`: {word}" for number, word in words.items())
+    for name in changes.UPDATABLE:
+        words = changes.WORDS.get(name, {})
+        spelled = ", ".join(f"`{number:g}`: {word}" for word, number in words.items())
         rows.append((f"`lynx_{name}`", settings.OPTIONS[name].metadata["allowed"], spelled))
     return table(("Key", "Takes", "Words as numbers"), rows)
 

@@ -22,7 +22,7 @@ def main() -> None:
     sampling = {"temperature": 0, "max_new_tokens": 24, "ignore_eos": True}
     answers = engine.generate(prompts, sampling)
     state = engine.get_server_info()["internal_states"][0]["lynx"]
-    print(json.dumps([state, [answer["meta_info"]["lynx"][-1] for answer in answers]]))
+    print(json.dumps([state, [answer["meta_info"]["lynx"] for answer in answers]]))
     engine.shutdown()
 
 

@@ -13,7 +13,10 @@ from lynx_sglang import sglang_names
 from lynx_sglang.integration import plugin
 from lynx_sglang.settings import BACKEND, TRANSPORT_VARIABLE, Settings
 
-LAUNCHER = {name.hook_path for name in (sglang_names.ADD_CLI_ARGS, sglang_names.FROM_CLI_ARGS)}
+LAUNCHER = {
+    name.hook_path
+    for name in (sglang_names.ADD_CLI_ARGS, sglang_names.FROM_CLI_ARGS, sglang_names.START)
+}
 SERVER = {
     name.hook_path
     for name in (
@@ -24,6 +27,7 @@ SERVER = {
         sglang_names.FORWARD,
         sglang_names.STREAMER_CLASS,
         sglang_names.GET_STATE,
+        sglang_names.SET_STATE,
         sglang_names.UPDATE_HANDLERS,
     )
 }
@@ -45,7 +49,7 @@ def test_without_the_backend_only_options_are_added(hooks: dict[str, list[object
     plugin.register()
     assert set(hooks) == LAUNCHER
     plugin.register()
-    assert [len(entries) for entries in hooks.values()] == [1, 1]
+    assert [len(entries) for entries in hooks.values()] == [1] * len(LAUNCHER)
 
 
 def test_a_servers_process_gets_the_runtime(

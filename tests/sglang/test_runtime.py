@@ -18,7 +18,6 @@ from lynx_controller.fleet.member import Member
 from lynx_sglang.cli import describe, main
 from lynx_sglang.errors import LynxError, SettingError
 from lynx_sglang.integration import model_runner, state
-from lynx_sglang.loop import telemetry
 from lynx_sglang.loop.runtime import Runtime, count_active
 from lynx_sglang.loop.step import pad_to, size_class_of
 from lynx_sglang.loop.tier import account_of
@@ -61,6 +60,7 @@ class Scheduler:
         batch = SimpleNamespace(
             forward_mode=mode,
             reqs=requests,
+            seq_lens=torch.ones(len(requests)),
             seq_lens_cpu=torch.ones(len(requests)),
             launch_ts=time.monotonic(),
             after_idle_gap=False,
@@ -222,54 +222,12 @@ def test_settings_change_at_run_time() -> None:
     scheduler = Scheduler(Settings())
     requests = [request(str(i)) for i in range(12)]
     scheduler.run(requests)
-    name, value = telemetry.parse_update("lynx_budget", 6)
-    scheduler.runtime.apply_overrides(Settings(**{name: value}))
+    scheduler.runtime.apply_overrides(Settings(budget=6))
     scheduler.run(requests)
     assert any(given is not out for given, out in scheduler.routed)
     scheduler.runtime.apply_overrides(Settings(budget="full"))
     scheduler.run(requests)
     assert all(given is out for given, out in scheduler.routed)
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "parsed"),
-    [
-        ("lynx_slo_itl_ms", 25, 25.0),
-        ("lynx_slo_itl_ms", 0, None),
-        ("lynx_slo_ttft_ms", 500, 500.0),
-        ("lynx_slo_ttft_ms", 0, None),
-        ("lynx_budget", 0, "auto"),
-        ("lynx_budget", -1, "full"),
-        ("lynx_budget", 16, 16),
-        ("lynx_demand", -1, "auto"),
-        ("lynx_demand", 0.5, 0.5),
-        ("lynx_floor", 2, 2),
-        ("lynx_max_quality_loss", 0, None),
-        ("lynx_max_quality_loss", 0.01, 0.01),
-        ("lynx_shadow_share", -1, "auto"),
-        ("lynx_shadow_share", 0, 0.0),
-    ],
-)
-def test_updates_are_numbers(key: str, value: float, parsed: object) -> None:
-    assert telemetry.parse_update(key, value) == (key.removeprefix("lynx_"), parsed)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"), [("lynx_slo_itl_ms", -1), ("lynx_budget", 1.5), ("lynx_min_retained_mass", 2)]
-)
-def test_a_bad_update_names_key_range_and_value(key: str, value: float) -> None:
-    with pytest.raises(SettingError, match=key) as caught:
-        telemetry.parse_update(key, value)
-    assert repr(value) in str(caught.value)
-
-
-def test_updates_must_go_together() -> None:
-    limited = telemetry.updated(Settings(), "lynx_max_quality_loss", 0.01)
-    assert limited.shadowed_share == 0.02
-    with pytest.raises(SettingError, match=r"lynx_shadow_share: got 0;.*--lynx-max-quality-loss"):
-        telemetry.updated(limited, "lynx_shadow_share", 0)
-    with pytest.raises(SettingError, match=r"lynx_max_quality_loss: got 0\.01; twice"):
-        telemetry.updated(Settings(), "lynx_max_quality_loss", 0.01, "twice")
 
 
 def test_the_controller_gets_the_quality_limit_and_what_shadows_find() -> None:
