@@ -5,17 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import urllib.error
-import urllib.request
 import warnings
 from pathlib import Path
 from typing import Any
 
 from lynx_controller.fleet import refit
 from lynx_controller.log import replay
-from lynx_sglang import settings, sglang_names
+from lynx_sglang import connection, settings, sglang_names
 from lynx_sglang.calibrate import measure
 from lynx_sglang.cpu import entry_point
+from lynx_sglang.errors import LynxError
 from lynx_sglang.evaluation import cli as evaluation
 
 
@@ -31,11 +30,9 @@ def main(argv: list[str] | None = None) -> int:
     options.set_defaults(run=lambda _args: run_settings())
 
     status = commands.add_parser("status", help="show what a running server's controller does")
-    status.add_argument(
-        "--url", default="http://127.0.0.1:30000", help="server (default %(default)s)"
-    )
+    connection.add_arguments(status)
     status.add_argument("--json", action="store_true", help="print the whole state as JSON")
-    status.set_defaults(run=lambda args: run_status(args.url, args.json))
+    status.set_defaults(run=run_status)
 
     explain = commands.add_parser("replay", help="explain the decisions in a --lynx-decision-log")
     explain.add_argument("log", type=Path, help="file that the server wrote")
@@ -80,24 +77,30 @@ def run_settings() -> int:
     return 0
 
 
-def run_status(url: str, as_json: bool) -> int:
+def run_status(args: argparse.Namespace) -> int:
+    """1 where no server with Lynx answers."""
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/server_info", timeout=10) as response:
-            states = json.load(response)["internal_states"]
-    except (urllib.error.URLError, TimeoutError) as error:
-        print(f"lynx-sglang: {url}: {error}", file=sys.stderr)
-        return 1
-    parts = [state["lynx"] for state in states if "lynx" in state]
-    if not parts:
-        print(f"lynx-sglang: {url} runs without --moe-backend lynx", file=sys.stderr)
+        server = connection.Connection.of(args)
+        parts = lynx_parts(server)
+    except LynxError as error:
+        print(f"lynx-sglang: {error}", file=sys.stderr)
         return 1
     for part in parts:
-        print(json.dumps(part, indent=2) if as_json else describe(part))
+        print(json.dumps(part, indent=2) if args.json else describe(part))
     return 0
 
 
+def lynx_parts(server: connection.Connection) -> list[dict[str, Any]]:
+    """What each scheduler says of Lynx; raises ConnectionFailed where none does."""
+    states = server.server_info()["internal_states"]
+    parts = [state["lynx"] for state in states if isinstance(state.get("lynx"), dict)]
+    if not parts:
+        raise connection.ConnectionFailed(f"{server.url} runs without --moe-backend lynx")
+    return parts
+
+
 def run_replay(path: Path, step: int | None) -> int:
-    """1 for a file that is no log, or where today's controller decides otherwise."""
+    """1 for a file that is no log, a step it does not have, or another decision than recorded."""
     try:
         _calls, differences = replay.show(path, step=step)
     except (OSError, ValueError) as error:

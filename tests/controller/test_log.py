@@ -145,3 +145,13 @@ def test_a_slow_disk_costs_lines_not_steps(tmp_path: Path) -> None:
     assert log.dropped == 0
     with pytest.raises(FileNotFoundError):
         Log(tmp_path / "nowhere" / "log.jsonl")
+
+
+def test_a_full_disk_costs_lines_and_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    log = Log(Path("/dev/full"))
+    for number in range(5):
+        log.write({"n": number})
+    log.close()
+    assert log.dropped == 5
+    (record,) = caplog.records
+    assert "/dev/full loses lines" in record.message

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -68,6 +72,81 @@ def test_status_says_when_there_is_no_server(capsys: pytest.CaptureFixture[str])
     assert "127.0.0.1:9" in capsys.readouterr().err
 
 
+@pytest.fixture
+def web(request: pytest.FixtureRequest) -> Iterator[tuple[str, list[str]]]:
+    """An address that answers everything with the test's status and body, and the keys it saw."""
+    status, body = request.param
+    keys: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            keys.append(self.headers.get("Authorization", ""))
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield f"127.0.0.1:{server.server_port}", keys
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    "web",
+    [
+        *(
+            (200, body)
+            for body in (b"", b"{}", b"[]", b"[1]", b"null", b"<html>", b"\xff\x00", b"3")
+        ),
+        *(
+            (200, b'{"internal_states": %s}' % body)
+            for body in (b"3", b"[3]", b"null", b"[]", b"{}")
+        ),
+        (200, b'{"internal_states": [{}]}'),
+        (200, b'{"internal_states": [{"lynx": 3}]}'),
+        (200, b"[" * 100_000),
+        *((status, b"") for status in (401, 403, 404, 500, 204)),
+    ],
+    indirect=True,
+    ids=repr,
+)
+def test_status_names_what_is_no_server(
+    web: tuple[str, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["status", "--url", web[0]]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("lynx-sglang: http://127.0.0.1:")
+    assert len(line) < 400
+
+
+@pytest.mark.parametrize(
+    "url", ["", "http://", "ftp://host", "http://host:port", "http://h o:1", "http://[", "//x"]
+)
+def test_status_names_an_address_that_is_none(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["status", f"--url={url}"]) == 1
+    assert "--url: expected http://HOST:PORT, got" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "web", [(200, json.dumps({"internal_states": [{"lynx": PART}]}).encode())], indirect=True
+)
+def test_status_sends_the_key(
+    web: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, keys = web
+    assert cli.main(["status", "--url", url]) == 0
+    assert cli.main(["status", "--url", url, "--api-key", "one"]) == 0
+    monkeypatch.setenv("SGLANG_API_KEY", "two")
+    assert cli.main(["status", "--url", url]) == 0
+    assert keys == ["", "Bearer one", "Bearer two"]
+    assert "cap 13.0" in capsys.readouterr().out
+
+
 def test_replay_explains_a_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "decisions.jsonl"
     log = Log(path)
@@ -82,6 +161,9 @@ def test_replay_explains_a_log(tmp_path: Path, capsys: pytest.CaptureFixture[str
     log.close()
     assert cli.main(["replay", str(path)]) == 0
     assert "5 calls replayed, 0 decided otherwise" in capsys.readouterr().out
+    assert cli.main(["replay", str(path), "--step", "3"]) == 0
+    assert cli.main(["replay", str(path), "--step", "99999999"]) == 1
+    assert "the log has no step 99999999" in capsys.readouterr().err
     assert cli.main(["replay", str(tmp_path / "absent")]) == 1
     path.write_text("{}\n")
     assert cli.main(["replay", str(path)]) == 1

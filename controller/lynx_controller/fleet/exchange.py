@@ -11,6 +11,7 @@ ships, decays and fetches. `refit` is a job of its own, for whoever runs one per
 from __future__ import annotations
 
 import json
+import logging
 import queue
 import threading
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ import numpy as np
 from lynx_controller.fleet import groups
 from lynx_controller.fleet.site import Sites, Statistics
 from lynx_controller.fleet.store import Store, StoreError
+
+logger = logging.getLogger(__name__)
 
 WAITING: Final = 16  # statistics that may wait for the thread; more are dropped and counted
 
@@ -81,8 +84,10 @@ class Exchange:
             try:
                 self._ship()
                 known = self._fetch(known) or "none yet"
-            except (StoreError, ValueError, KeyError):  # lost, or someone else's nonsense in it
+            except (StoreError, ValueError, LookupError, TypeError) as error:  # lost, or nonsense
                 self.failures += 1
+                if self.failures == 1:
+                    logger.warning("the store fails, and is tried again: %s", error)
                 known = known or "none yet"
             if is_last:
                 return

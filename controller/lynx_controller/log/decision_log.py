@@ -14,18 +14,23 @@ never a step.
 from __future__ import annotations
 
 import json
+import logging
 import queue
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict
+from io import FileIO
 from pathlib import Path
-from typing import Any, Final, Literal, TextIO
+from typing import Any, Final, Literal
 
 from lynx_controller.config import ControllerConfig
 from lynx_controller.controller import Controller
 from lynx_controller.types import Decision, Observation, Phase, Slo
 
+logger = logging.getLogger(__name__)
+
 VERSION: Final = 3
+MOST: Final = 65_536  # layers or experts that a log may claim
 WAITING: Final = 4096  # lines that may wait for the disk; more are dropped and counted
 
 
@@ -33,10 +38,11 @@ class Log:
     """Writes lines in the background; ends after `max_lines` (some 2 kB each at 48 layers)."""
 
     def __init__(self, path: Path, max_lines: int = 200_000) -> None:
-        self.dropped = 0
-        self._left = max_lines
+        self.dropped = 0  # lines that are not in the file
+        self._path, self._left = path, max_lines
         self._lines: queue.Queue[dict[str, Any] | None] = queue.Queue(WAITING)
-        file = path.open("w")  # a wrong path is the caller's mistake, now and not later
+        self._has_warned = False
+        file = path.open("wb", buffering=0)  # a wrong path is the caller's mistake, now
         self._thread = threading.Thread(
             target=self._drain, args=(file,), name="lynx-log", daemon=True
         )
@@ -49,7 +55,7 @@ class Log:
         try:
             self._lines.put_nowait(record)
         except queue.Full:
-            self.dropped += 1
+            self._drop("the disk is too slow")
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Wait for what was written; lines after this are lost."""
@@ -58,15 +64,25 @@ class Log:
             self._lines.put(None)
             self._thread.join(timeout_s)
 
-    def _drain(self, file: TextIO) -> None:
+    def _drain(self, file: FileIO) -> None:
+        start = b""  # of the next line: ends what a full disk cut short
         with file:
             while (record := self._lines.get()) is not None:
                 try:
-                    file.write(json.dumps(record, default=plain) + "\n")
-                    if self._lines.empty():
-                        file.flush()
-                except (OSError, ValueError):  # a full disk, a file that was closed
-                    self.dropped += 1
+                    line = start + json.dumps(record, default=plain).encode() + b"\n"
+                    is_whole = file.write(line) == len(line)
+                except (OSError, ValueError) as error:  # a full disk, a file that was closed
+                    self._drop(error)
+                    continue
+                start = b"" if is_whole else b"\n"
+                if not is_whole:
+                    self._drop("the disk is full")
+
+    def _drop(self, reason: object) -> None:
+        self.dropped += 1
+        if not self._has_warned:
+            self._has_warned = True
+            logger.warning("decision log %s loses lines: %s", self._path, reason)
 
 
 def plain(value: object) -> object:
@@ -105,6 +121,10 @@ class LoggedController(Controller):
         sizes = {"num_layers": num_layers, "num_experts": num_experts, "top_k": top_k}
         about = {"layer_offsets": layer_offsets, "config": asdict(self.config)}
         log.write({"lynx_log": VERSION, "slo": plain_slos(self), **sizes, **about})
+
+    def state(self) -> dict[str, Any]:
+        """With the lines that the log has lost."""
+        return {**super().state(), "log_dropped": self._log.dropped}
 
     def step(self, observation: Observation) -> Decision:
         decision = super().step(observation)
@@ -166,13 +186,19 @@ def controller_of(header: str) -> Controller:
     try:
         record = json.loads(header)
         version = record["lynx_log"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError("not a decision log: its first line has no lynx_log") from None
     if version != VERSION:
-        raise ValueError(f"the log has version {version!r}; this reads version {VERSION}")
+        raise ValueError(f"the log has version {version!r:.40}; this reads version {VERSION}")
     given = ("num_layers", "num_experts", "top_k", "layer_offsets")
-    return Controller(
-        slo=read_slos(record["slo"]),
-        config=ControllerConfig(**record["config"]),
-        **{name: record[name] for name in given},
-    )
+    for name in given[:3]:
+        if not isinstance(record.get(name), int) or record[name] > MOST:
+            raise ValueError(f"not a decision log: {name} is {record.get(name)!r}"[:200])
+    try:
+        return Controller(
+            slo=read_slos(record["slo"]),
+            config=ControllerConfig(**record["config"]),
+            **{name: record[name] for name in given},
+        )
+    except (LookupError, TypeError, AttributeError, ArithmeticError, MemoryError) as error:
+        raise ValueError(f"not a decision log: its first line says {error!r:.200}") from error

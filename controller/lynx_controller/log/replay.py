@@ -54,29 +54,42 @@ class Replayed:
 def replay(path: Path) -> Iterator[Replayed]:
     """Make every logged call again, in order.
 
-    Raises ValueError for a file that is not a log of this version. Stops at a torn last line.
+    Raises ValueError for a file that is not a log of this version, and names the line of a call
+    that is none. A torn line, as a full disk leaves it, is a call that is missing.
     """
-    with path.open() as lines:
+    with path.open(errors="replace") as lines:
         controller = controller_of(next(lines, ""))
-        for line in lines:
+        for number, line in enumerate(lines, start=2):
             try:
                 record = json.loads(line)
-            except ValueError:
-                return
-            yield _again(controller, record)
+            except (ValueError, RecursionError):
+                continue
+            try:
+                again = _again(controller, record)
+            except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+                raise ValueError(
+                    f"line {number} is no call of a controller: {error!r}"[:300]
+                ) from error
+            yield again
 
 
 def show(
     path: Path, write: Callable[[str], object] = print, step: int | None = None
 ) -> tuple[int, int]:
-    """Explain the log's decisions, or only those of one engine step; calls and differences."""
-    calls = differences = missed = 0
+    """Explain the log's decisions, or only those of one engine step; calls and differences.
+
+    Raises ValueError, as `replay` does, and for a step that the log does not have.
+    """
+    calls = differences = missed = shown = 0
     for each in replay(path):
         calls += 1
         differences += not each.is_same
         missed = each.number - calls
         if step is None or each.given.get("step") == step:
+            shown += 1
             write(f"{each.number:>6} {each.why}")
+    if step is not None and not shown:
+        raise ValueError(f"the log has no step {step}")
     write(
         f"{calls} calls replayed, {differences} decided otherwise than recorded"
         + (f"; {missed} calls are missing from the log" if missed else "")
@@ -85,7 +98,9 @@ def show(
 
 
 def _again(controller: Controller, record: dict[str, Any]) -> Replayed:
-    call, given = record["call"], record["with"]
+    call, given, number = record["call"], record["with"], record["n"]
+    if not isinstance(number, int) or not isinstance(given, dict):
+        raise ValueError(f"call {number!r} with {given!r}"[:200])
     recorded = Decision.from_dict(record["decision"]) if "decision" in record else None
     decided, about = None, ", ".join(f"{name} {value}" for name, value in given.items())
     rows = given.get("rows")
@@ -109,14 +124,14 @@ def _again(controller: Controller, record: dict[str, Any]) -> Replayed:
     elif call == "override":
         controller.override(**given)
     else:
-        raise ValueError(f"the log has an unknown call {call!r}")
+        raise ValueError(f"the log has an unknown call {call!r}"[:200])
     min_share_ms, full_ms = _reach(controller, given, decided)
     why = f"{call}: {about}" if decided is None else _explain(controller, decided, about)
     if decided is not None and min_share_ms is not None and full_ms is not None:
         why += f" [floor {min_share_ms:.2f} ms, full {full_ms:.2f} ms]"
     if recorded != decided:
         why += " (RECORDED OTHERWISE)"
-    return Replayed(record["n"], call, given, recorded, decided, min_share_ms, full_ms, why)
+    return Replayed(number, call, given, recorded, decided, min_share_ms, full_ms, why)
 
 
 def _observation(given: dict[str, Any]) -> Observation:

@@ -1,0 +1,101 @@
+"""A running server as the ``lynx-sglang`` command reaches it: address, keys, state."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from lynx_sglang.errors import LynxError, short
+
+TIMEOUT_S = 10.0
+KEY_VARIABLE, ADMIN_KEY_VARIABLE = "SGLANG_API_KEY", "SGLANG_ADMIN_API_KEY"
+
+
+class ConnectionFailed(LynxError):
+    """No server with Lynx answers there; the message says where and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A server's address, and the keys that it asks for."""
+
+    url: str  # scheme and host, without a path's last slash
+    api_key: str | None = None
+    admin_api_key: str | None = None  # where the server has one: for /set_internal_state
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Connection:
+        """Raises: ConnectionFailed: --url is none."""
+        admin_key = args.admin_api_key or os.environ.get(ADMIN_KEY_VARIABLE)
+        api_key = args.api_key or os.environ.get(KEY_VARIABLE)
+        return cls(whole_url(args.url), api_key or None, admin_key or None)
+
+    def headers(self, *, is_admin: bool = False) -> dict[str, str]:
+        key = (is_admin and self.admin_api_key) or self.api_key
+        return {"Authorization": f"Bearer {key}"} if key else {}
+
+    def server_info(self) -> dict[str, Any]:
+        """``/server_info``; raises ConnectionFailed."""
+        request = urllib.request.Request(f"{self.url}/server_info", headers=self.headers())
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+                text = response.read()
+        except urllib.error.HTTPError as error:
+            raise ConnectionFailed(self.refused(error.code)) from None
+        except (OSError, ValueError) as error:  # ValueError: no HTTP at that port
+            raise ConnectionFailed(f"{self.url}: {error}") from None
+        return self.parsed(text)
+
+    def refused(self, status: int) -> str:
+        if status in (401, 403):
+            return (
+                f"{self.url}: HTTP {status}: give the server's key with --api-key, "
+                f"or in the environment as {KEY_VARIABLE}"
+            )
+        return f"{self.url}: HTTP {status}: is this an SGLang server, and no router before it?"
+
+    def parsed(self, text: bytes | str) -> dict[str, Any]:
+        """A ``/server_info`` body; raises ConnectionFailed for anything else."""
+        try:
+            info = json.loads(text)
+            states = info["internal_states"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            states = None
+        if not isinstance(states, list) or not all(isinstance(each, dict) for each in states):
+            raise ConnectionFailed(f"{self.url}: no SGLang server, it answers {short(text)}")
+        whole: dict[str, Any] = info
+        return whole
+
+
+def whole_url(text: str) -> str:
+    """``text`` with a scheme; raises ConnectionFailed where it is no HTTP address."""
+    url = text if "://" in text else f"http://{text}"
+    try:
+        parts = urlsplit(url)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
+        is_address = is_address and parts.port != 0
+    except ValueError:  # a port that is no number
+        is_address = False
+    if not is_address or any(letter.isspace() for letter in url):
+        raise ConnectionFailed(f"--url: expected http://HOST:PORT, got {short(text)}")
+    return url.rstrip("/")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--url", default="http://127.0.0.1:30000", help="server (default %(default)s)"
+    )
+    parser.add_argument(
+        "--api-key", help=f"the server's --api-key (default: environment, {KEY_VARIABLE})"
+    )
+    parser.add_argument(
+        "--admin-api-key",
+        help=f"the server's --admin-api-key, where it has one, to change settings "
+        f"(default: environment, {ADMIN_KEY_VARIABLE})",
+    )
