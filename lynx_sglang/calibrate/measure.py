@@ -23,7 +23,7 @@ import numpy as np
 from lynx_controller.decide.budget import offsets_at_least_kl
 from lynx_sglang import calibration
 from lynx_sglang.calibrate.prefill_cut import PROMPT, STATE, scheduler_process
-from lynx_sglang.calibrate.text import Sequence
+from lynx_sglang.calibrate.text import Sequence, read
 from lynx_sglang.calibration import FORMAT, Calibration
 from lynx_sglang.errors import LynxError
 from lynx_sglang.evaluation.divergence import TOP, Top, kl_of, top_of
@@ -94,6 +94,11 @@ def measure(passes: Passes, journal: Journal) -> tuple[list[dict[str, Any]], lis
             continue
         kl = passes.kl(share, layer)
         state = passes.state()
+        if state["active_experts"] is None or not state["retained_mass"] < 1.0:
+            raise EvaluationError(
+                f"share {share:g}, layer {layer}: nothing was cut "
+                f"(active experts {state['active_experts']}, mass {state['retained_mass']})"
+            )
         row = {
             "share": share,
             "layer": layer,
@@ -186,7 +191,7 @@ def calibrate(args: argparse.Namespace) -> Calibration:
     engine = engine_of(args)
     try:
         encode = engine.tokenizer_manager.tokenizer.encode
-        sequences = text.read(args.text, encode, args.tokens)
+        sequences = read(args.text, encode, args.tokens)
         config = engine.tokenizer_manager.model_config.hf_text_config
         about = {
             "format": FORMAT,

@@ -19,7 +19,7 @@ from lynx_sglang.calibrate.expert_outputs import ExpertOutputs, by_slot
 from lynx_sglang.loop.scores import scores_of
 
 STATE = "lynx_cut"
-PROMPT = "lynx_prompt_tokens"  # of a request's custom_params
+PROMPT = "calibration_prompt_tokens"  # of a request's custom_params
 DIGITS = 4  # kept of a contribution
 
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from lynx_sglang import connection
 from lynx_sglang.errors import LynxError
 from lynx_sglang.evaluation import picture, problems
 from lynx_sglang.evaluation.journal import Journal
@@ -24,8 +25,12 @@ INTERRUPTED = 130
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--url", default="http://127.0.0.1:30000", help="server (default %(default)s)")
-    add("--budgets", default="full,75%,50%,30%", help="caps to measure (default %(default)s)")
+    connection.add_arguments(parser)
+    add(
+        "--budgets",
+        default="full,75%,50%,30%",
+        help="caps to measure, the same for every layer (default %(default)s)",
+    )
     add("--demands", default="", help="demands to measure, each without a cap: 0.9,0.7")
     add("--concurrency", default="4,8,16", help="requests at a time (default %(default)s)")
     add(
@@ -44,7 +49,7 @@ def main(args: argparse.Namespace) -> int:
     """0 when measured, 1 when it cannot be, 130 when interrupted."""
     try:
         plan = plan_of(args)
-        return asyncio.run(evaluate(args.url, plan, args.out))
+        return asyncio.run(evaluate(connection.Connection.of(args), plan, args.out))
     except LynxError as error:
         print(f"lynx-sglang eval: {error}", file=sys.stderr)
         return 1
@@ -71,7 +76,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
         raise EvaluationError(
             f"--concurrency: expected whole numbers of at least 1, got {args.concurrency!r}"
         )
-    points = tuple(points_of(args.budgets, args.demands))
+    points = tuple(points_of(budgets=args.budgets, demands=args.demands))
     if not points:
         raise EvaluationError("--budgets, --demands: nothing to measure")
     asked = [problems.load(spec, args.count) for spec in args.problems or ["bundled"]]
@@ -84,10 +89,10 @@ def plan_of(args: argparse.Namespace) -> Plan:
     )
 
 
-async def evaluate(url: str, plan: Plan, out: Path) -> int:
+async def evaluate(address: connection.Connection, plan: Plan, out: Path) -> int:
     """Measure, write the report and the picture, print the table."""
     cancel_on_signal()
-    async with Server(url) as server:
+    async with Server(address) as server:
         info = await server.info()
         tokenizer = load_tokenizer(info["tokenizer_path"])
         journal = await measure(server, plan, out, tokenizer)

@@ -23,7 +23,12 @@ class Journal:
         if path.exists():
             # A process that was killed may leave half a line behind.
             whole = path.read_bytes().rpartition(b"\n")[0]
-            lines = [json.loads(line) for line in whole.splitlines()]
+            try:
+                lines = [json.loads(line) for line in whole.splitlines()]
+            except ValueError:
+                raise EvaluationError(
+                    f"{path} has a line that is no JSON. Give another --out, or remove it."
+                ) from None
             if lines:
                 refuse_other(path, lines[0], manifest)
                 self.rows = lines[1:]
@@ -36,6 +41,12 @@ class Journal:
         self.rows.append(row)
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
+
+    def drop(self, key: dict[str, Any]) -> None:
+        """Forget the rows that have these entries."""
+        whole = self.path.read_text().splitlines()
+        self.rows = [row for row in self.rows if not key.items() <= row.items()]
+        self.path.write_text("\n".join([whole[0], *map(json.dumps, self.rows)]) + "\n")
 
 
 def refuse_other(path: Path, there: dict[str, Any], here: dict[str, Any]) -> None:

@@ -8,11 +8,13 @@ from typing import Any
 
 import aiohttp
 
+from lynx_sglang.connection import Connection
 from lynx_sglang.errors import LynxError
 from lynx_sglang.evaluation.divergence import TOP
 from lynx_sglang.evaluation.point import KNOBS, update_of
 
 ANSWER_TIMEOUT_S = 3600.0
+CHANGE = "/set_internal_state"
 
 
 class EvaluationError(LynxError):
@@ -22,8 +24,8 @@ class EvaluationError(LynxError):
 class Server:
     """One running SGLang server with Lynx. Leaving the block drops what is still asked."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
+    def __init__(self, connection: Connection) -> None:
+        self.url, self._connection = connection.url, connection
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Server:
@@ -47,7 +49,7 @@ class Server:
         Raises:
             EvaluationError: no server answers, or not one with one scheduler under Lynx.
         """
-        info: dict[str, Any] = await self._ask("GET", "/server_info")
+        info = self._connection.parsed(await self._text("GET", "/server_info"))
         states = info["internal_states"]
         if len(states) != 1 or "lynx" not in states[0]:
             raise EvaluationError(
@@ -69,8 +71,8 @@ class Server:
         """Raises: EvaluationError: the server did not take them."""
         state = await self.lynx()
         present = {name: value for name, value in knobs.items() if name in state["settings"]}
-        update = update_of(present, state["num_experts"])
-        taken = await self._ask("POST", "/set_internal_state", {"server_args": update})
+        update = update_of(present)
+        taken = await self._ask("POST", CHANGE, {"server_args": update})
         if taken != [True]:
             raise EvaluationError(f"{self.url}: did not take the settings {update}")
 
@@ -96,12 +98,23 @@ class Server:
         return answer
 
     async def _ask(self, method: str, path: str, body: Any = None) -> Any:
-        assert self._session is not None
+        text = await self._text(method, path, body)
         try:
-            async with self._session.request(method, self.url + path, json=body) as response:
-                text = await response.text()
+            return json.loads(text)
+        except ValueError:
+            raise EvaluationError(f"{self.url}{path}: no JSON: {text[:300]!r}") from None
+
+    async def _text(self, method: str, path: str, body: Any = None) -> str:
+        assert self._session is not None
+        headers = self._connection.headers(is_admin=path == CHANGE)
+        asking = self._session.request(method, self.url + path, json=body, headers=headers)
+        try:
+            async with asking as response:
+                text = await response.text(errors="replace")
         except (aiohttp.ClientError, TimeoutError) as error:
             raise EvaluationError(f"{self.url}{path}: {error or type(error).__name__}") from error
+        if response.status in (401, 403, 404):
+            raise EvaluationError(self._connection.refused(response.status))
         if response.status != 200:
             raise EvaluationError(f"{self.url}{path}: HTTP {response.status}: {text[:300]}")
-        return json.loads(text)
+        return text

@@ -18,7 +18,8 @@ from lynx_sglang.evaluation.divergence import divergence
 from lynx_sglang.evaluation.journal import Journal
 from lynx_sglang.evaluation.point import Point
 from lynx_sglang.evaluation.problems import Problem
-from lynx_sglang.evaluation.server import Server
+from lynx_sglang.evaluation.server import EvaluationError, Server
+from lynx_sglang.evaluation.verification import fault
 
 ROWS, RESTORE = "rows.jsonl", "restore.json"
 # Sums in /server_info over decoding steps: differences are a window's.
@@ -55,6 +56,10 @@ class Leg:
     problems: tuple[Problem, ...]
 
     @property
+    def title(self) -> str:
+        return f"{self.point.name}, {self.concurrency} at a time"
+
+    @property
     def key(self) -> dict[str, Any]:
         return {"point": self.point.name, "concurrency": self.concurrency}
 
@@ -83,11 +88,18 @@ async def measure(server: Server, plan: Plan, out: Path, tokenizer: Any) -> Jour
         restore.write_text(json.dumps(await server.knobs()))
     try:
         with progress(plan, journal) as bar:
-            for leg in legs:
-                bar.set_description(f"{leg.point.name}, {leg.concurrency} at a time")
+            for number, leg in enumerate(legs, start=1):
+                left = leg.left(journal)
+                after = f"then {legs[number].title}" if number < len(legs) else "the last"
+                bar.set_description(leg.title)
+                bar.write(f"{number} of {len(legs)}: {leg.title}, {len(left)} answers; {after}")
                 await server.set(leg.point.knobs())
-                await run(server, replace(leg, problems=leg.left(journal)), plan, journal,
-                          tokenizer, bar)  # fmt: skip
+                seen = await run(server, replace(leg, problems=left), plan, journal, tokenizer, bar)
+                steps = seen["decode_steps"]
+                bar.write(
+                    f"  T {seen['active_experts_sum'] / steps:.1f}, "
+                    f"mass {seen['retained_mass_sum'] / steps:.4f} over {steps} steps"
+                )
     finally:
         await server.set(json.loads(restore.read_text()))
         restore.unlink()
@@ -96,8 +108,14 @@ async def measure(server: Server, plan: Plan, out: Path, tokenizer: Any) -> Jour
 
 async def run(
     server: Server, leg: Leg, plan: Plan, journal: Journal, tokenizer: Any, bar: tqdm[Any]
-) -> None:
-    """Answer a leg's problems, ``concurrency`` at a time, and score each answer as it ends."""
+) -> dict[str, Any]:
+    """Answer a leg's problems, ``concurrency`` at a time, and score each answer as it ends.
+
+    Returns what the server counted meanwhile, as ``window`` does.
+
+    Raises:
+        EvaluationError: the server ran something else than the leg's point; its rows are dropped.
+    """
     before = await server.lynx()
     streams, scorer = asyncio.Semaphore(leg.concurrency), asyncio.Semaphore(1)
 
@@ -117,7 +135,7 @@ async def run(
                 "correct": is_correct,
                 "finished": served["finish_reason"]["type"] == "stop",
                 "tokens": answer["output_ids"],
-                "retained_mass": served["lynx"][-1]["retained_mass"],
+                "retained_mass": served["lynx"]["retained_mass"],
                 **divergence(served, full["meta_info"]).to_dict(),
             }
         )
@@ -130,7 +148,15 @@ async def run(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        journal.add({"kind": "window", **leg.key, **window(before, await server.lynx())})
+        after = await server.lynx()
+        seen, reason = window(before, after), fault(leg.point, before, after)
+        if reason is None:
+            journal.add({"kind": "window", **leg.key, **seen})
+        else:
+            journal.drop(leg.key)
+    if reason is not None:
+        raise EvaluationError(f"{leg.title} was not what the server ran: {reason}")
+    return seen
 
 
 def window(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
@@ -166,6 +192,7 @@ def manifest(plan: Plan, info: dict[str, Any]) -> dict[str, Any]:
         "floor": present["floor"],
         "shadow_share": present["shadow_share"],
         "default_tier": present["default_tier"],
+        "calibration": present["calibration"],
         "points": [point.name for point in plan.points],
         "concurrency": list(plan.concurrency),
         "problems": len(plan.problems),

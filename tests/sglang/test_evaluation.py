@@ -17,6 +17,7 @@ from lynx_sglang.evaluation.point import Point, points_of, update_of
 from lynx_sglang.evaluation.report import first_difference, mean_interval, summary
 from lynx_sglang.evaluation.server import EvaluationError
 from lynx_sglang.evaluation.session import Leg
+from lynx_sglang.evaluation.verification import fault
 
 
 def logs(**shares: float) -> dict[int, float]:
@@ -55,14 +56,14 @@ def test_the_first_token_is_the_prefills_and_does_not_count() -> None:
 
 
 def test_points_fix_every_knob_and_go_as_numbers() -> None:
-    points = points_of("full,50%,12,full", "0.7")
+    points = points_of(budgets="full,50%,12,full", demands="0.7")
     assert [point.name for point in points] == ["budget full", "budget 50%", "budget 12",
                                                 "demand 0.7"]  # fmt: skip
-    updates = [update_of(point.knobs(), 64) for point in points]
-    assert [update["lynx_budget"] for update in updates] == [-1, 32, 12, -1]
-    assert [update["lynx_demand"] for update in updates] == [1, 1, 1, 0.7]
+    updates = [update_of(point.knobs()) for point in points]
+    assert [update["lynx_budget"] for update in updates] == [-1, "50%", 12, 0]
+    assert [update["lynx_demand"] for update in updates] == [-1, -1, -1, 0.7]
     assert all(update["lynx_slo_itl_ms"] == 0 for update in updates)
-    assert update_of({"slo_itl_ms": 20.0, "budget": "auto", "demand": "auto"}, 64) == {
+    assert update_of({"slo_itl_ms": 20.0, "budget": "auto", "demand": "auto"}) == {
         "lynx_slo_itl_ms": 20.0,
         "lynx_budget": 0,
         "lynx_demand": -1,
@@ -72,7 +73,7 @@ def test_points_fix_every_knob_and_go_as_numbers() -> None:
 @pytest.mark.parametrize(("budgets", "demands"), [("auto", ""), ("120%", ""), ("", "1.5")])
 def test_a_point_out_of_range_is_named(budgets: str, demands: str) -> None:
     with pytest.raises(SettingError, match=r"--(budgets|demands): expected .* got"):
-        points_of(budgets, demands)
+        points_of(budgets=budgets, demands=demands)
 
 
 def test_a_journal_goes_on_and_refuses_another_measurement(tmp_path: Path) -> None:
@@ -86,6 +87,58 @@ def test_a_journal_goes_on_and_refuses_another_measurement(tmp_path: Path) -> No
     assert len(Journal(path, {"model": "a", "count": 2}).rows) == 2
     with pytest.raises(EvaluationError, match="model was 'a', is 'b'"):
         Journal(path, {"model": "b", "count": 2})
+
+
+def part(point: Point, *, steps: int, active: float, mass: float, **more: object) -> dict:
+    """A server's ``lynx`` part after so many decode steps at a point."""
+    demand = 1.0 if point.demand == "auto" else point.demand
+    return {
+        "settings": {**point.knobs(), "floor": 1},
+        "num_experts": 64,
+        "decode_steps": steps,
+        "active_experts_sum": active * steps,
+        "retained_mass_sum": mass * steps,
+        "floor_hits": 0,
+        "decisions": {"override": steps},
+        "decision": {"demand": demand},
+        **more,
+    }
+
+
+BEFORE = part(Point(budget="full"), steps=0, active=0.0, mass=1.0)
+
+
+@pytest.mark.parametrize(
+    ("point", "ran"),
+    [
+        (Point(budget="full"), {"active": 30.0, "mass": 1.0}),
+        (Point(budget="25%"), {"active": 15.9, "mass": 0.9}),
+        (Point(budget=16), {"active": 17.0, "mass": 0.9, "floor_hits": 3}),
+        (Point(demand=0.7), {"active": 20.0, "mass": 0.8}),
+        (Point(demand=1.0), {"active": 30.0, "mass": 1.0}),
+    ],
+)
+def test_a_point_that_ran_has_no_fault(point: Point, ran: dict) -> None:
+    assert fault(point, BEFORE, part(point, steps=10, **ran)) is None
+
+
+@pytest.mark.parametrize(
+    ("point", "ran", "said"),
+    [
+        (Point(demand=0.7), {"active": 30.0, "mass": 1.0}, "nothing was cut"),
+        (Point(demand=0.7), {"active": 30.0, "mass": 0.9, "decision": {"demand": 1.0}}, "demand 1"),
+        (Point(budget="full"), {"active": 30.0, "mass": 0.99}, "full budget lost"),
+        (Point(budget="25%"), {"active": 17.0, "mass": 0.9}, "above a cap of 16"),
+        (Point(budget=8), {"active": 8.0, "mass": 0.9, "decisions": {"override": 6, "hold": 4}},
+         "'hold': 4"),
+        (Point(budget=8), {"active": 8.0, "mass": 0.9,
+                           "settings": {**Point(budget=8).knobs(), "slo_itl_ms": 20.0}},
+         "slo_itl_ms 20.0, not None"),
+        (Point(budget=8), {"active": 0.0, "mass": 1.0, "decode_steps": 0}, "no decode step"),
+    ],
+)  # fmt: skip
+def test_a_point_that_the_server_did_not_run_is_a_fault(point: Point, ran: dict, said: str) -> None:
+    assert said in str(fault(point, BEFORE, part(point, **{"steps": 10, **ran})))
 
 
 def answer(problem: str, concurrency: int, tokens: list[int], *, correct: bool) -> dict:
