@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from loadtests.server import SERVE, Server
+from loadtests.server import SERVE, Server, ServerError
 from models.tasks import problems
+from tests.e2e.forkserver import ForkServer
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models" / "lynx-moe-tiny"
@@ -54,6 +55,13 @@ def model() -> Path:
 
 
 @pytest.fixture(scope="session")
+def forks() -> Iterator[ForkServer]:
+    """Starts servers in seconds."""
+    with ForkServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def plain(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     log = tmp_path_factory.mktemp("plain") / "log"
     passes = f"--forward-pass-metrics-ipc-name=ipc://{log.with_name('passes')}"
@@ -78,8 +86,12 @@ def settings(lynx: Server) -> Iterator[Callable[..., bool]]:
 
     def change(**values: float) -> bool:
         body = {"server_args": {f"lynx_{name}": value for name, value in values.items()}}
-        (is_taken,) = lynx.post("/set_internal_state", body)
-        return bool(is_taken)
+        try:
+            return lynx.post("/set_internal_state", body) == [True]
+        except ServerError as error:
+            if "HTTP 400" not in str(error):
+                raise
+            return False
 
     assert change(**DEFAULTS)
     lynx.post("/flush_cache", {})
@@ -115,7 +127,7 @@ def generate() -> Callable[..., list[Answer]]:
             Answer(
                 tokens=[token for _, token, *_ in info["output_token_logprobs"]],
                 logprobs=[logprob for logprob, *_ in info["output_token_logprobs"]],
-                report=info["lynx"][-1] if "lynx" in info else None,
+                report=info.get("lynx"),
             )
             for info in answers
         ]
