@@ -12,7 +12,7 @@ GPU_PYTHON ?= $(if $(wildcard $(STAMP)),$(PYTHON),python3)
 gpu-%: export PYTHONPATH := $(CURDIR)/kernels:$(CURDIR)/controller
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo serve test check format docs bench bench-shadow \
+.PHONY: help env demo serve test fuzz check format docs bench bench-shadow \
 	gpu-check gpu-bench gpu-e2e gpu-tune gpu-resources clean
 
 help:  ## list the targets
@@ -37,6 +37,9 @@ serve: $(STAMP)  ## start a Lynx server on this CPU; SLO_MS=20 and PORT=30000 ca
 
 test: $(STAMP)  ## run all tests, also those on real servers
 	$(PYTHON) -m pytest
+
+fuzz: $(STAMP)  ## 100,000 wrong inputs of each kind
+	FUZZ_CASES=100000 $(PYTHON) -m pytest tests/fuzz --timeout=0
 
 check: $(STAMP)  ## run all that CI runs: format, lint, types, docs, tests
 	$(PYTHON) -m ruff format --check .

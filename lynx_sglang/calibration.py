@@ -10,13 +10,15 @@ import hashlib
 import importlib.metadata
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lynx_sglang.errors import SettingError
+from lynx_controller.decide.budget import MOST_OFFSET
+from lynx_sglang.errors import SettingError, short
 
 FORMAT = 4
 # Of a Hugging Face configuration: they change with the library or the folder, not with the model.
@@ -79,6 +81,30 @@ class Calibration:
         )
 
 
+def _is_number(value: object, low: float, high: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+def _are_numbers(values: object, low: float, high: float) -> bool:
+    return isinstance(values, list) and all(_is_number(value, low, high) for value in values)
+
+
+# What a server reads of a file: the rest is for people.
+CHECKS: dict[str, Callable[[Any], bool]] = {
+    "policy": lambda value: isinstance(value, str),
+    "model": lambda value: isinstance(value, str),
+    "model_sha256": lambda value: isinstance(value, str),
+    "min_retained_mass": lambda value: _is_number(value, 0.01, 1.0),
+    "layer_offsets": lambda values: (
+        bool(values) and _are_numbers(values, -MOST_OFFSET, MOST_OFFSET)
+    ),
+    "contributions": lambda layers: (
+        layers is None
+        or (isinstance(layers, list) and all(_are_numbers(layer, 0.0, 1.0) for layer in layers))
+    ),
+}
+
+
 def version() -> str:
     return importlib.metadata.version("lynx-sglang")
 
@@ -99,26 +125,27 @@ def load(path: str, policy: str) -> Calibration:
     where = f"--lynx-calibration {path}"
     try:
         values = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SettingError(f"{where}: cannot be read: {error}") from error
     if not isinstance(values, dict) or "format" not in values:
         raise SettingError(f"{where}: not a file of `lynx-sglang calibrate`")
     if values["format"] != FORMAT or values.get("lynx") != version():
+        found, form = (short(values.get(name)).strip("'") for name in ("lynx", "format"))
         raise SettingError(
-            f"{where}: stale: written by version {values.get('lynx')} in format "
-            f"{values['format']}, this is {version()} and reads {FORMAT}. Calibrate again."
+            f"{where}: stale: written by version {found} in format {form}, "
+            f"this is {version()} and reads {FORMAT}. Calibrate again."
         )
     names = {one.name for one in fields(Calibration)}
     if values.keys() != names:
-        odd = ", ".join(sorted(values.keys() ^ names))
+        odd = ", ".join(sorted(values.keys() ^ names))[:200]
         raise SettingError(f"{where}: damaged: {odd} missing or unknown. Calibrate again.")
+    for name, is_right in CHECKS.items():
+        if not is_right(values[name]):
+            raise SettingError(f"{where}: damaged: {name} is {short(values[name])}")
     calibration = Calibration(**values)
-    if not 0.01 <= calibration.min_retained_mass <= 1.0:
-        raise SettingError(
-            f"{where}: min_retained_mass: expected [0.01, 1], got {values['min_retained_mass']}"
-        )
     if calibration.policy != policy:
         raise SettingError(
-            f"{where}: measured with --lynx-policy {calibration.policy}, this server has {policy}"
+            f"{where}: measured with --lynx-policy {calibration.policy[:40]}, "
+            f"this server has {policy}"
         )
     return calibration

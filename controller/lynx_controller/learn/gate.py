@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Final
 
 from lynx_controller.types import Observation, Phase
@@ -33,7 +34,8 @@ class Gate:
         if seen.phase not in DECIDING or seen.rows == 0:
             return False
         is_possible = seen.rows >= 1 and 0.0 < seen.step_ms <= self.max_step_ms  # NaN fails both
-        is_usable = is_possible and self._is_next(seen.step)
+        is_numbered = isinstance(seen.step, Integral)
+        is_usable = is_possible and is_numbered and self._is_next(seen.step)
         self.unusable = 0 if is_usable else self.unusable + 1
         return is_usable
 
