@@ -40,12 +40,11 @@ def settings_table() -> str:
 
 def live_table() -> str:
     """Keys of ``/set_internal_state``."""
-    rows = []
-    for name in changes.UPDATABLE:
-        words = changes.WORDS.get(name, {})
-        spelled = ", ".join(f"`{number:g}`: {word}" for word, number in words.items())
-        rows.append((f"`lynx_{name}`", settings.OPTIONS[name].metadata["allowed"], spelled))
-    return table(("Key", "Takes", "Words as numbers"), rows)
+    rows = [
+        (f"`{changes.PREFIX}{name}`", settings.OPTIONS[name].metadata["allowed"])
+        for name in changes.UPDATABLE
+    ]
+    return table(("Key", "Takes"), rows)
 
 
 @cache

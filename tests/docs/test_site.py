@@ -14,7 +14,7 @@ import pytest
 from lynx_controller import Reason
 from lynx_kernels import POLICIES
 from lynx_sglang import settings
-from lynx_sglang.loop import telemetry
+from lynx_sglang.loop import changes, telemetry
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -104,7 +104,7 @@ def test_the_metrics_page_has_every_gauge_with_its_help(site: dict[Path, Page]) 
 
 def test_live_changes_name_every_key(site: dict[Path, Page]) -> None:
     text = page(site, "operate").text
-    assert not [name for name in telemetry.UPDATABLE if f"lynx_{name}" not in text]
+    assert not [name for name in changes.UPDATABLE if f"lynx_{name}" not in text]
 
 
 def test_every_reason_of_a_decision_is_explained(site: dict[Path, Page]) -> None:
