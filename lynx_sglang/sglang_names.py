@@ -272,6 +272,11 @@ GET_STATE = Name(
     ("recv_req",),
     "lynx in /server_info",
 )
+CONTINUE = Name(
+    "sglang.srt.managers.scheduler:Scheduler.continue_generation",
+    ("recv_req",),
+    "a pause is no step's time",
+)
 SET_STATE = Name(
     "sglang.srt.managers.scheduler_components.internal_state:"
     "SchedulerInternalStateController.set_internal_state",
@@ -312,6 +317,7 @@ CHANGE_STATE = Name(
 # Attributes of SGLang's objects that are read or set, by class: on a GPU, or by rank 0 of several.
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "sglang.srt.managers.scheduler:Scheduler": (
+        "_pause_started_at",
         "chunked_req",
         "enable_overlap",
         "forward_stream_ctx",

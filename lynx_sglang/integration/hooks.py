@@ -38,6 +38,7 @@ def install(settings: Settings) -> Runtime:
         sglang_names.RECEIVE: scheduler.receive(runtime),
         sglang_names.RUN_BATCH: runtime.run_batch,
         sglang_names.FORWARD: model_runner.forward(runtime),
+        sglang_names.CONTINUE: scheduler.continue_generation(runtime),
         sglang_names.SET_STATE: state.change_settings(runtime),
     }
     after: Hooks = {

@@ -1,7 +1,8 @@
-"""The hook on the scheduler's broadcast: decisions travel with the requests."""
+"""The hooks on the scheduler: decisions travel with its broadcast, pauses are told to the clock."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,5 +23,17 @@ def receive(runtime: Runtime) -> Callable[..., list[Any]]:
             if isinstance(item, Order):
                 runtime.obey(item)
         return [item for item in received if not isinstance(item, Order)]
+
+    return hook
+
+
+def continue_generation(runtime: Runtime) -> Callable[..., None]:
+    """The hook around ``Scheduler.continue_generation``, the end of a pause."""
+
+    def hook(original: Callable[..., None], scheduler: Any, request: Any) -> None:
+        since_s = scheduler._pause_started_at
+        original(scheduler, request)
+        if since_s is not None:
+            runtime.note_pause(since_s, time.monotonic())
 
     return hook

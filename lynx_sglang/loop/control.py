@@ -46,7 +46,7 @@ class Control:
         self.telemetry = telemetry
         self.member: Member | None = None  # of a fleet, with --lynx-store
         self._size_class_of = size_class_of
-        self._clock = StepClock()
+        self.clock = StepClock()
         make: Callable[..., Controller] = Controller
         if settings.decision_log is not None:
             make = partial(LoggedController, Log(Path(settings.decision_log)))
@@ -92,7 +92,7 @@ class Control:
         self, step: Step, now_s: float, *, ran_under: Decision, launch_s: float, is_after_idle: bool
     ) -> Decision:
         """Account for a step that finished at ``now_s`` and decide for the next one."""
-        step_ms, itl_ms = self._clock.end(
+        step_ms, itl_ms = self.clock.end(
             now_s,
             launch_s,
             is_after_idle=is_after_idle,

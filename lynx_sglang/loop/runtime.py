@@ -111,6 +111,11 @@ class Runtime:
         if self.control is not None:
             self._adopt(self.control.apply(settings))
 
+    def note_pause(self, start_s: float, end_s: float) -> None:
+        """An operator held the engine between two times of ``time.monotonic``."""
+        if self.control is not None:
+            self.control.clock.note_pause(start_s, end_s)
+
     # -------------------------------------------------------------- data path
 
     def select(

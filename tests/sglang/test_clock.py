@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 
+from lynx_sglang.integration.scheduler import continue_generation
 from lynx_sglang.loop.clock import StepClock
 
 
@@ -31,3 +36,34 @@ def test_idle_time_is_no_gap() -> None:
     clock = StepClock()
     clock.end(1.0, 0.9, is_after_idle=True, streams=["a"])
     assert clock.end(9.0, 8.9, is_after_idle=True, streams=["a"]) == pytest.approx((100, 100))
+
+
+def test_a_pause_is_neither_step_nor_gap() -> None:
+    clock = StepClock()
+    clock.end(1.0, 0.9, is_after_idle=True, streams=["a"])
+    clock.note_pause(1.05, 61.0)
+    assert clock.end(61.1, 61.0, is_after_idle=False, streams=["a"]) == pytest.approx((150, 150))
+    assert clock.end(61.2, 61.1, is_after_idle=False, streams=["a"]) == pytest.approx((100, 100))
+
+
+def test_a_step_that_was_in_flight_when_the_pause_came_keeps_its_own_time() -> None:
+    clock = StepClock()
+    clock.end(1.0, 0.9, is_after_idle=True, streams=["a"])
+    clock.note_pause(1.2, 9.2)
+    assert clock.end(9.3, 1.1, is_after_idle=False, streams=["a"]) == pytest.approx((300, 300))
+
+
+def test_the_end_of_a_pause_is_told_with_its_start() -> None:
+    noted: list[tuple[float, float]] = []
+    runtime = SimpleNamespace(note_pause=lambda *times: noted.append(times))
+    engine = SimpleNamespace(_pause_started_at=5.0)
+
+    def original(paused: SimpleNamespace, _request: None) -> None:
+        paused._pause_started_at = None
+
+    hook = continue_generation(cast(Any, runtime))
+    hook(original, engine, None)
+    hook(original, engine, None)  # it was not paused
+    ((start_s, end_s),) = noted
+    assert start_s == 5.0
+    assert end_s == pytest.approx(time.monotonic(), abs=60.0)

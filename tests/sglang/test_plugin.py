@@ -27,6 +27,7 @@ SERVER = {
         sglang_names.FORWARD,
         sglang_names.STREAMER_CLASS,
         sglang_names.GET_STATE,
+        sglang_names.CONTINUE,
         sglang_names.SET_STATE,
         sglang_names.UPDATE_HANDLERS,
     )
