@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command import command
 from loadtests.progress import Stages, track
 from loadtests.server import Server, stop_with_me
 from models.tasks import problems
@@ -120,7 +121,7 @@ def main() -> int:
             active[name] = (now_total - total) / (now_steps - steps)
 
     report: dict[str, Any] = {
-        "command": " ".join(["python", "-m", "benchmarks.decode_step", *sys.argv[1:]]),
+        "command": command(),
         "machine": machine(),
         "model": model.name,
         "rows": args.rows,

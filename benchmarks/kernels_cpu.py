@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.command import command
 from lynx_kernels import POLICIES, CpuExperts, RowClass, select, select_reference
 
 ROOT = Path(__file__).parents[1]
@@ -145,7 +146,7 @@ def header(arguments: argparse.Namespace) -> dict[str, Any]:
         "torch": torch.__version__,
         "sglang": version("sglang"),
         "commit": commit.stdout.strip() if commit.returncode == 0 else "none",
-        "command": "python -m benchmarks.kernels_cpu " + " ".join(sys.argv[1:]),
+        "command": command(),
     }
 
 

@@ -15,6 +15,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+from benchmarks.command import command
 from benchmarks.decode_step import RESULTS, ROOT, generate, machine, prompts_of, spread, step_ms
 from loadtests.progress import Stages, track
 from loadtests.server import Server, stop_with_me
@@ -82,7 +83,7 @@ def main() -> int:
             return 1
 
     report = {
-        "command": " ".join(["python", "-m", "benchmarks.shadow_step", *sys.argv[1:]]),
+        "command": command(),
         "machine": machine(),
         "rows": args.rows,
         "cap": args.cap,

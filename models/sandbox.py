@@ -50,11 +50,12 @@ def _run(source: str, tests: str) -> bool:
 
 
 def serve() -> None:
-    """The child's loop: one JSON request a line in, one JSON verdict a line out."""
+    """The child's loop: says "ready", then one JSON verdict for each JSON request, a line each."""
     if sys.platform != "win32":
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
+    print("ready", flush=True)
     for line in sys.stdin:
         source, tests = json.loads(line)
         print(json.dumps(_run(source, tests)), flush=True)
@@ -99,6 +100,8 @@ class Sandbox:
             self._child = subprocess.Popen(
                 [sys.executable, "-I", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE
             )
+            assert self._child.stdout is not None
+            self._child.stdout.readline()  # its start is no part of a function's time
         return self._child
 
     def _stop(self) -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import subprocess
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.cellscope.fleet import SAMPLES
+from benchmarks.command import command
 
 
 def header(seeds: int) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def header(seeds: int) -> dict[str, Any]:
     )
     names = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x]
     return {
-        "command": "python " + " ".join(sys.argv),
+        "command": command(),
         "machine": f"{names[0].split(':')[1].strip() if names else platform.machine()}",
         "cores": os.cpu_count(),
         "load_average": os.getloadavg()[0],

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from benchmarks.command import command
 from lynx_kernels import select
 from models.checkpoint import load
 from models.experts import Experts
@@ -262,7 +263,7 @@ def main() -> None:
             f"({low:.5f}-{high:.5f}) | {row['kl_p99']:.4f} |"
         )
     record = {
-        "command": "python -m benchmarks.controller.allocation",
+        "command": command(),
         "uncapped": uncapped.tolist(),
         "kl_of_one_layer": loss.tolist(),
         "t_of_one_layer": t.tolist(),

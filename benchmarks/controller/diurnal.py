@@ -21,6 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
+from benchmarks.command import command
 from benchmarks.controller.policies import MIN_MASS, BatchTable, BrownoutServe, Lynx, Policy
 from benchmarks.plant.diurnal import run
 from benchmarks.plant.simulator import Plant
@@ -82,7 +83,7 @@ def main() -> None:
             f"| {name} | {row['late']:.1f} | {row['mass']:.3f} | {row['on_time']:.3f} | "
             f"{row['seconds']:.1f} |"
         )
-    record = {"command": "python -m benchmarks.controller.diurnal", "cores": os.cpu_count()}
+    record = {"command": command(), "cores": os.cpu_count()}
     options.out.write_text(json.dumps(record | {"day": found}, indent=1) + "\n")
 
 

@@ -1,17 +1,17 @@
-"""Write down what a server's forward passes were, as SGLang publishes them, until interrupted.
+"""Record a server's forward passes, as SGLang publishes them, until interrupted.
 
     python -m sglang.launch_server ... --enable-forward-pass-metrics \\
         --forward-pass-metrics-ipc-name ipc:///tmp/passes
     python -m benchmarks.controller.record_passes ipc:///tmp/passes.0 passes.jsonl
 
-One JSON object per pass, SGLang's own fields; ".0" is the data-parallel rank.
+One JSON object per pass, with SGLang's fields; ".0" is the data-parallel rank.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import signal
-import sys
 from pathlib import Path
 
 import msgspec
@@ -19,7 +19,7 @@ import zmq
 
 
 def record(endpoint: str, path: Path) -> int:
-    """Passes written; returns when the process is told to end."""
+    """Number of passes written; returns on SIGINT or SIGTERM."""
     is_over = False
 
     def end(*_: object) -> None:
@@ -30,7 +30,7 @@ def record(endpoint: str, path: Path) -> int:
         signal.signal(sign, end)
     passes = 0
     with zmq.Context() as context, context.socket(zmq.SUB) as socket, path.open("w", 1) as file:
-        socket.setsockopt(zmq.RCVTIMEO, 200)  # ms until the end is looked for again
+        socket.setsockopt(zmq.RCVTIMEO, 200)  # ms between two looks at is_over
         socket.subscribe(b"")
         socket.connect(endpoint)
         while not is_over:
@@ -38,12 +38,20 @@ def record(endpoint: str, path: Path) -> int:
                 _topic, _number, payload = socket.recv_multipart()
             except zmq.Again:
                 continue
-            told = msgspec.msgpack.decode(payload)
-            if told["wall_time"]:  # else a sign of life from an idle server
-                file.write(json.dumps(told) + "\n")
+            fields = msgspec.msgpack.decode(payload)
+            if fields["wall_time"]:  # 0: a heartbeat of an idle server
+                file.write(json.dumps(fields) + "\n")
                 passes += 1
     return passes
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("endpoint", help="of the publisher, such as ipc:///tmp/passes.0")
+    parser.add_argument("path", type=Path, help="JSON lines file to write")
+    options = parser.parse_args()
+    print(record(options.endpoint, options.path), "passes")
+
+
 if __name__ == "__main__":
-    print(record(sys.argv[1], Path(sys.argv[2])), "passes")
+    main()

@@ -14,7 +14,6 @@ import json
 import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
+from benchmarks.command import command
 from benchmarks.controller import newcomer, pictures, report
 from benchmarks.controller.figures import ABOUT, Run, judge, late_share, mass_of
 from benchmarks.controller.policies import (
@@ -225,7 +225,7 @@ def main() -> None:
         results[name] = {policy: summarise([run[policy] for run in runs]) for policy in runs[0]}
     record = {
         "command": "python -m benchmarks.controller.scorecard",
-        "this run": " ".join(sys.argv[1:]),
+        "this run": command(),
         "python": platform.python_version(),
         "numpy": np.__version__,
         "machine": platform.machine(),

@@ -26,6 +26,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command import command
 from benchmarks.gpu.e2e_client import Load, measure
 from benchmarks.gpu.e2e_model import QWEN3_30B, ROUTERS, TINY, Shape, write_model, write_router
 from loadtests.server import Server
@@ -162,7 +163,7 @@ def header(is_dry_run: bool) -> dict[str, Any]:
             name: importlib.metadata.version(name) for name in ("sglang", "torch", "triton")
         },
         "commit": said("git", "rev-parse", "--short", "HEAD"),
-        "command": " ".join(["python", *sys.argv]),
+        "command": command(),
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
 

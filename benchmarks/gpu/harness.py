@@ -25,6 +25,7 @@ import torch
 import triton
 from torch import Tensor
 
+from benchmarks.command import command
 from benchmarks.gpu import IS_DRY_RUN
 from benchmarks.gpu.shapes import Shape, logits_of
 from lynx_kernels.schedule import Schedule
@@ -172,7 +173,7 @@ def header() -> dict[str, Any]:
         "torch": torch.__version__,
         "triton": triton.__version__,
         "commit": commit.stdout.strip() or "unknown",
-        "command": " ".join(["python", *sys.argv]),
+        "command": command(),
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
 

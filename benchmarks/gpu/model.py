@@ -12,9 +12,9 @@ bench.py measures the same points; its notes hold prediction and outcome side by
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import dataclass
 
+from benchmarks.command import command
 from benchmarks.gpu.shapes import SHAPES, Shape, expected_union, targets_of
 
 COPY_TB_S = 4.3  # an H200's large copy, read plus written
@@ -94,9 +94,7 @@ def main() -> None:
         "over floor",
         "SGLang us",
     )
-    print(
-        f"Predicted, not measured: `python {' '.join(sys.argv)}`, {options.bandwidth_tb_s} TB/s\n"
-    )
+    print(f"Predicted, not measured: `python {command()}`, {options.bandwidth_tb_s} TB/s\n")
     print("| " + " | ".join(columns) + " |")
     print("|---" * len(columns) + "|")
     for shape in SHAPES.values():
