@@ -53,8 +53,8 @@ class Recorded:
                 self.host.append(str(log))
                 columns = [
                     (
-                        s.rows,
-                        s.size_class,
+                        s.batch.rows,
+                        s.batch.size_class,
                         s.kv_tokens,
                         sum(caps_of(s)),
                         sum(s.active_experts),
@@ -115,8 +115,8 @@ def by_size_class(log: Path) -> dict[int, list[Observation]]:
         entry = json.loads(line)
         if entry["call"] == "step":
             seen = Observation.from_dict(entry["with"])
-            if seen.phase is Phase.DECODE and seen.step_ms > 0.0 and seen.active_experts:
-                found.setdefault(seen.size_class, []).append(seen)
+            if seen.batch.phase is Phase.DECODE and seen.step_ms > 0.0 and seen.active_experts:
+                found.setdefault(seen.batch.size_class, []).append(seen)
     return {at: steps[WARM_UP:] for at, steps in found.items() if len(steps) >= SHORTEST}
 
 

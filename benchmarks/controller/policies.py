@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from benchmarks.plant.simulator import Plant, Setting
-from lynx_controller import Controller, ControllerConfig, Decision, Observation, Slo
+from lynx_controller import Batch, Controller, ControllerConfig, Decision, Observation, Slo
 
 MIN_MASS = 0.75  # the floor under quality
 FLOOR = round(1.0 - ((1.0 - MIN_MASS) / Plant().spill) ** 0.5, 2)  # the share that keeps it
@@ -40,7 +40,7 @@ class Policy:
 
     def __call__(self, seen: Observation) -> Setting:
         self.observe(seen)
-        return 1.0, self.caps_of(seen.rows, self.share)
+        return 1.0, self.caps_of(seen.batch.rows, self.share)
 
     def observe(self, seen: Observation) -> None:
         """One share for the whole run."""
@@ -63,7 +63,7 @@ class BatchTable(Policy):
     table: dict[tuple[int, float], float] = field(default_factory=dict)
 
     def observe(self, seen: Observation) -> None:
-        self.look_up(seen.rows)
+        self.look_up(seen.batch.rows)
 
     def plan(self, rows: int) -> Setting:
         self.look_up(rows)
@@ -157,7 +157,7 @@ class Lynx:
         self.controller.set_slo(replace(self.controller.slo, itl_ms=slo_ms))
 
     def plan(self, rows: int) -> Setting:
-        decision = self.controller.plan(rows)
+        decision = self.controller.plan(Batch.of(rows))
         return decision.demand, decision.budget
 
     def __call__(self, seen: Observation) -> Setting:

@@ -41,7 +41,7 @@ from benchmarks.controller.scenarios import NAMES, SERVED, Scenario, make
 from benchmarks.plant.serving import serve
 from benchmarks.plant.simulator import Plant, Setting, simulate
 from loadtests.progress import track
-from lynx_controller import ControllerConfig, Observation, Phase
+from lynx_controller import Batch, ControllerConfig, Observation
 
 SHOWN_STATICS = (FLOOR, 0.6, 0.7, 0.8, 0.9)
 BETWEEN = (0.55, 0.65, 0.75, 0.85, 0.95, 1.0)  # tried for the best static share too
@@ -166,7 +166,7 @@ def decision_us(steps: int = 2000) -> dict[str, float]:
     for step in range(steps):
         active = rng.integers(60, 70, 48).tolist()
         ms = 18.0 * (1 + 0.05 * rng.standard_normal())
-        seen = Observation(step, Phase.DECODE, 16, 16, ms, active)
+        seen = Observation(step, Batch.of(16, size_class=16), ms, active)
         begun = time.perf_counter()
         policy(seen)
         taken.append(1e6 * (time.perf_counter() - begun))

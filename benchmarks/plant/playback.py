@@ -28,13 +28,12 @@ import numpy as np
 
 from benchmarks.plant import passes
 from benchmarks.plant.simulator import Load, Sample, Setting
-from lynx_controller.batch import Batch
 from lynx_controller.learn.estimator import Estimator
 from lynx_controller.learn.history import Applied
 from lynx_controller.learn.quality import Quality
 from lynx_controller.learn.uncapped import PerLayer
 from lynx_controller.log.decision_log import controller_of
-from lynx_controller.types import Observation, Phase
+from lynx_controller.types import Batch, Observation, Phase
 
 
 class Playback:
@@ -72,7 +71,7 @@ class Playback:
         if recorded is not None:
             self.recorded = self._of_passes(recorded)
         self.loads = [
-            Load(seen.rows, max(0.0, (seen.itl_ms or seen.step_ms) - seen.step_ms))
+            Load(seen.batch.rows, max(0.0, (seen.itl_ms or seen.step_ms) - seen.step_ms))
             for seen in self.recorded
         ]
         self._next = 0
@@ -86,7 +85,7 @@ class Playback:
         """[L] the caps that hold a batch to a share of what it would use, as the log taught."""
         if share >= 1.0:
             return (self.num_experts,) * self.num_layers
-        layers = self._estimator.layers(Batch.of(Phase.DECODE, rows, 0, None))
+        layers = self._estimator.layers(Batch.of(rows))
         return tuple(np.rint(np.maximum(share * layers, self.top_k)).astype(int).tolist())
 
     def caps_of(self, seen: Observation) -> tuple[int, ...]:
@@ -128,24 +127,25 @@ class Playback:
                 return None
             seen = Observation.from_dict(record["with"])
             is_whole = len(seen.active_experts) == self.num_layers and sum(seen.active_experts) > 0
-            is_usable = seen.phase is Phase.DECODE and seen.rows > 0 and 0.0 < seen.step_ms < 1e6
-            is_usable = is_usable and seen.demand == 1.0 and seen.budget_applied is not None
+            is_usable = seen.batch.phase is Phase.DECODE and seen.batch.rows > 0
+            is_usable = (
+                is_usable
+                and 0.0 < seen.step_ms < 1e6
+                and seen.demand == 1.0
+                and seen.budget_applied is not None
+            )
         except (TypeError, ValueError, KeyError):  # a torn line, an observation of anything
             return None
-        return seen if is_whole and is_usable else None
+        return replace(seen, batch=seen.batch.in_range()) if is_whole and is_usable else None
 
     def _of_passes(self, recorded: Path) -> list[Observation]:
-        size_classes = sorted({Batch.seen(seen).key[1] for seen in self.recorded})
+        size_classes = sorted({seen.batch.key[1] for seen in self.recorded})
         steps = []
         for number, each in enumerate(passes.read(recorded)):
-            size_class = next(
-                (size_class for size_class in size_classes if size_class >= each.rows), 0
-            )
+            size_class = next((size for size in size_classes if size >= each.rows), 0)
             seen = Observation(
                 step=number,
-                phase=Phase.DECODE,
-                rows=each.rows,
-                size_class=size_class,
+                batch=Batch.of(each.rows, size_class=size_class),
                 step_ms=each.step_ms,
                 itl_ms=each.step_ms + each.outside_ms,
                 active_experts=(),
@@ -153,7 +153,7 @@ class Playback:
                 demand=1.0,
                 budget_applied=self.num_experts,
             )
-            active = self._estimator.layers(Batch.seen(seen)).tolist()
+            active = self._estimator.layers(seen.batch).tolist()
             steps.append(replace(seen, active_experts=active))
         if not steps:
             raise ValueError(f"{recorded} holds no pass that only decodes")
@@ -161,11 +161,11 @@ class Playback:
 
     def _learn(self, seen: Observation) -> None:
         caps = self.caps_of(seen)
-        active, batch = [float(each) for each in seen.active_experts], Batch.seen(seen)
+        active, batch = [float(each) for each in seen.active_experts], seen.batch
         applied = Applied(1.0, caps, is_certain=True)
         self._estimator.learn(batch, applied, active, seen.step_ms, seen.step_ms)
-        share = self._estimator.read_share if batch.flexible == batch.rows else None
-        self._quality.learn(batch.key, batch.flexible, share, seen.retained_mass, None, None)
+        share = self._estimator.read_share if batch.flexible_rows == batch.rows else None
+        self._quality.learn(batch.key, batch.flexible_rows, share, seen.retained_mass, None, None)
 
     def _caps(self, seen: Observation) -> PerLayer:
         return np.broadcast_to(np.array(seen.budget_applied, dtype=float), (self.num_layers,))
@@ -174,12 +174,12 @@ class Playback:
         """[L] what a recorded step would have used uncut."""
         active, caps = np.array(seen.active_experts, dtype=float), self._caps(seen)
         is_bound = (active >= caps) & (caps < self.num_experts)
-        usual = np.maximum(active, self._estimator.layers(Batch.seen(seen)))
+        usual = np.maximum(active, self._estimator.layers(seen.batch))
         return np.where(is_bound, usual, active)
 
     def _mass(self, seen: Observation, uncapped: PerLayer, active: PerLayer) -> float:
         if np.array_equal(active, seen.active_experts) and len(seen.retained_mass):
             return sum(seen.retained_mass) / len(seen.retained_mass)
         taken = 1.0 - active / uncapped
-        spill = self._quality.lost_at(Batch.seen(seen).key, 0.0)
+        spill = self._quality.lost_at(seen.batch.key, 0.0)
         return max(0.0, 1.0 - spill * float((taken**2).mean()))

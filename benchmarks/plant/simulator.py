@@ -15,7 +15,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 
 from lynx_controller.learn.uncapped import PerLayer
-from lynx_controller.types import Observation, Phase
+from lynx_controller.types import Batch, Observation, Phase
 
 Setting: TypeAlias = tuple[float, Sequence[int]]
 """Demand, and cap per layer."""
@@ -157,11 +157,10 @@ class Plant:
         gap_ms = step_ms + load.outside_ms
         kl = self.kl_gain * (1.0 - mass) ** self.kl_bend
         self.steps += 1
+        phase = Phase.MIXED if load.prefill_tokens else Phase.DECODE
         observation = Observation(
             step=self.steps,
-            phase=Phase.MIXED if load.prefill_tokens else Phase.DECODE,
-            rows=load.rows,
-            size_class=size_class,
+            batch=Batch(phase, load.rows, load.rows, size_class),
             step_ms=step_ms,
             active_experts=active.astype(int).tolist(),
             retained_mass=[mass] * self.num_layers,

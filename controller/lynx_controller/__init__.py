@@ -2,9 +2,10 @@
 
 from lynx_controller.config import ControllerConfig
 from lynx_controller.controller import Controller
-from lynx_controller.types import Decision, Observation, Phase, Reason, Slo
+from lynx_controller.types import Batch, Decision, Observation, Phase, Reason, Slo
 
 __all__ = [
+    "Batch",
     "Controller",
     "ControllerConfig",
     "Decision",

@@ -1,4 +1,4 @@
-"""What the next step would cost at any share of the experts that it would use."""
+"""Forecast of the next step's time at any share of its uncapped active experts."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """ms(share) = base + slope * active(share). Active experts are over all layers."""
+    """ms(share) = base + slope * active(share). Active experts are summed over the layers."""
 
     base_ms: float
-    slope_ms: float
-    uncapped: float  # with nothing cut
-    exact: float = 0.0  # those of them that exact rows hold: the share is of the others
-    least: float = 0.0  # what floors hold, and top-k
-    most: float = math.inf  # what an operator's cap allows
+    slope_ms: float  # per expert and layer
+    uncapped: float  # active experts without a cap
+    exact: float = 0.0  # of them, those of exact rows: the share is of the others
+    min_active: float = 0.0  # the rows' floors, and top-k
+    max_active: float = math.inf  # an operator's cap
 
     def active(self, share: float) -> float:
         wanted = self.exact + share * (self.uncapped - self.exact)
-        return min(max(wanted, min(self.least, self.uncapped)), self.most)
+        return min(max(wanted, min(self.min_active, self.uncapped)), self.max_active)
 
     def ms(self, share: float) -> float:
         return self.base_ms + self.slope_ms * self.active(share)

@@ -1,4 +1,4 @@
-"""The controller's vocabulary: what it is told, what it is asked for, what it answers."""
+"""The controller's vocabulary: batch, observation, SLO, decision."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 
 class Phase(Enum):
-    """What a step did. Set by the engine."""
+    """Kind of a step. Set by the engine."""
 
     PREFILL = "prefill"
     DECODE = "decode"
@@ -19,34 +19,76 @@ class Phase(Enum):
 
 
 class Reason(Enum):
-    """Why a decision is what it is."""
+    """The rule that made a decision."""
 
     FULL = "full"  # full quality fits, or there is no SLO
-    FEED_FORWARD = "feed_forward"  # the model says that another share fits the SLO better
-    FEEDBACK = "feedback"  # the measured tail moved the target, not the model
+    FEED_FORWARD = "feed_forward"  # the cost model moved the share
+    FEEDBACK = "feedback"  # the measured tail moved the target, and the share with it
     HOLD = "hold"  # the held share is inside the dead band
-    QUEUE = "queue"  # requests wait for a place, and their TTFT takes faster steps than the gaps do
-    SATURATED = "saturated"  # the SLO cannot be met at the floor, or nothing can be cut
-    OUTSIDE = "outside"  # time lost outside the experts, which no cut could win back, was ignored
-    GUARD = "guard"  # the SLO would take a deeper cut than the limit on quality allows
-    FROZEN = "frozen"  # nothing to learn from this step: the previous decision stands
-    BLIND = "blind"  # too many unusable steps in a row: full quality until one can be read again
+    QUEUE = "queue"  # the wait for a place sets a lower step time than the gaps' SLO
+    SATURATED = "saturated"  # the least share misses the SLO, or a cut would buy no time
+    OUTSIDE = "outside"  # time lost outside the experts was ignored: no cut could win it back
+    GUARD = "guard"  # the quality limit stops the cut that the SLO asks for
+    FROZEN = "frozen"  # the step taught nothing: the previous decision stands
+    BLIND = "blind"  # too many unusable steps in a row: full quality
     OVERRIDE = "override"  # an operator fixed the budget or the demand
-    FAILED = "failed"  # the controller raised: full quality
+    FAILED = "failed"  # the controller raised an error: full quality
 
 
 Key: TypeAlias = tuple[Phase, int]
-"""What is learned is learned per phase and size class."""
+"""Phase (decode or verify) and size class: state is learned per key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The decode (or verify) rows of one step. `Batch.of` fills in what an engine does not say."""
+
+    phase: Phase
+    rows: int  # without padding
+    flexible_rows: int  # rows whose experts may be cut
+    size_class: int  # batch size after padding
+
+    @classmethod
+    def of(
+        cls,
+        rows: int,
+        phase: Phase = Phase.DECODE,
+        flexible_rows: int | None = None,
+        size_class: int = 0,
+    ) -> Batch:
+        """None: all rows are flexible. Size class 0: the next power of two of `rows`."""
+        rows, size_class = int(rows), int(size_class)
+        flexible = rows if flexible_rows is None else min(max(flexible_rows, 0), rows)
+        if size_class <= 0:
+            size_class = 1 << (rows - 1).bit_length()
+        return cls(phase, rows, flexible, size_class)
+
+    def in_range(self) -> Batch:
+        """The same batch with every field made plausible."""
+        return Batch.of(self.rows, self.phase, self.flexible_rows, self.size_class)
+
+    @property
+    def key(self) -> Key:
+        """Decode rows of a mixed step belong with those of decode steps."""
+        phase = Phase.VERIFY if self.phase is Phase.VERIFY else Phase.DECODE
+        return phase, self.size_class
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "phase": self.phase.value}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Batch:
+        return cls(**{**record, "phase": Phase(record["phase"])})
 
 
 @dataclass(frozen=True, slots=True)
 class Slo:
-    """A promise to a class of requests; None: not promised.
+    """Latency limits; None: no limit.
 
     itl_ms: `percentile` % of a stream's inter-token gaps stay within it.
     tpot_ms: a request's time per output token, the mean of its gaps, stays within it.
-    ttft_ms: a request's wait for a place among the running ones, which faster decoding shortens,
-        is kept within it as far as the quality floor allows; prefill is not the controller's.
+    ttft_ms: a request's wait for a place among the running ones stays within it, as far as
+        faster decode steps can achieve that. Prefill time is outside the controller's reach.
     """
 
     itl_ms: float | None = None
@@ -64,50 +106,47 @@ class Slo:
 
 
 Statistic: TypeAlias = float | None
-"""Of the gaps: a percentile, or None, their mean."""
+"""Statistic of the gaps that a limit is for: a percentile, or None for their mean."""
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One finished step, as the engine saw it. Never validated here: `step` must take anything."""
+    """Measurements of one finished step. `Controller.step` takes any values and checks them."""
 
     step: int  # the engine's step number, strictly increasing
-    phase: Phase
-    rows: int  # decode (or verify) rows, without padding
-    size_class: int  # padded batch size; 0: the next power of two of rows
+    batch: Batch
     step_ms: float  # duration of the step itself
     active_experts: Sequence[float]  # [L] experts read in each layer
     retained_mass: Sequence[float] = ()  # [L] share of top-k gate mass kept
     kv_tokens: int = 0
     itl_ms: float | None = None  # gap a stream saw since the previous decode; None: step_ms
-    flexible_rows: int | None = None  # rows that may be cut; None: all
     queue: int | None = None  # requests that wait for a place; recorded, not used by the law
-    queue_ms: float | None = None  # how long the oldest of them has waited; 0: none waits
+    queue_ms: float | None = None  # wait of the oldest of them; 0: none waits
     demand: float | None = None  # in force while the step ran; None: the controller's memory
     budget_applied: Sequence[int] | int | None = None  # in force while the step ran
     shadow_kl: float | None = None  # nats, KL(full || served), mean over flexible rows; if sampled
     shadow_agreement: float | None = None  # share of them whose top token is the full model's
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "phase": self.phase.value}
+        return {**asdict(self), "batch": self.batch.to_dict()}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Observation:
-        return cls(**{**record, "phase": Phase(record["phase"])})
+        return cls(**{**record, "batch": Batch.from_dict(record["batch"])})
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the next steps are to run under, and the terms that made it."""
+    """Budget and demand of the next steps, and the terms that made them."""
 
     budget: tuple[int, ...]  # [L] cap on active experts
-    demand: float  # share of each flexible row's top-k mass that is insisted on; 1 unless fixed
+    demand: float  # share of a flexible row's top-k mass that its experts must hold; 1 unless fixed
     expected_active: tuple[float, ...]  # [L]
     reason: Reason
     saturated: bool
     predicted_ms: float  # expected step time; 0 before anything was learned
-    share: float = 1.0  # of the experts that the step would use uncut, those that it may use
-    target_ms: float = 0.0  # step time that was aimed for; 0 without an SLO
+    share: float = 1.0  # of the uncapped active experts, those that the step may use
+    target_ms: float = 0.0  # set point of the step time; 0 without an SLO
     feedback_ms: float = 0.0  # part of the target given to the measured tail (<= 0 as a rule)
     outside_ms: float = 0.0  # disturbance that was ignored
     guard_share: float = 0.0  # least share that the limit on quality allows; 0 without one
@@ -117,9 +156,9 @@ class Decision:
         return {**asdict(self), "reason": self.reason.value}
 
     def terms(self) -> dict[str, Any]:
-        """All but what it is per layer."""
-        told = self.to_dict()
-        return {name: told[name] for name in told if name not in ("budget", "expected_active")}
+        """All fields but those per layer."""
+        record = self.to_dict()
+        return {name: record[name] for name in record if name not in ("budget", "expected_active")}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Decision:

@@ -106,8 +106,8 @@ class GpuRuntime(Runtime):
         step = self.begin(scheduler, batch)
         assert self.path is not None
         assert self.decision is not None
-        is_decode = step.phase is Phase.DECODE
-        step.is_selecting = is_decode and self.path.can_select(self.size_class_of(step.rows))
+        is_decode = step.batch.phase is Phase.DECODE
+        step.is_selecting = is_decode and self.path.can_select(self.size_class_of(step.batch.rows))
         with forward_stream(scheduler):
             lane = self.path.begin(step)
         self.step, ran_under = step, self.decision

@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lynx_controller import Controller, ControllerConfig, Decision, Observation
+from lynx_controller import Batch, Controller, ControllerConfig, Decision, Observation
 from lynx_controller.fleet.member import Member
 from lynx_controller.log.decision_log import Log, LoggedController
 from lynx_sglang import calibration
 from lynx_sglang.loop import membership, tier
 from lynx_sglang.loop.clock import StepClock
-from lynx_sglang.loop.step import Batch, Step
+from lynx_sglang.loop.step import Step
 from lynx_sglang.loop.telemetry import Telemetry
 from lynx_sglang.settings import Settings, promise_of
 
@@ -35,17 +35,11 @@ class Control:
         layer_ids: list[int],
         num_experts: int,
         top_k: int,
-        size_class_of: Callable[[int], int],
         telemetry: Telemetry,
     ) -> None:
-        """
-        Args:
-            size_class_of: batch-size class of a number of rows.
-        """
         self.layer_ids, self.num_experts, self.top_k = layer_ids, num_experts, top_k
         self.telemetry = telemetry
         self.member: Member | None = None  # of a fleet, with --lynx-store
-        self._size_class_of = size_class_of
         self.clock = StepClock()
         make: Callable[..., Controller] = Controller
         if settings.decision_log is not None:
@@ -58,7 +52,7 @@ class Control:
             config=ControllerConfig(min_retained_mass=settings.min_retained_mass),
             layer_offsets=offsets_of(settings),
         )
-        self.decided_for = Batch()  # what the decision is for
+        self.decided_for = Batch.of(1)  # what the decision is for
         self.decision = self.apply(settings)
 
     def join(self, hf_config: Any, spread: str) -> None:
@@ -83,9 +77,7 @@ class Control:
     def plan(self, batch: Batch) -> Decision:
         """Decide for a batch that differs from the last one, before it runs."""
         self.decided_for = batch
-        self.decision = self.controller.plan(
-            batch.rows, self._size_class_of(batch.rows), batch.phase, batch.flexible_rows
-        )
+        self.decision = self.controller.plan(batch)
         return self.decision
 
     def end(
@@ -99,7 +91,7 @@ class Control:
             streams=[request.rid for request in step.requests],
         )
         self.telemetry.step_ended(step, step_ms)
-        if not step.rows:
+        if not step.batch.rows:
             return self.decision
         self._account(step)
         if len(step.num_active) < len(self.layer_ids):
@@ -127,15 +119,12 @@ class Control:
     ) -> Observation:
         return Observation(
             step=step.number,
-            phase=step.phase,
-            rows=step.rows,
-            size_class=self._size_class_of(step.rows),
+            batch=step.batch,
             step_ms=step_ms,
             itl_ms=itl_ms,
             active_experts=[step.num_active[layer] for layer in self.layer_ids],
             retained_mass=[step.retained_mass.get(layer, 1.0) for layer in self.layer_ids],
             kv_tokens=step.kv_tokens,
-            flexible_rows=step.flexible_rows,
             queue=None if step.waiting is None else step.waiting.requests,
             queue_ms=None if step.waiting is None else step.waiting.oldest_ms,
             demand=ran_under.demand,

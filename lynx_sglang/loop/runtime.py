@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lynx_controller import Decision, Phase, Reason
+from lynx_controller import Batch, Decision, Phase, Reason
 from lynx_kernels import select, warm_up
 from lynx_sglang import calibration
 from lynx_sglang.errors import LynxError
@@ -26,7 +26,6 @@ from lynx_sglang.loop.control import Control
 from lynx_sglang.loop.ranks import Order, Ranks
 from lynx_sglang.loop.step import (
     SIZE_CLASSES,
-    Batch,
     Step,
     batch_ahead,
     pad_to,
@@ -94,7 +93,7 @@ class Runtime:
             return
         self.telemetry.open(scheduler)
         sizes = self.layer_ids, self.num_experts, self.top_k
-        self.control = Control(self.settings, *sizes, self.size_class_of, self.telemetry)
+        self.control = Control(self.settings, *sizes, self.telemetry)
         if self.settings.store is not None:
             self.control.join(scheduler.model_config.hf_config, self.ranks.spread)
         self.control.log_start(self.ranks.size)
@@ -133,7 +132,7 @@ class Runtime:
         ``is_final``: what runs the experts sees just this (a GPU's schedule relies on it).
         """
         step, buffer = self.step, self.buffer
-        if step is None or buffer is None or not step.rows:
+        if step is None or buffer is None or not step.batch.rows:
             return None
         if not step.is_selecting:
             step.num_active[layer_id] = count_active(topk_ids, self.num_experts)
@@ -160,8 +159,8 @@ class Runtime:
     ) -> Any:
         """The hook around ``Scheduler.run_batch``: one step, begun and ended."""
         step = self.begin(scheduler, batch)
-        step.is_selecting = step.flexible_rows > 0 and not self._is_full()
-        if step.is_selecting and step.phase is Phase.DECODE:
+        step.is_selecting = step.batch.flexible_rows > 0 and not self._is_full()
+        if step.is_selecting and step.batch.phase is Phase.DECODE:
             step.is_shadowed = self._sampler.pick(self.settings.shadowed_share)
         self.step = step
         try:
@@ -186,8 +185,8 @@ class Runtime:
         if self.ranks is None:
             self.open(scheduler)
         assert self.ranks is not None
-        step = step_of(batch, scheduler.forward_ct + 1, self.default_tier)
-        if step.rows and self.control is not None:
+        step = step_of(batch, scheduler.forward_ct + 1, self.default_tier, self.size_class_of)
+        if step.batch.rows and self.control is not None:
             if self.settings.slo_ttft_ms is not None:
                 step.waiting = Waiting.of(scheduler)
             if not self.ranks.is_alone:
@@ -200,7 +199,7 @@ class Runtime:
         """What rank 0 tells all ranks before the next batch is built, if anything."""
         if self.control is None or self.ranks is None or self.ranks.is_alone:
             return None
-        batch = self._foreseen = batch_ahead(self._scheduler, self.default_tier)
+        batch = self._foreseen = batch_ahead(self._scheduler, self.default_tier, self.size_class_of)
         if batch.rows and batch != self.control.decided_for:
             self.control.plan(batch)
         return self.ranks.order(self.control.decision, self.settings)

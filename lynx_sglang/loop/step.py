@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
-from lynx_controller import Phase
+from lynx_controller import Batch, Phase
 from lynx_kernels import RowClass
 from lynx_sglang.loop.shadow import Comparison
 from lynx_sglang.loop.tier import Tier, tier_of
@@ -20,25 +20,15 @@ SIZE_CLASSES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 HEALTH_CHECK_PREFIX = "HEALTH_CHECK"  # SGLang's probes; no user's traffic
 
 
-class Batch(NamedTuple):
-    """What a decision is made for."""
-
-    phase: Phase = Phase.DECODE
-    rows: int = 1
-    flexible_rows: int = 1
-
-
 @dataclass(slots=True)
 class Step:
     """A batch about to run. ``runtime`` fills in what each layer did."""
 
     number: int
-    phase: Phase
+    batch: Batch
     row_class: torch.Tensor  # uint8 [rows]; empty where nothing is selected
-    requests: list[Any]  # the decoding requests, in the order of their rows
-    beam_rows: int  # behind them: the other beams of requests that search, all exact
+    requests: list[Any]  # the decoding requests, in the order of their rows; further beams follow
     first_decode_row: int
-    flexible_rows: int
     kv_tokens: int
     waiting: Waiting | None = None  # set where a TTFT is to be held
     is_selecting: bool = False  # set when the decision in force cuts anything
@@ -50,15 +40,6 @@ class Step:
     row_retained_mass: np.ndarray[Any, Any] | None = None  # sum over layers, [requests]
     _row_masses: dict[int, np.ndarray[Any, Any]] = field(default_factory=dict)  # until added up
 
-    @property
-    def rows(self) -> int:
-        """Decoding rows: one token of each decoding request, and of each further beam."""
-        return len(self.requests) + self.beam_rows
-
-    @property
-    def batch(self) -> Batch:
-        return Batch(self.phase, self.rows, self.flexible_rows)
-
     def note_layer(self, layer_id: int, num_active: int, row_mass: np.ndarray[Any, Any]) -> None:
         """Record one selected layer: T, and each row's retained mass [M >= rows]."""
         self.num_active[layer_id] = num_active
@@ -67,7 +48,7 @@ class Step:
     def add_up_layers(self) -> None:
         """Add up what ``note_layer`` recorded, once for the step."""
         if self._row_masses:
-            rows = slice(self.first_decode_row, self.first_decode_row + self.rows)
+            rows = slice(self.first_decode_row, self.first_decode_row + self.batch.rows)
             masses = np.stack([row_mass[rows] for row_mass in self._row_masses.values()])
             self.note_masses(list(self._row_masses), masses)
 
@@ -75,9 +56,9 @@ class Step:
         """Record what each decode row kept in each selected layer: masses [L, rows]."""
         masses = masses[:, : len(self.requests)]
         self.row_retained_mass = masses.sum(axis=0, dtype=float)
-        if self.flexible_rows:
+        if self.batch.flexible_rows:
             # Exact rows keep all of theirs, so the sum of losses is the flexible rows' own.
-            means = 1.0 - (1.0 - masses).sum(axis=1, dtype=float) / self.flexible_rows
+            means = 1.0 - (1.0 - masses).sum(axis=1, dtype=float) / self.batch.flexible_rows
             self.retained_mass = dict(zip(layer_ids, means.tolist(), strict=True))
 
 
@@ -95,10 +76,12 @@ def phase_of(batch: Any) -> Phase:
     return Phase.PREFILL
 
 
-def step_of(batch: Any, number: int, default_tier: Tier) -> Step:
+def step_of(
+    batch: Any, number: int, default_tier: Tier, size_class_of: Callable[[int], int]
+) -> Step:
     """Describe a ``ScheduleBatch``; only decoding requests of the flexible tier are flexible."""
     phase = phase_of(batch)
-    beam_rows = 0
+    beam_rows = 0  # further beams of requests that search, all exact
     if phase is Phase.DECODE:
         requests, first_row = list(batch.reqs), 0
         beam_rows = len(batch.seq_lens) - len(requests)
@@ -108,21 +91,20 @@ def step_of(batch: Any, number: int, default_tier: Tier) -> Step:
     else:
         requests, first_row = [], 0
     flexible = [is_flexible(request, default_tier) for request in requests]
-    classes = np.full(first_row + len(requests) + beam_rows, RowClass.EXACT, dtype=np.uint8)
+    rows = len(requests) + beam_rows
+    classes = np.full(first_row + rows, RowClass.EXACT, dtype=np.uint8)
     classes[first_row : first_row + len(requests)][flexible] = RowClass.FLEXIBLE
     return Step(
         number=number,
-        phase=phase,
+        batch=Batch(phase, rows, sum(flexible), size_class_of(rows)),
         row_class=torch.from_numpy(classes),
         requests=requests,
-        beam_rows=beam_rows,
         first_decode_row=first_row,
-        flexible_rows=sum(flexible),
         kv_tokens=int(batch.seq_lens_cpu.sum()) if batch.seq_lens_cpu is not None else 0,
     )
 
 
-def batch_ahead(scheduler: Any, default_tier: Tier) -> Batch:
+def batch_ahead(scheduler: Any, default_tier: Tier, size_class_of: Callable[[int], int]) -> Batch:
     """The next decode batch as ``Scheduler.get_next_batch_to_run`` will merge it.
 
     Before a loop's batch is built; 0 rows where nothing is left to decode.
@@ -134,7 +116,7 @@ def batch_ahead(scheduler: Any, default_tier: Tier) -> Batch:
         requests += [each for each in last.reqs if each not in unfinished_prefills]
     requests = [each for each in requests if not each.finished()]
     flexible_rows = sum(is_flexible(each, default_tier) for each in requests)
-    return Batch(Phase.DECODE, len(requests), flexible_rows)
+    return Batch(Phase.DECODE, len(requests), flexible_rows, size_class_of(len(requests)))
 
 
 def is_flexible(request: Any, default_tier: Tier) -> bool:

@@ -100,9 +100,11 @@ class Telemetry:
             setattr(self, attribute, counter.labels(**labels))
 
     def step_ended(self, step: Step, step_ms: float) -> None:
-        self.steps[step.phase.value] += 1
+        self.steps[step.batch.phase.value] += 1
         if self._steps_s is not None:
-            self._steps_s.labels(**self._labels, phase=step.phase.value).observe(step_ms / 1e3)
+            self._steps_s.labels(**self._labels, phase=step.batch.phase.value).observe(
+                step_ms / 1e3
+            )
         if step.shadow is not None:
             self._shadowed(step.shadow)
 

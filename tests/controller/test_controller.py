@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.plant.simulator import Load, Plant, simulate
-from lynx_controller import Controller, Decision, Observation, Phase, Reason, Slo
+from lynx_controller import Batch, Controller, Decision, Observation, Phase, Reason, Slo
 from lynx_controller.learn.cost import CostModel
 
 LAYERS, EXPERTS, TOP_K = 8, 64, 4
@@ -18,7 +18,7 @@ def make(slo_ms: float | None = 12.0, layer_offsets: list[float] | None = None) 
 
 
 def decode(step: int, ms: float = 14.4, active: float = 35, rows: int = 16) -> Observation:
-    return Observation(step, Phase.DECODE, rows, 16, ms, [active] * LAYERS)
+    return Observation(step, Batch.of(rows, size_class=16), ms, [active] * LAYERS)
 
 
 def drive(controller: Controller, steps: int, rows: int = 16, **plant: float) -> list[Decision]:
@@ -93,11 +93,11 @@ def test_layers_that_a_cut_hurts_more_get_more_and_the_sum_stays() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"phase": Phase.IDLE},
-        {"phase": Phase.PREFILL},
-        {"phase": Phase.MIXED, "rows": 0},
-        {"rows": 0},
-        {"rows": -3},
+        {"batch": Batch.of(16, Phase.IDLE)},
+        {"batch": Batch.of(16, Phase.PREFILL)},
+        {"batch": Batch.of(0, Phase.MIXED)},
+        {"batch": Batch.of(0)},
+        {"batch": Batch(Phase.DECODE, -3, 0, 16)},
         {"step_ms": float("nan")},
         {"step_ms": float("inf")},
         {"step_ms": 0.0},
@@ -124,7 +124,7 @@ def test_an_unreadable_step_leaves_a_newer_plan_in_force() -> None:
     for step in range(20):
         controller.step(decode(step))
     controller.override(budget=8)
-    plan = controller.plan(16, 16)
+    plan = controller.plan(Batch.of(16, size_class=16))
     assert plan.budget == (8,) * LAYERS
     frozen = controller.step(replace(decode(20), step_ms=math.nan))
     assert frozen == replace(plan, reason=Reason.FROZEN)
@@ -230,18 +230,18 @@ def test_min_retained_mass_can_be_raised_at_run_time() -> None:
 def test_rows_that_may_not_be_cut_are_not_promised_to_be() -> None:
     controller = make(slo_ms=14.0)
     drive(controller, 60)
-    some = controller.plan(rows=16, flexible_rows=4)
-    every = controller.plan(rows=16, flexible_rows=16)
+    some = controller.plan(Batch.of(16, flexible_rows=4))
+    every = controller.plan(Batch.of(16, flexible_rows=16))
     assert some.share <= every.share
-    none = controller.plan(rows=16, flexible_rows=0)
+    none = controller.plan(Batch.of(16, flexible_rows=0))
     assert (none.share, none.saturated) == (1.0, True)
 
 
 def test_plan_knows_the_batch_before_it_runs() -> None:
     controller = make(slo_ms=13.0)
     drive(controller, 60, rows=4)
-    assert controller.plan(rows=4).share == 1.0
-    assert controller.plan(rows=16).share < 1.0
+    assert controller.plan(Batch.of(4)).share == 1.0
+    assert controller.plan(Batch.of(16)).share < 1.0
 
 
 def test_phases_keep_their_own_state() -> None:
@@ -249,7 +249,7 @@ def test_phases_keep_their_own_state() -> None:
     for step in range(20):
         controller.step(decode(step))
     for step in range(20, 24):
-        controller.step(replace(decode(step), phase=Phase.VERIFY, step_ms=30.0))
+        controller.step(replace(decode(step), batch=Batch.of(16, Phase.VERIFY), step_ms=30.0))
     bases = controller.state()["bases_ms"]
     assert set(bases) == {"decode/16", "verify/16"}
 
@@ -281,7 +281,8 @@ def test_every_number_is_finite_with_absurd_but_legal_inputs() -> None:
     controller = make()
     for step in range(200):
         ms = 10.0 ** ((step % 9) - 4)
-        seen = decode(step, ms=ms, active=float(step % 64) + 0.5, rows=1 + 997 * (step % 5))
-        decision = controller.step(replace(seen, size_class=0))
+        batch = Batch(Phase.DECODE, rows := 1 + 997 * (step % 5), rows, size_class=0)
+        seen = replace(decode(step, ms=ms, active=float(step % 64) + 0.5), batch=batch)
+        decision = controller.step(seen)
         assert math.isfinite(decision.predicted_ms)
         assert 0.25 <= decision.share <= 1.0

@@ -1,6 +1,6 @@
 import pytest
 
-from lynx_controller import Decision, Observation, Phase, Reason
+from lynx_controller import Batch, Decision, Observation, Reason
 from lynx_controller.learn.history import History
 
 FULL = (64, 64)
@@ -11,7 +11,7 @@ def decision(share: float, cap: int) -> Decision:
 
 
 def seen(step: int, **applied: object) -> Observation:
-    return Observation(step, Phase.DECODE, 4, 4, 10.0, [4, 4], **applied)  # type: ignore[arg-type]
+    return Observation(step, Batch.of(4, size_class=4), 10.0, [4, 4], **applied)  # type: ignore[arg-type]
 
 
 @pytest.fixture

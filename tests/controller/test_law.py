@@ -96,7 +96,7 @@ situations = st.builds(
         slope_ms=st.floats(1e-6, 10.0),
         uncapped=st.floats(100.0, 1e4),
         exact=st.floats(0.0, 100.0),
-        least=st.floats(0.0, 1e4),
+        min_active=st.floats(0.0, 1e4),
     ),
     slo_ms=st.floats(0.1, 1e4),
     tail=st.floats(-0.9, 20.0),

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.plant.simulator import Load, Plant, simulate
-from lynx_controller import ControllerConfig, Observation, Phase, Reason, Slo
+from lynx_controller import Batch, ControllerConfig, Observation, Phase, Reason, Slo
 from lynx_controller.log.decision_log import Log, LoggedController
 from lynx_controller.log.replay import BECAUSE, replay, show
 
@@ -36,7 +36,7 @@ def record(path: Path, loads: list[Load], slo_ms: float = 14.0, max_lines: int =
         if seen.step == 50:
             seen = replace(seen, step_ms=float("nan"))
         controller.step(seen)
-        decision = controller.plan(seen.rows)
+        decision = controller.plan(Batch.of(seen.batch.rows))
         calls += 1
         return decision.demand, decision.budget
 
@@ -78,7 +78,7 @@ def test_show_explains_one_step_and_counts(tmp_path: Path) -> None:
     assert len(lines) == 2
     assert "step 25 decode, 16 rows" in lines[0]
     assert "SLO p95 14 ms -> target" in lines[0]
-    assert lines[1] == f"{calls} calls replayed, 0 decided otherwise than recorded"
+    assert lines[1] == f"{calls} calls replayed, 0 decided differently"
 
 
 def test_a_changed_decision_is_seen(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_changed_decision_is_seen(tmp_path: Path) -> None:
     *before, changed = replay(path)
     assert all(each.is_same for each in before)
     assert not changed.is_same
-    assert "RECORDED OTHERWISE" in changed.why
+    assert "RECORDED DIFFERENTLY" in changed.why
 
 
 def test_a_torn_last_line_and_a_full_log_end_the_replay(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_torn_last_line_and_a_full_log_end_the_replay(tmp_path: Path) -> None:
     assert len(list(replay(path))) == 6
 
 
-@pytest.mark.parametrize("header", ["", "[]", "{}", "nonsense", '{"lynx_log": 1}'])
+@pytest.mark.parametrize("header", ["", "[]", "{}", "nonsense", '{"lynx_log": 2}'])
 def test_what_is_no_log_of_this_version_is_refused(tmp_path: Path, header: str) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text(header + "\n")
@@ -131,8 +131,9 @@ def test_logging_never_raises_and_replays_the_same(
     log = Log(path)
     controller = LoggedController(log, Slo(14.0), 2, 8, 2)
     for i, (ms, rows, active) in enumerate(garbage):
-        controller.step(Observation(i, Phase.DECODE, rows, 0, ms, active))  # type: ignore[arg-type]
-    controller.step(Observation(100, Phase.DECODE, 4, 4, 10.0, [3, 3]))
+        batch = Batch(Phase.DECODE, rows, 0, 0)  # type: ignore[arg-type]
+        controller.step(Observation(i, batch, ms, active))  # type: ignore[arg-type]
+    controller.step(Observation(100, Batch.of(4, size_class=4), 10.0, [3, 3]))
     log.close()
     assert all(each.is_same for each in replay(path))
 

@@ -17,7 +17,16 @@ from benchmarks.plant.metrics import (
     violation_rate,
 )
 from benchmarks.plant.simulator import Load, Plant, Sample, simulate
-from lynx_controller import Controller, ControllerConfig, Decision, Observation, Phase, Reason, Slo
+from lynx_controller import (
+    Batch,
+    Controller,
+    ControllerConfig,
+    Decision,
+    Observation,
+    Phase,
+    Reason,
+    Slo,
+)
 
 SEEDS = range(8)
 P98 = 1.1
@@ -231,5 +240,5 @@ def test_anything_may_be_observed(seen: list[Observation], slo_ms: float | None)
             assert decision.budget == (64,) * 8
     # Whatever was seen, the controller works afterwards.
     for step in range(10**31, 10**31 + 30):
-        decision = controller.step(Observation(step, Phase.DECODE, 16, 16, 14.0, [30] * 8))
+        decision = controller.step(Observation(step, Batch.of(16, size_class=16), 14.0, [30] * 8))
         assert decision.reason is not Reason.FAILED

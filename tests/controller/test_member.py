@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.plant.simulator import Load, Plant, simulate
-from lynx_controller import Controller, Observation, Phase, Slo
+from lynx_controller import Batch, Controller, Observation, Phase, Slo
 from lynx_controller.fleet.exchange import refit
 from lynx_controller.fleet.member import OFFER_STEPS, Member, replica
 from lynx_controller.fleet.refit import main, refit_all
@@ -51,7 +51,7 @@ def fleet(tmp_path: Path) -> SqliteStore:
 
 
 def wait_for_law(member: Member, controller: Controller) -> None:
-    idle = Observation(0, Phase.IDLE, 0, 0, 0.0, ())
+    idle = Observation(0, Batch.of(0, Phase.IDLE), 0.0, ())
     deadline = time.monotonic() + 5.0
     while not member.has_inherited:
         member.note(idle, controller)
@@ -63,10 +63,10 @@ def test_a_newcomer_decides_well_before_its_first_step(fleet: SqliteStore) -> No
     plant = Plant(**PLANT)  # type: ignore[arg-type]
     full_ms = plant.step_ms(16, plant.active_at(16, 1.0))
     alone = Controller(Slo(itl_ms=0.95 * full_ms), LAYERS, EXPERTS, TOP_K)
-    assert alone.plan(16).share == 1.0
+    assert alone.plan(Batch.of(16)).share == 1.0
     member, controller = join(fleet, "new"), Controller(alone.slo, LAYERS, EXPERTS, TOP_K)
     wait_for_law(member, controller)
-    decision = controller.plan(16)
+    decision = controller.plan(Batch.of(16))
     assert decision.share < 1.0
     assert decision.predicted_ms == pytest.approx(0.95 * full_ms, rel=0.1)
     slope, row = (controller.state()[name] for name in ("slope_ms", "row_ms"))
@@ -78,9 +78,9 @@ def test_a_newcomer_decides_well_before_its_first_step(fleet: SqliteStore) -> No
 def test_what_is_unlike_a_usual_step_is_not_shipped(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path / "fleet.db")
     member, controller = join(store, "a"), Controller(Slo(), LAYERS, EXPERTS, TOP_K)
-    seen = Observation(1, Phase.DECODE, 4, 4, 10.0, [20] * LAYERS)
+    seen = Observation(1, Batch.of(4, size_class=4), 10.0, [20] * LAYERS)
     for i, change in enumerate(
-        ({"step_ms": 80.0}, {}, {}, {"step_ms": 900.0}, {"phase": Phase.MIXED}, {}, {})
+        ({"step_ms": 80.0}, {}, {}, {"step_ms": 900.0}, {"batch": Batch.of(4, Phase.MIXED)}, {}, {})
     ):
         member.note(replace(seen, step=i, **change), controller)  # type: ignore[arg-type]
     assert member.state()["steps"] == 3
@@ -110,7 +110,7 @@ def test_a_store_that_hangs_costs_the_step_path_nothing() -> None:
     member, controller = join(store, "a"), Controller(Slo(), LAYERS, EXPERTS, TOP_K)
     taken = []
     for step in range(40 * OFFER_STEPS):
-        seen = Observation(step, Phase.DECODE, 4, 4, 10.0, [20] * LAYERS)
+        seen = Observation(step, Batch.of(4, size_class=4), 10.0, [20] * LAYERS)
         begun = time.perf_counter()
         member.note(seen, controller)
         taken.append(time.perf_counter() - begun)
@@ -142,7 +142,7 @@ def test_an_impossible_law_in_the_store_is_counted(fleet: SqliteStore) -> None:
     member, controller = join(fleet, "new"), Controller(Slo(), LAYERS, EXPERTS, TOP_K)
     deadline = time.monotonic() + 5.0
     while not member.state()["refused"]:
-        member.note(Observation(0, Phase.IDLE, 0, 0, 0.0, ()), controller)
+        member.note(Observation(0, Batch.of(0, Phase.IDLE), 0.0, ()), controller)
         assert time.monotonic() < deadline
         time.sleep(0.005)
     assert not member.has_inherited

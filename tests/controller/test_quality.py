@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.plant.simulator import Load, Plant, Sample, simulate
-from lynx_controller import Controller, ControllerConfig, Decision, Observation, Phase, Reason, Slo
+from lynx_controller import (
+    Batch,
+    Controller,
+    ControllerConfig,
+    Decision,
+    Observation,
+    Phase,
+    Reason,
+    Slo,
+)
 from lynx_controller.learn.quality import Quality
 
 LIMIT = 0.01
@@ -172,9 +181,9 @@ def test_what_is_not_sampled_again_is_slowly_forgotten() -> None:
         {"shadow_agreement": [1]},
         {"retained_mass": [math.nan] * LAYERS, "shadow_kl": 1.0},
         {"retained_mass": [2.0] * LAYERS, "shadow_kl": 1.0},
-        {"phase": Phase.MIXED, "shadow_kl": 1.0},
-        {"phase": Phase.IDLE, "shadow_kl": 1.0},
-        {"flexible_rows": 0, "shadow_kl": 1.0},
+        {"batch": Batch.of(16, Phase.MIXED), "shadow_kl": 1.0},
+        {"batch": Batch.of(16, Phase.IDLE), "shadow_kl": 1.0},
+        {"batch": Batch.of(16, flexible_rows=0), "shadow_kl": 1.0},
         {"retained_mass": [1.0] * LAYERS, "shadow_kl": 1.0},
         {"step_ms": math.nan, "shadow_kl": 1.0},
     ],

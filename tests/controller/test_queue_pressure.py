@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.plant.serving import Request, Served, serve
 from benchmarks.plant.simulator import Plant, Setting
-from lynx_controller import Controller, Decision, Observation, Phase, Reason, Slo
+from lynx_controller import Batch, Controller, Decision, Observation, Phase, Reason, Slo
 from lynx_controller.decide.queue_pressure import PATIENCE, QueuePressure
 
 TTFT_MS = 1_000.0
@@ -30,7 +30,7 @@ class Loop:
         return self.decisions[-1].demand, self.decisions[-1].budget
 
     def plan(self, rows: int) -> Setting:
-        decision = self.controller.plan(rows)
+        decision = self.controller.plan(Batch.of(rows))
         return decision.demand, decision.budget
 
 
@@ -93,7 +93,7 @@ def test_the_limit_is_full_speed_until_its_share_has_passed() -> None:
 def test_an_impossible_wait_is_not_believed(wait: float | None) -> None:
     controller = Controller(Slo(ttft_ms=TTFT_MS), 8, 64, 4)
     for step in range(20):
-        seen = Observation(step, Phase.DECODE, 16, 16, 14.0, [35] * 8, queue_ms=wait)
+        seen = Observation(step, Batch.of(16, size_class=16), 14.0, [35] * 8, queue_ms=wait)
         decision = controller.step(seen)
     assert (decision.share, decision.reason) == (1.0, Reason.FULL)
     late = controller.step(replace(seen, step=20, queue_ms=2_000.0))
@@ -103,8 +103,8 @@ def test_an_impossible_wait_is_not_believed(wait: float | None) -> None:
 def test_a_wait_seen_in_a_mixed_step_is_prefills_not_the_places() -> None:
     controller = Controller(Slo(ttft_ms=TTFT_MS), 8, 64, 4)
     for step in range(20):
-        controller.step(Observation(step, Phase.DECODE, 16, 16, 14.0, [35] * 8))
-    mixed = Observation(20, Phase.MIXED, 16, 16, 40.0, [60] * 8, queue_ms=5_000.0)
+        controller.step(Observation(step, Batch.of(16, size_class=16), 14.0, [35] * 8))
+    mixed = Observation(20, Batch.of(16, Phase.MIXED), 40.0, [60] * 8, queue_ms=5_000.0)
     assert controller.step(mixed).share == 1.0
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.plant.simulator import Load, Plant, simulate
-from lynx_controller import Controller, Decision, Observation, Phase, Reason, Slo
+from lynx_controller import Batch, Controller, Decision, Observation, Phase, Reason, Slo
 from lynx_controller.learn.gate import BLIND
 
 LAYERS, EXPERTS, TOP_K = 8, 64, 4
@@ -22,12 +22,13 @@ UNUSABLE = [
     {"step_ms": -1.0},
     {"step_ms": 0.0},
     {"step_ms": 1e300},
-    {"rows": -1},
-    {"rows": math.nan},
+    {"batch": Batch(Phase.DECODE, -1, 0, 16)},
+    {"batch": Batch(Phase.DECODE, math.nan, 0, 16)},  # type: ignore[arg-type]
     {"step": 0},  # out of order
     {"step": 100},  # repeated
     {"step_ms": None},  # raises inside
-    {"rows": "many"},
+    {"batch": Batch(Phase.DECODE, "many", 0, 16)},  # type: ignore[arg-type]
+    {"batch": None},
 ]
 
 
@@ -89,7 +90,7 @@ def test_idling_is_not_blindness() -> None:
     controller, last = cut()
     held = controller.step(replace(last, step=last.step + 1))
     for i in range(100):
-        idle = replace(last, step=last.step + 2 + i, phase=Phase.IDLE, rows=0, step_ms=0.0)
+        idle = replace(last, step=last.step + 2 + i, batch=Batch.of(0, Phase.IDLE), step_ms=0.0)
         assert controller.step(idle).share == held.share
 
 
@@ -116,7 +117,9 @@ def test_after_any_clock_a_plant_with_room_ends_at_full_quality(
     controller = Controller(Slo(itl_ms=40.0), LAYERS, EXPERTS, TOP_K)
     for i, (step_ms, itl_ms, step, active) in enumerate(seen):
         controller.step(
-            Observation(i + step, Phase.DECODE, 16, 16, step_ms, [active] * LAYERS, itl_ms=itl_ms)
+            Observation(
+                i + step, Batch.of(16, size_class=16), step_ms, [active] * LAYERS, itl_ms=itl_ms
+            )
         )
     decisions = []
 

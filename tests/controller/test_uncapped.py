@@ -75,13 +75,13 @@ def test_what_a_demand_cut_is_only_a_lower_bound() -> None:
 def test_floors_that_hold_more_than_the_cap_are_seen_and_forgotten() -> None:
     model, caps = uncapped(), np.full(LAYERS, 8.0)
     model.learn(KEY, 16, np.full(LAYERS, 30.0), FULL)
-    assert model.least(KEY, 16) == 4 * LAYERS
+    assert model.min_active(KEY, 16) == 4 * LAYERS
     for _ in range(200):
         model.learn(KEY, 16, np.full(LAYERS, 12.0), caps)
-    assert model.least(KEY, 16) == pytest.approx(12.0 * LAYERS, rel=0.01)
+    assert model.min_active(KEY, 16) == pytest.approx(12.0 * LAYERS, rel=0.01)
     for _ in range(200):
         model.learn(KEY, 16, caps, caps)
-    assert model.least(KEY, 16) == pytest.approx(8.0 * LAYERS, rel=0.01)
+    assert model.min_active(KEY, 16) == pytest.approx(8.0 * LAYERS, rel=0.01)
 
 
 def test_a_new_size_class_starts_from_its_neighbour() -> None:
@@ -105,7 +105,7 @@ def test_whatever_is_seen_the_number_is_positive_and_in_range(
     assert 0.0 < model.total(KEY, 16) <= 2.0 * model.uniform(16)
     assert model.layer_share.min() > 0.0
     assert model.layer_share.sum() == pytest.approx(1.0)
-    assert model.least(KEY, 16) <= LAYERS * EXPERTS
+    assert model.min_active(KEY, 16) <= LAYERS * EXPERTS
 
 
 forecasts = st.builds(
@@ -114,8 +114,8 @@ forecasts = st.builds(
     slope_ms=st.floats(1e-3, 1.0),
     uncapped=st.floats(100.0, 500.0),
     exact=st.floats(0.0, 100.0),
-    least=st.floats(0.0, 600.0),
-    most=st.floats(50.0, 600.0),
+    min_active=st.floats(0.0, 600.0),
+    max_active=st.floats(50.0, 600.0),
 )
 
 

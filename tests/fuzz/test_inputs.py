@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from lynx_controller import Controller, Observation, Phase, Slo
+from lynx_controller import Batch, Controller, Observation, Phase, Slo
 from lynx_controller.log.decision_log import Log, LoggedController
 from lynx_controller.log.replay import show
 from lynx_sglang import calibration, settings
@@ -217,7 +217,7 @@ def test_calibration_files(folder: Path, changed: dict[str, Any]) -> None:
 def observations() -> list[Observation]:
     return [
         Observation(
-            step=step, phase=Phase.DECODE, rows=4, size_class=4, step_ms=9.0 + step % 3,
+            step=step, batch=Batch.of(4), step_ms=9.0 + step % 3,
             active_experts=[3, 3, 3], retained_mass=[1.0, 0.9, 0.8], kv_tokens=100 + step,
         )
         for step in range(8)
@@ -229,7 +229,7 @@ def log_lines(folder: Path) -> list[dict[str, Any]]:
     file = folder / "log"
     log = Log(file)
     controller = LoggedController(log, Slo(itl_ms=8.0), LAYERS, EXPERTS, 2)
-    controller.plan(4, 4)
+    controller.plan(Batch.of(4))
     for seen in observations():
         controller.step(seen)
     controller.override(budget=2)
@@ -242,7 +242,7 @@ def log_lines(folder: Path) -> list[dict[str, Any]]:
 @given(
     st.integers(0, 11),
     st.lists(
-        st.sampled_from(["with", "decision", "slo", "config", "phase", "rows", "step"]), max_size=2
+        st.sampled_from(["with", "decision", "slo", "config", "batch", "rows", "step"]), max_size=2
     ),
     st.one_of(
         st.text(max_size=12), st.sampled_from(["n", "call", "num_layers", "top_k", "lynx_log"])
@@ -271,7 +271,7 @@ def test_decision_logs(
     st.lists(
         st.tuples(
             st.integers(0, 7),
-            st.sampled_from([each.name for each in fields(Observation)]),
+            st.sampled_from([each.name for each in (*fields(Observation), *fields(Batch))]),
             st.one_of(values, st.sampled_from(list(Phase)), st.lists(st.floats(), max_size=4)),
         ),
         max_size=6,
@@ -282,7 +282,10 @@ def test_observation_streams(damage: list[tuple[int, str, Any]], slo_ms: float |
     controller = Controller(Slo(itl_ms=slo_ms), LAYERS, EXPERTS, 2)
     stream = observations()
     for at, name, value in damage:
-        object.__setattr__(stream[at], name, value)
+        seen = stream[at]
+        is_of_batch = name in {each.name for each in fields(Batch)}
+        if not is_of_batch or isinstance(seen.batch, Batch):
+            object.__setattr__(seen.batch if is_of_batch else seen, name, value)
     for seen in stream:
         decision = controller.step(seen)
         assert len(decision.budget) == LAYERS

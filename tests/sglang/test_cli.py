@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lynx_controller import Observation, Phase, Slo
+from lynx_controller import Batch, Observation, Slo
 from lynx_controller.log.decision_log import Log, LoggedController
 from lynx_sglang import cli
 from lynx_sglang.settings import OPTIONS, flag_of
@@ -154,13 +154,13 @@ def test_replay_explains_a_log(tmp_path: Path, capsys: pytest.CaptureFixture[str
     for step in range(5):
         controller.step(
             Observation(
-                step=step, phase=Phase.DECODE, rows=4, size_class=4, step_ms=9.0,
+                step=step, batch=Batch.of(4), step_ms=9.0,
                 active_experts=[6, 7], retained_mass=[1.0, 1.0], kv_tokens=100,
             )
         )  # fmt: skip
     log.close()
     assert cli.main(["replay", str(path)]) == 0
-    assert "5 calls replayed, 0 decided otherwise" in capsys.readouterr().out
+    assert "5 calls replayed, 0 decided differently" in capsys.readouterr().out
     assert cli.main(["replay", str(path), "--step", "3"]) == 0
     assert cli.main(["replay", str(path), "--step", "99999999"]) == 1
     assert "the log has no step 99999999" in capsys.readouterr().err

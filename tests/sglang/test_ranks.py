@@ -18,13 +18,13 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.runtime_context import get_parallel
 from transformers import PretrainedConfig
 
-from lynx_controller import Phase
+from lynx_controller import Batch, Phase
 from lynx_sglang.errors import DivergedError
 from lynx_sglang.integration import model_runner, state
 from lynx_sglang.integration.scheduler import receive
 from lynx_sglang.loop.ranks import CHECK_STEPS, Order, Ranks
 from lynx_sglang.loop.runtime import Runtime
-from lynx_sglang.loop.step import Batch, batch_ahead
+from lynx_sglang.loop.step import batch_ahead, size_class_of
 from lynx_sglang.loop.tier import Tier
 from lynx_sglang.settings import Settings
 
@@ -299,7 +299,9 @@ def test_the_next_batch_is_foreseen(
         last_batch=last_batch,
         chunked_req=requests.get("chunk"),
     )
-    assert batch_ahead(scheduler, Tier.FLEXIBLE) == Batch(Phase.DECODE, *expected)
+    assert batch_ahead(scheduler, Tier.FLEXIBLE, size_class_of) == Batch(
+        Phase.DECODE, *expected, size_class_of(expected[0])
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from lynx_controller import Phase
 from lynx_kernels import RowClass
 from lynx_sglang.integration.streamer import reporting_streamer
-from lynx_sglang.loop.step import phase_of, step_of
+from lynx_sglang.loop.step import phase_of, size_class_of, step_of
 from lynx_sglang.loop.tier import Account, Tier, account_of, asked_tier, tier_of
 
 
@@ -51,10 +51,10 @@ def test_phases(mode: ForwardMode, phase: Phase) -> None:
 
 def test_decode_rows_follow_the_requests_tier() -> None:
     requests = [request(), request(lynx="exact"), request("HEALTH_CHECK_1"), request(lynx="gold")]
-    step = step_of(batch(ForwardMode.DECODE, requests), 7, Tier.FLEXIBLE)
+    step = step_of(batch(ForwardMode.DECODE, requests), 7, Tier.FLEXIBLE, size_class_of)
     flexible, exact = RowClass.FLEXIBLE, RowClass.EXACT
     assert step.row_class.tolist() == [flexible, exact, exact, exact]
-    assert (step.number, step.rows, step.flexible_rows, step.kv_tokens) == (7, 4, 1, 20)
+    assert (step.number, step.batch.rows, step.batch.flexible_rows, step.kv_tokens) == (7, 4, 1, 20)
 
 
 def test_mixed_batches_keep_prefill_rows_exact() -> None:
@@ -62,14 +62,14 @@ def test_mixed_batches_keep_prefill_rows_exact() -> None:
     mixed = batch(
         ForwardMode.MIXED, [request("p"), *decoding], decoding_reqs=decoding, extend_lens=[3, 1, 1]
     )
-    step = step_of(mixed, 1, Tier.FLEXIBLE)
+    step = step_of(mixed, 1, Tier.FLEXIBLE, size_class_of)
     assert step.row_class.tolist() == [RowClass.EXACT] * 3 + [RowClass.FLEXIBLE] * 2
-    assert (step.first_decode_row, step.rows) == (3, 2)
+    assert (step.first_decode_row, step.batch.rows) == (3, 2)
 
 
 def test_prefill_selects_nothing() -> None:
-    step = step_of(batch(ForwardMode.EXTEND, [request()]), 1, Tier.FLEXIBLE)
-    assert (step.rows, step.flexible_rows) == (0, 0)
+    step = step_of(batch(ForwardMode.EXTEND, [request()]), 1, Tier.FLEXIBLE, size_class_of)
+    assert (step.batch.rows, step.batch.flexible_rows) == (0, 0)
 
 
 def test_the_default_tier_is_for_requests_that_name_none() -> None:
@@ -81,10 +81,11 @@ def test_the_default_tier_is_for_requests_that_name_none() -> None:
 def test_beams_behind_the_requests_are_exact() -> None:
     searching = request("b", lynx="flexible")
     searching.beam_group = object()
-    step = step_of(batch(ForwardMode.DECODE, [request("a"), searching], 3), 1, Tier.FLEXIBLE)
+    decode = batch(ForwardMode.DECODE, [request("a"), searching], 3)
+    step = step_of(decode, 1, Tier.FLEXIBLE, size_class_of)
     flexible, exact = RowClass.FLEXIBLE, RowClass.EXACT
     assert step.row_class.tolist() == [flexible, exact, exact, exact, exact]
-    assert (step.rows, step.flexible_rows, step.kv_tokens) == (5, 1, 25)
+    assert (step.batch.rows, step.batch.flexible_rows, step.kv_tokens) == (5, 1, 25)
     step.note_layer(0, 9, torch.tensor([0.5, 1.0, 1.0, 1.0, 1.0]).numpy())
     step.add_up_layers()
     assert step.row_retained_mass is not None
@@ -135,7 +136,7 @@ def test_the_message_stays_short() -> None:
 
 def test_layers_add_up_to_a_rows_retained_mass() -> None:
     requests = [request("a"), request("b", lynx="exact")]
-    step = step_of(batch(ForwardMode.DECODE, requests), 1, Tier.FLEXIBLE)
+    step = step_of(batch(ForwardMode.DECODE, requests), 1, Tier.FLEXIBLE, size_class_of)
     step.note_layer(0, 9, torch.tensor([0.5, 1.0]).numpy())
     step.note_layer(1, 7, torch.tensor([0.7, 1.0]).numpy())
     step.add_up_layers()

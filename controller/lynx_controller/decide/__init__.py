@@ -1,0 +1,1 @@
+"""From a forecast to a decision: limit, situation, move, caps."""

@@ -1,4 +1,4 @@
-"""The budget of a decision: a share of the experts that a step would use, as a cap per layer."""
+"""The budget of a decision: a share of the uncapped active experts, as a cap per layer."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from lynx_controller.learn.uncapped import PerLayer
 from lynx_controller.types import Decision, Reason
 
 MOST_OFFSET: Final = 0.5
-SPREAD: Final = 0.2  # a measured offset is at most this
+MOST_MEASURED_OFFSET: Final = 0.2
 
 
 def offsets_at_least_kl(levels: Sequence[float], slope: float) -> list[float]:
-    """[L] offsets at which layers together lose least at a given mean share; their mean is 0.
+    """[L] offsets with the least total KL at a given mean share; their mean is 0.
 
-    Cut alone to share s, layer l costs near exp(levels_l - slope * s) nats. With one price for all,
-    the sum is least where s_l = mean + (levels_l - their mean) / slope. A slope that is not above 0
-    says that no cut was seen to cost more than a lighter one: no offsets.
+    Cut alone to share s, layer l costs near exp(levels_l - slope * s) nats. The sum is least at
+    equal derivatives: s_l = mean + (levels_l - their mean) / slope. A slope of 0 or less means that
+    no cut cost more than a lighter one: no offsets.
     """
     if slope <= 0.0:
         return [0.0] * len(levels)
     away = np.array(levels) - np.mean(levels)
-    offsets = np.clip(away / slope, -SPREAD, SPREAD)
+    offsets = np.clip(away / slope, -MOST_MEASURED_OFFSET, MOST_MEASURED_OFFSET)
     return [round(float(each), 4) for each in offsets - offsets.mean()]
 
 
 @dataclass(slots=True)
 class Budget:
-    """Shapes a share into caps; layers that a cut hurts more get more of it."""
+    """Turns a share into caps; layers that lose more by a cut get a larger share."""
 
     num_experts: int
     top_k: int
@@ -44,7 +44,7 @@ class Budget:
     def of(
         cls, num_layers: int, num_experts: int, top_k: int, offsets: Sequence[float] | None
     ) -> Budget:
-        """Raises ValueError for offsets that are not one number a layer within +-MOST_OFFSET."""
+        """Raises ValueError unless offsets are one number per layer within +-MOST_OFFSET."""
         given = np.array([0.0] * num_layers if offsets is None else offsets)
         if given.shape != (num_layers,) or not np.all(np.abs(given) <= MOST_OFFSET):
             raise ValueError(
@@ -55,7 +55,7 @@ class Budget:
 
     @property
     def full_caps(self) -> tuple[int, ...]:
-        """[L] the budget that cuts nothing."""
+        """[L] the budget of full quality."""
         return (self.num_experts,) * len(self.offsets)
 
     def caps(self, layers: PerLayer, exact: float, share: float) -> PerLayer:
@@ -76,7 +76,7 @@ class Budget:
         return caps
 
     def full(self, reason: Reason, layers: PerLayer, forecast: Forecast | None = None) -> Decision:
-        """Nothing is cut; `layers` [L]: what is used then."""
+        """Full quality; `layers` [L]: uncapped active experts."""
         return Decision(
             budget=self.full_caps,
             demand=1.0,
@@ -87,16 +87,16 @@ class Budget:
         )
 
     def fixed(
-        self, order: Override, layers: PerLayer, forecast: Forecast | None, read_share: float
+        self, override: Override, layers: PerLayer, forecast: Forecast | None, read_share: float
     ) -> Decision:
-        """What an operator fixed; `read_share`: what steps use now, as a demand has no forecast."""
+        """An operator's decision. `read_share`: the last step's, as a demand has no forecast."""
         decision = self.full(Reason.OVERRIDE, layers, forecast)
-        if order.demand is not None:
-            decision = replace(decision, demand=order.demand)
-            layers = layers * (read_share if order.demand < 1.0 else 1.0)
-        if order.cap is not None:
-            decision = replace(decision, budget=(order.cap,) * len(layers))
-            layers = np.minimum(layers, order.cap)
+        if override.demand is not None:
+            decision = replace(decision, demand=override.demand)
+            layers = layers * (read_share if override.demand < 1.0 else 1.0)
+        if override.cap is not None:
+            decision = replace(decision, budget=(override.cap,) * len(layers))
+            layers = np.minimum(layers, override.cap)
         if forecast is None:
             return decision
         active = float(layers.sum())
@@ -113,11 +113,11 @@ class Budget:
         layers: PerLayer,
         caps: PerLayer,
         forecast: Forecast,
-        order: Override | None,
+        override: Override | None,
     ) -> Decision:
-        """What the law wants, in these caps [L], below an operator's."""
-        if order is not None and order.cap is not None:
-            caps = np.minimum(caps, order.cap)
+        """The law's move in these caps [L], below an operator's."""
+        if override is not None and override.cap is not None:
+            caps = np.minimum(caps, override.cap)
         return Decision(
             budget=tuple(caps.astype(int).tolist()),
             demand=1.0,

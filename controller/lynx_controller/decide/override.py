@@ -1,9 +1,14 @@
-"""What an operator fixed by hand."""
+"""An operator's fixed budget and demand, and the return to the law without a jump."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Literal
+
+from lynx_controller.decide.held import HeldShare
+from lynx_controller.decide.law import Move
+from lynx_controller.forecast import Forecast
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +19,10 @@ class Override:
     @classmethod
     def make(
         cls, budget: int | Literal["full"] | None, demand: float | None, num_experts: int
-    ) -> Override:
+    ) -> Override | None:
+        """None where neither is given. Raises ValueError for a value out of range."""
+        if budget is None and demand is None:
+            return None
         if budget == "full":
             budget = num_experts
         is_count = isinstance(budget, int) and not isinstance(budget, bool)
@@ -24,3 +32,42 @@ class Override:
             raise ValueError(f"demand must be in [0, 1] or None, got {demand!r}")
         cap = None if budget is None else min(budget, num_experts)
         return cls(cap, None if demand is None else float(demand))
+
+
+@dataclass(slots=True)
+class Operator:
+    """State of the manual mode.
+
+    AUTO       no override: the law decides
+    FIXED      a demand, or a cap without an SLO: the override is the decision
+    BOUNDED    a cap under an SLO: the law decides, below the cap
+    HAND-OVER  after an override ends: the share walks from its last value to the law's
+    """
+
+    override: Override | None = None
+    is_handing_over: bool = False
+
+    def set(self, override: Override | None) -> None:
+        if override is None:
+            self.is_handing_over = self.override is not None
+        self.override = override
+
+    def fixed(self, *, has_law: bool) -> Override | None:
+        """The override where it alone decides."""
+        if self.override is None or (self.override.demand is None and has_law):
+            return None
+        return self.override
+
+    def bounded(self, forecast: Forecast, num_layers: int) -> Forecast:
+        """The forecast below the override's cap."""
+        if self.override is None:
+            return forecast
+        return replace(forecast, max_active=float((self.override.cap or 1) * num_layers))
+
+    def hand_over(self, move: Move, held: HeldShare, most: float) -> Move:
+        """The move, limited to `most` from the held share until it is once within it."""
+        away = move.share - held.share
+        if not self.is_handing_over or abs(away) <= most:
+            self.is_handing_over = False
+            return move
+        return replace(move, share=held.share + math.copysign(most, away))

@@ -1,0 +1,1 @@
+"""Replicas share step costs: each ships statistics to a store, a job fits them."""

@@ -50,9 +50,11 @@ class Member:
         """Take a finished step; hand the controller a law that has come, once."""
         if not self.has_inherited and (law := self._exchange.law()) is not None:
             self._inherit(law, controller)
-        if seen.phase is not Phase.DECODE or not self._is_usual(seen.size_class, seen.step_ms):
+        if seen.batch.phase is not Phase.DECODE or not self._is_usual(
+            seen.batch.size_class, seen.step_ms
+        ):
             return
-        z = np.array([[1.0], [float(sum(seen.active_experts))], [float(seen.rows)]])
+        z = np.array([[1.0], [float(sum(seen.active_experts))], [float(seen.batch.rows)]])
         self._recorder.add(z, np.array([1e3 * seen.step_ms]))
         self._steps += 1
         if self._steps % OFFER_STEPS == 0:

@@ -1,0 +1,1 @@
+"""Models of the plant and of quality, learned online from observations."""

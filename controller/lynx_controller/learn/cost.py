@@ -1,4 +1,22 @@
-"""Cost of a step, fitted online: ms = base(size class) + row_ms * rows + slope_ms * active."""
+"""Step cost, fitted online: ms = base(class) + row_ms * rows + slope_ms * active experts.
+
+With x, r, y the deviations of active experts, rows and ms from their class's means, and weights
+w = 1 / fitted^2, since noise grows with the step, weighted recursive least squares sums
+
+    S_ab <- keep * S_ab + w * a * b         a, b in {x, r, y}; keep < 1 only as x informs the slope
+
+and solves the normal equations with a ridge per unknown:
+
+    (S_xx + lambda)  slope + S_xr         row = S_xy + lambda * prior
+    S_xr             slope + (S_rr + rho) row = S_ry
+
+Deviations within a class never contain its base, so a base that shifts leaves the slope as it is.
+The prior is the slope over all classes together, itself a ridge towards `prior_share` of a step:
+
+    prior = (P_xy + lambda' * prior0) / (P_xx + lambda')
+
+with P the sums of squares about the running means of all samples, lambda' = lambda * ms^2.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +27,29 @@ from typing import Final
 from lynx_controller.config import ControllerConfig
 from lynx_controller.types import Key
 
-CLIP: Final = 3.0  # residuals beyond this many standard deviations are clipped
-DRIFT: Final = 1.0  # CUSUM allowance, in standard deviations
-ALARM: Final = 5.0  # CUSUM threshold, in standard deviations
-REOPENED: Final = (
-    0.25  # samples a size class is left with when its base shifts: the next one counts 4:1
-)
-SETTLED: Final = 4  # samples before a size class's residuals are clipped
+CLIP: Final = 3.0  # standard deviations at which residuals are clipped
+CUSUM_ALLOWANCE: Final = 1.0  # in standard deviations
+CUSUM_ALARM: Final = 5.0  # in standard deviations
+CUSUM_CLIP: Final = 4.0  # in standard deviations, of one sample
+REOPENED: Final = 0.25  # samples that a class keeps when its base shifts: the next one counts 4:1
+SETTLED: Final = 4  # samples before a class's residuals are clipped
 PRIOR_SPREAD: Final = 0.7  # relative standard deviation of the slope's prior
 ROW_SPREAD: Final = 0.02  # standard deviation of row_ms's prior, as a share of a step per row
-TRACE: Final = 0.02  # gain of the noise estimate
+SIGMA_GAIN: Final = 0.02  # of the noise estimate
+SIGMAS: Final = (0.005, 0.5)  # its range
+MEAN_ABSOLUTE: Final = 1.25  # standard deviation over mean absolute deviation, of normal noise
+MOST_ABSOLUTE: Final = 2.5  # standard deviations that one sample adds to the noise estimate
+LEAST_FIT: Final = 0.05  # of a class's mean: no step is fitted as shorter
+SHARES: Final = (0.02, 0.98)  # of a step's time, that reading experts may be
+PLAUSIBLE: Final = 2.0  # times the expected step: a slower first sample is taken for warm-up
+NOTICEABLE: Final = 2.0  # standard deviations of a step, above which an excess is a disturbance
+LEAST_RIDGE: Final = 1e-15
+LEAST_ACTIVE: Final = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
 class Inherited:
-    """What other replicas found a step to cost, for as long as nothing of its own is known."""
+    """Step cost of other replicas, for as long as no step of its own is known."""
 
     base_ms: float
     row_ms: float
@@ -45,172 +71,204 @@ class ClassCost:
     mean_ms: float = 0.0
     mean_active: float = 0.0
     mean_rows: float = 0.0
-    excess_ms: float = 0.0  # how far the base has risen above its undisturbed self
-    above: float = 0.0  # CUSUM of slower than predicted
-    below: float = 0.0
+    excess_ms: float = 0.0  # rise of the base above its undisturbed value
+    above: float = 0.0  # CUSUM of steps slower than predicted
+    below: float = 0.0  # of faster ones
     shifting: int = 0  # samples left in which a shifted base is re-learned
 
 
 @dataclass(slots=True)
-class CostModel:
-    """Least squares with forgetting on within-class deviations: the slope never sees the bases.
+class WithinSums:
+    """S: weighted sums of products of deviations from the class means, in 1/ms^2."""
 
-    - slope: shared by all size classes, ridge towards the slope over all of them, itself a ridge
-      towards `prior_share` of the step; never below 2 % of a step nor so steep that base < 0.
-    - forgetting only drops what a sample replaces, so steady operation does not unlearn the slope.
+    xx: float = 0.0
+    xr: float = 0.0
+    rr: float = 0.0
+    xy: float = 0.0
+    ry: float = 0.0
+
+    def add(self, x: float, r: float, y: float, weight: float, keep: float) -> None:
+        self.xx = keep * self.xx + weight * (x * x)
+        self.xr = keep * self.xr + weight * (x * r)
+        self.rr = keep * self.rr + weight * (r * r)
+        self.xy = keep * self.xy + weight * (x * y)
+        self.ry = keep * self.ry + weight * (r * y)
+
+
+@dataclass(slots=True)
+class PooledSums:
+    """P: sums of squares about the running means of all samples, whatever their class."""
+
+    samples: float = 0.0
+    mean_x: float = 0.0
+    mean_y: float = 0.0
+    xx: float = 0.0
+    xy: float = 0.0
+
+    def add(self, x: float, y: float, keep: float) -> None:
+        self.samples = min(self.samples + 1.0, 1.0 / (1.0 - keep))
+        gain = 1.0 / self.samples
+        dx, dy = x - self.mean_x, y - self.mean_y
+        self.mean_x += gain * dx
+        self.mean_y += gain * dy
+        self.xx = keep * self.xx + (1.0 - gain) * dx * dx
+        self.xy = keep * self.xy + (1.0 - gain) * dx * dy
+
+
+@dataclass(slots=True)
+class CostModel:
+    """The fit, kept in range and robust.
+
+    - slope: between 2 % and 98 % of a step, so that the base stays positive.
+    - forgetting drops only what a sample replaces: steady operation does not unlearn the slope.
     - residuals are clipped at 3 standard deviations, widened by how far the sample is from home.
-    - a CUSUM on the residual re-opens a size class's mean when its base shifts.
+    - a CUSUM on the residual re-opens a class's mean when its base shifts.
     """
 
     config: ControllerConfig
     inherited: Inherited | None = None
-    size_classes: dict[Key, ClassCost] = field(default_factory=dict)
+    classes: dict[Key, ClassCost] = field(default_factory=dict)
     slope_ms: float = 0.0
     row_ms: float = 0.0
     sigma: float = 0.0  # relative standard deviation of the residual
     shifts: int = 0
-    within: list[float] = field(default_factory=lambda: [0.0] * 5)  # xx, xr, rr, xy, ry; 1/ms^2
-    pooled: list[float] = field(default_factory=lambda: [0.0] * 5)  # weight, x, y, xx, xy
+    within: WithinSums = field(default_factory=WithinSums)
+    pooled: PooledSums = field(default_factory=PooledSums)
 
     def __post_init__(self) -> None:
         self.sigma = self.config.prior_noise
 
-    def inherit(self, law: Inherited) -> None:
-        """Start from another's law; once a size class was seen, only the slope's prior is taken."""
-        self.inherited = law
-        if not any(size_class.samples for size_class in self.size_classes.values()):
-            self.slope_ms, self.row_ms = law.slope_ms, law.row_ms
+    def inherit(self, inherited: Inherited) -> None:
+        """Start from another's cost; once a class was seen, only the slope's prior is taken."""
+        self.inherited = inherited
+        if not any(cost.samples for cost in self.classes.values()):
+            self.slope_ms, self.row_ms = inherited.slope_ms, inherited.row_ms
 
     def base_ms(self, key: Key, rows: float) -> float | None:
-        """Cost of a step that reads no expert; an unseen size class takes its neighbour's.
+        """Cost of a step that reads no expert; an unseen class takes its nearest neighbour's.
 
-        None while nothing is known of any, nor inherited.
+        None while no class is known and nothing was inherited.
         """
-        size_class = self.size_classes.get(key)
-        if size_class is None or not size_class.samples:
-            known = [s for s in self.size_classes.values() if s.samples]
+        cost = self.classes.get(key)
+        if cost is None or not cost.samples:
+            known = [each for each in self.classes.values() if each.samples]
             if not known:
-                law = self.inherited
-                return None if law is None else law.base_ms + law.row_ms * rows
-            size_class = min(known, key=lambda s: abs(math.log(s.mean_rows / rows)))
-        away = self.row_ms * (rows - size_class.mean_rows)
-        return max(0.0, size_class.mean_ms - self.slope_ms * size_class.mean_active + away)
+                start = self.inherited
+                return None if start is None else start.base_ms + start.row_ms * rows
+            cost = min(known, key=lambda each: abs(math.log(each.mean_rows / rows)))
+        away = self.row_ms * (rows - cost.mean_rows)
+        return max(0.0, cost.mean_ms - self.slope_ms * cost.mean_active + away)
 
     def bases_ms(self) -> dict[str, float | None]:
-        """By phase and size class, at the rows that it usually has; for telemetry."""
+        """By phase and size class, at its usual rows; for telemetry."""
         return {
-            f"{phase.value}/{size}": self.base_ms((phase, size), size_class.mean_rows)
-            for (phase, size), size_class in self.size_classes.items()
-            if size_class.samples
+            f"{phase.value}/{size}": self.base_ms((phase, size), cost.mean_rows)
+            for (phase, size), cost in self.classes.items()
+            if cost.samples
         }
 
     def excess_ms(self, key: Key) -> float:
-        """The disturbance in a size class's base, where it is more than noise."""
-        size_class = self.size_classes.get(key)
-        if size_class is None or size_class.excess_ms < 2.0 * self.sigma * size_class.mean_ms:
+        """The disturbance in a class's base, where it is more than noise."""
+        cost = self.classes.get(key)
+        if cost is None or cost.excess_ms < NOTICEABLE * self.sigma * cost.mean_ms:
             return 0.0
-        return size_class.excess_ms
+        return cost.excess_ms
 
     def learn(self, key: Key, rows: float, active: float, ms: float) -> float | None:
-        """Take one sample; its relative residual, or None while the size class warms up."""
-        size_class = self.size_classes.setdefault(key, ClassCost())
-        if not size_class.samples:
-            expected = self.base_ms(key, rows)
-            plausible = expected is not None and ms < 2.0 * (expected + self.slope_ms * active)
-            if not plausible and size_class.skipped < self.config.warmup_steps:
-                size_class.skipped += 1
-                return None
-            size_class.mean_ms, size_class.mean_active, size_class.mean_rows = ms, active, rows
-            size_class.samples = 1.0
-            self._pool(active, ms)
-            self._solve(size_class)
+        """Take one sample; its relative residual, or None while the class warms up."""
+        cost = self.classes.setdefault(key, ClassCost())
+        if not cost.samples:
+            self._begin(cost, key, rows, active, ms)
             return None
-        apart_active, apart_rows = active - size_class.mean_active, rows - size_class.mean_rows
-        fitted = size_class.mean_ms + self.slope_ms * apart_active + self.row_ms * apart_rows
-        fitted = max(fitted, 0.05 * size_class.mean_ms)
+        x, r = active - cost.mean_active, rows - cost.mean_rows
+        fitted = cost.mean_ms + self.slope_ms * x + self.row_ms * r
+        fitted = max(fitted, LEAST_FIT * cost.mean_ms)
         residual = ms - fitted
-        trust = 1.0 / (fitted * fitted)  # noise grows with the step, so slow steps weigh less
-        leverage = trust * apart_active**2 / (self.within[0] + self._ridge(size_class))
+        trust = 1.0 / (fitted * fitted)
+        leverage = trust * x**2 / (self.within.xx + self._ridge(cost))
         spread = self.sigma * fitted * math.sqrt(1.0 + leverage)
-        self._watch(size_class, residual / spread)
-        is_steady = size_class.samples >= SETTLED
+        self._watch(cost, residual / spread)
+        is_steady = cost.samples >= SETTLED
         bound = CLIP * spread if is_steady else math.inf
         clipped = min(max(residual, -bound), bound)
-        gain = max(1.0 / (1.0 + size_class.samples), 1.0 - self.config.forgetting)
-        if not size_class.shifting:
-            deviation = fitted + clipped - size_class.mean_ms
-            weight = (1.0 - gain) * trust
-            self._accumulate(apart_active, apart_rows, deviation, weight, leverage)
-            self._pool(active, fitted + clipped)
-        if is_steady or size_class.shifting:  # a residual far from home speaks of the slope
-            risen = size_class.excess_ms + gain * clipped / (1.0 + leverage)
-            size_class.excess_ms = max(0.0, risen * (1.0 - 1.0 / self.config.adopt_steps))
-        size_class.shifting = max(0, size_class.shifting - 1)
-        size_class.samples += 1.0
-        size_class.mean_ms += gain * (fitted + clipped - size_class.mean_ms)
-        size_class.mean_active += gain * apart_active
-        size_class.mean_rows += gain * apart_rows
+        gain = max(1.0 / (1.0 + cost.samples), 1.0 - self.config.forgetting)
+        if not cost.shifting:
+            y = fitted + clipped - cost.mean_ms
+            keep = 1.0 - min(1.0 - self.config.slope_forgetting, leverage)
+            self.within.add(x, r, y, (1.0 - gain) * trust, keep)
+            self.pooled.add(active, fitted + clipped, self.config.slope_forgetting)
+        if is_steady or cost.shifting:  # a residual far from home speaks of the slope
+            risen = cost.excess_ms + gain * clipped / (1.0 + leverage)
+            cost.excess_ms = max(0.0, risen * (1.0 - 1.0 / self.config.adopt_steps))
+        cost.shifting = max(0, cost.shifting - 1)
+        cost.samples += 1.0
+        cost.mean_ms += gain * (fitted + clipped - cost.mean_ms)
+        cost.mean_active += gain * x
+        cost.mean_rows += gain * r
         if is_steady and leverage < 1.0:
-            scale = 1.25 * min(abs(clipped) / spread, 2.5) * self.sigma
-            self.sigma = min(max(self.sigma + TRACE * (scale - self.sigma), 0.005), 0.5)
-        self._solve(size_class)
+            self._track_noise(abs(clipped) / spread)
+        self._solve(cost)
         return residual / fitted
 
-    def _watch(self, size_class: ClassCost, score: float) -> None:
-        score = min(max(score, -4.0), 4.0)
-        size_class.above = max(0.0, size_class.above + score - DRIFT)
-        size_class.below = max(0.0, size_class.below - score - DRIFT)
-        if max(size_class.above, size_class.below) > ALARM:
-            size_class.above = size_class.below = 0.0
-            size_class.samples = REOPENED
-            size_class.shifting = SETTLED
+    def _begin(self, cost: ClassCost, key: Key, rows: float, active: float, ms: float) -> None:
+        """A class's first sample; `warmup_steps` implausibly slow ones are skipped."""
+        expected = self.base_ms(key, rows)
+        plausible = expected is not None and ms < PLAUSIBLE * (expected + self.slope_ms * active)
+        if not plausible and cost.skipped < self.config.warmup_steps:
+            cost.skipped += 1
+            return
+        cost.mean_ms, cost.mean_active, cost.mean_rows = ms, active, rows
+        cost.samples = 1.0
+        self.pooled.add(active, ms, self.config.slope_forgetting)
+        self._solve(cost)
+
+    def _watch(self, cost: ClassCost, score: float) -> None:
+        """Two-sided CUSUM of the standardised residual."""
+        score = min(max(score, -CUSUM_CLIP), CUSUM_CLIP)
+        cost.above = max(0.0, cost.above + score - CUSUM_ALLOWANCE)
+        cost.below = max(0.0, cost.below - score - CUSUM_ALLOWANCE)
+        if max(cost.above, cost.below) > CUSUM_ALARM:
+            cost.above = cost.below = 0.0
+            cost.samples = REOPENED
+            cost.shifting = SETTLED
             self.shifts += 1
 
-    def _ridge(self, size_class: ClassCost) -> float:
-        """What the slope's prior weighs: the information in a spread of PRIOR_SPREAD."""
+    def _track_noise(self, score: float) -> None:
+        scale = MEAN_ABSOLUTE * min(score, MOST_ABSOLUTE) * self.sigma
+        self.sigma = min(max(self.sigma + SIGMA_GAIN * (scale - self.sigma), SIGMAS[0]), SIGMAS[1])
+
+    def _ridge(self, cost: ClassCost) -> float:
+        """lambda: the information in a slope known to a spread of PRIOR_SPREAD."""
         spread = PRIOR_SPREAD * self.config.prior_share
-        return max(
-            (self.sigma * size_class.mean_active / (spread * size_class.mean_ms)) ** 2, 1e-15
-        )
+        ridge = (self.sigma * cost.mean_active / (spread * cost.mean_ms)) ** 2
+        return max(ridge, LEAST_RIDGE)
 
-    def _accumulate(self, x: float, r: float, y: float, weight: float, leverage: float) -> None:
+    def _solve(self, cost: ClassCost) -> None:
+        """The normal equations of the module's docstring, in ranges that suit this class."""
+        least, most = SHARES
+        steepest = most * cost.mean_ms / max(cost.mean_active, LEAST_ACTIVE)
+        ridge = self._ridge(cost)
+        prior = min(max(self._prior_slope(ridge * cost.mean_ms**2), least * steepest), steepest)
+        row_ridge = (self.sigma / (ROW_SPREAD * cost.mean_ms)) ** 2
         sums = self.within
-        keep = 1.0 - min(1.0 - self.config.slope_forgetting, leverage)
-        for i, product in enumerate((x * x, x * r, r * r, x * y, r * y)):
-            sums[i] = keep * sums[i] + weight * product
+        xx, rr, xr = sums.xx + ridge, sums.rr + row_ridge, sums.xr
+        xy = sums.xy + ridge * prior
+        row_ms = (sums.ry * xx - xr * xy) / (xx * rr - xr * xr)
+        self.row_ms = min(max(row_ms, 0.0), cost.mean_ms / max(cost.mean_rows, 1.0))
+        slope_ms = (xy - self.row_ms * xr) / xx
+        slope_ms = min(max(slope_ms, least * steepest), steepest)
+        # A base that rose because the slope was too low falls as the slope is learned.
+        if cost.excess_ms < slope_ms * cost.mean_active:
+            risen = max(0.0, slope_ms - self.slope_ms)
+            cost.excess_ms = max(0.0, cost.excess_ms - risen * cost.mean_active)
+        self.slope_ms = slope_ms
 
-    def _pool(self, x: float, y: float) -> None:
+    def _prior_slope(self, ridge: float) -> float:
+        """The slope over all classes; before it is known, an inherited or a configured one."""
         pooled = self.pooled
-        pooled[0] = min(pooled[0] + 1.0, 1.0 / (1.0 - self.config.slope_forgetting))
-        gain = 1.0 / pooled[0]
-        dx, dy = x - pooled[1], y - pooled[2]
-        pooled[1] += gain * dx
-        pooled[2] += gain * dy
-        keep = self.config.slope_forgetting
-        pooled[3] = keep * pooled[3] + (1.0 - gain) * dx * dx
-        pooled[4] = keep * pooled[4] + (1.0 - gain) * dx * dy
-
-    def _solve(self, size_class: ClassCost) -> None:
-        steepest = 0.98 * size_class.mean_ms / max(size_class.mean_active, 1e-9)
-        ridge = self._ridge(size_class)
         prior = self.config.prior_slope_ms
         if self.inherited is not None:
             prior = self.inherited.slope_ms
         if prior is None:
-            prior = self.config.prior_share * self.pooled[2] / max(self.pooled[1], 1e-9)
-        pooled_ridge = ridge * size_class.mean_ms**2
-        prior = (self.pooled[4] + pooled_ridge * prior) / (self.pooled[3] + pooled_ridge)
-        prior = min(max(prior, 0.02 * steepest), steepest)
-        xx, xr, rr, xy, ry = self.within
-        row_ridge = (self.sigma / (ROW_SPREAD * size_class.mean_ms)) ** 2
-        xx, rr = xx + ridge, rr + row_ridge
-        xy += ridge * prior
-        row_ms = (ry * xx - xr * xy) / (xx * rr - xr * xr)
-        self.row_ms = min(max(row_ms, 0.0), size_class.mean_ms / max(size_class.mean_rows, 1.0))
-        slope_ms = (xy - self.row_ms * xr) / xx
-        slope_ms = min(max(slope_ms, 0.02 * steepest), steepest)
-        # A base that rose because the slope was too low falls as the slope is learned.
-        if size_class.excess_ms < slope_ms * size_class.mean_active:
-            risen = max(0.0, slope_ms - self.slope_ms)
-            size_class.excess_ms = max(0.0, size_class.excess_ms - risen * size_class.mean_active)
-        self.slope_ms = slope_ms
+            prior = self.config.prior_share * pooled.mean_y / max(pooled.mean_x, LEAST_ACTIVE)
+        return (pooled.xy + ridge * prior) / (pooled.xx + ridge)

@@ -1,4 +1,4 @@
-"""What is known about the plant: cost, uncapped active experts and gaps, learned per step."""
+"""Model of the plant: step cost, uncapped active experts and gaps, learned step by step."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from lynx_controller.batch import Batch
 from lynx_controller.config import ControllerConfig
 from lynx_controller.forecast import Forecast
 from lynx_controller.learn.cost import CostModel
 from lynx_controller.learn.history import Applied
 from lynx_controller.learn.uncapped import PerLayer, UncappedActive
 from lynx_controller.learn.window import Window
-from lynx_controller.types import Observation, Phase
+from lynx_controller.types import Batch, Observation, Phase
 
 MASS_GAIN: Final = 0.05  # per step
 LOUD: Final = 4.0  # standard deviations beyond which a residual is a disturbance, not noise
@@ -30,7 +29,7 @@ class Estimator:
     cost: CostModel = field(init=False)
     uncapped: UncappedActive = field(init=False)
     window: Window = field(init=False)
-    read_share: float = 1.0  # of its uncapped active experts, what the last step read
+    read_share: float = 1.0  # active over uncapped experts of the last step
     retained: float | None = None  # share of gate mass kept, smoothed over layers and steps
 
     def __post_init__(self) -> None:
@@ -41,7 +40,7 @@ class Estimator:
         self.window = Window.prior(self.config.window_steps, self.config.prior_noise)
 
     def layers(self, batch: Batch) -> PerLayer:
-        """[L] the experts that a batch would use uncut."""
+        """[L] uncapped active experts of a batch."""
         return self.uncapped.per_layer(self.uncapped.total(batch.key, batch.rows))
 
     def state(self, percentile: float) -> dict[str, Any]:
@@ -57,7 +56,7 @@ class Estimator:
         }
 
     def readable(self, active_experts: Sequence[float]) -> list[float] | None:
-        """[L] active experts as a step reported them; None where it did not."""
+        """[L] active experts of a step; None where they are missing or impossible."""
         active = [float(count) for count in active_experts]
         if len(active) != self.num_layers or not sum(active) > 0.0:  # NaN fails too
             return None
@@ -74,32 +73,32 @@ class Estimator:
             self.cost.slope_ms,
             uncapped,
             exact=uncapped * self._exact_share(batch),
-            least=self.uncapped.least(batch.key, batch.rows),
+            min_active=self.uncapped.min_active(batch.key, batch.rows),
         )
 
     def disturbance_ms(self, batch: Batch, forecast: Forecast, has_tried_min_share: bool) -> float:
         """The base's excess, once it cannot be mistaken for dearer experts.
 
-        Either it is beyond what experts could ever explain, or the floor was tried and did not pay.
+        Either experts could never explain it, or the least share was tried and gained nothing.
         """
         excess_ms = self.cost.excess_ms(batch.key)
         experts_ms = forecast.ms(1.0) - forecast.base_ms
         return excess_ms if excess_ms > 2.0 * experts_ms or has_tried_min_share else 0.0
 
     def observe(self, seen: Observation, batch: Batch, applied: Applied) -> float | None:
-        """Learn from a step; the share that caps alone left it, None where that is not told."""
+        """Learn from a step; the share that caps alone left it, None where that is unknown."""
         gap_ms = seen.step_ms
         if seen.itl_ms is not None and 0.0 < seen.itl_ms <= self.config.max_step_ms:
             gap_ms = seen.itl_ms
         active = self.readable(seen.active_experts)
-        is_mixed = seen.phase is Phase.MIXED
+        is_mixed = seen.batch.phase is Phase.MIXED
         if is_mixed:
             self.learn_gap(batch, applied, gap_ms)
         elif active is not None:
             self.learn(batch, applied, active, seen.step_ms, gap_ms)
         self.watch_mass(seen.retained_mass)
-        is_told = active is not None and not is_mixed and batch.flexible == batch.rows
-        return self.read_share if is_told and applied.demand >= 1.0 else None
+        is_known = active is not None and not is_mixed and batch.flexible_rows == batch.rows
+        return self.read_share if is_known and applied.demand >= 1.0 else None
 
     def learn(
         self, batch: Batch, applied: Applied, active: list[float], step_ms: float, gap_ms: float
@@ -116,7 +115,7 @@ class Estimator:
         self.read_share = min(1.0, total / self.uncapped.total(batch.key, batch.rows))
 
     def learn_gap(self, batch: Batch, applied: Applied, gap_ms: float) -> None:
-        """Take a mixed step: only what its decode rows lost against a step of their own."""
+        """Take a mixed step: the time that its decode rows lost against a step of their own."""
         forecast = self.forecast(batch)
         if forecast is not None:
             active = float(np.minimum(self.layers(batch), applied.budget).sum())
@@ -133,13 +132,13 @@ class Estimator:
 
     def _exact_share(self, batch: Batch) -> float:
         """Share of the uncapped active experts that exact rows hold, whatever the cap."""
-        exact = batch.rows - batch.flexible
+        exact = batch.rows - batch.flexible_rows
         if exact <= 0:
             return 0.0
         return self.uncapped.uniform(exact) / self.uncapped.uniform(batch.rows)
 
     def _learn_uncapped(self, batch: Batch, applied: Applied, active: PerLayer) -> None:
         caps = np.array(applied.budget, dtype=float) if applied.demand >= 1.0 else None
-        if caps is not None and batch.flexible < batch.rows:
-            active = np.minimum(active, caps)  # what is above is exact rows', not floors'
+        if caps is not None and batch.flexible_rows < batch.rows:
+            active = np.minimum(active, caps)  # exact rows, not floors, hold the rest
         self.uncapped.learn(batch.key, batch.rows, active, caps)

@@ -1,4 +1,4 @@
-"""Which observations are worth learning from."""
+"""Gate: the observations that are worth learning from."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from lynx_controller.types import Observation, Phase
 
 DECIDING: Final = (Phase.DECODE, Phase.VERIFY, Phase.MIXED)
 RESTART: Final = 16  # steps until an engine that counts from zero again is believed
-BLIND: Final = 8  # unusable steps in a row after which nothing that is held can be trusted
+BLIND: Final = 8  # unusable steps in a row after which no state can be trusted
 
 
 @dataclass(slots=True)
 class Gate:
     """Turns away idle, prefill, empty, impossible, repeated and out-of-order steps.
 
-    The first three say nothing; a run of the others means that the controller no longer sees.
+    The first three are normal; a run of the others means that the measurements have failed.
     """
 
     max_step_ms: float
@@ -31,9 +31,10 @@ class Gate:
         return self.unusable >= BLIND
 
     def admits(self, seen: Observation) -> bool:
-        if seen.phase not in DECIDING or seen.rows == 0:
+        if seen.batch.phase not in DECIDING or seen.batch.rows == 0:
             return False
-        is_possible = seen.rows >= 1 and 0.0 < seen.step_ms <= self.max_step_ms  # NaN fails both
+        rows = seen.batch.rows
+        is_possible = rows >= 1 and 0.0 < seen.step_ms <= self.max_step_ms  # NaN fails both
         is_numbered = isinstance(seen.step, Integral)
         is_usable = is_possible and is_numbered and self._is_next(seen.step)
         self.unusable = 0 if is_usable else self.unusable + 1

@@ -1,4 +1,4 @@
-"""What was decided lately, to know what a step ran under."""
+"""Recent decisions, to know the budget that a step ran under."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ UNSURE: Final = 2  # steps by which the assumed lag may be wrong
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What a step ran under."""
+    """Budget and demand of a step."""
 
     demand: float
     budget: tuple[int, ...]  # [L]
@@ -24,7 +24,7 @@ class Applied:
 
 @dataclass(slots=True)
 class History:
-    full: tuple[int, ...]  # [L] the budget that cuts nothing
+    full: tuple[int, ...]  # [L] the budget of full quality
     lag_steps: int
     decisions: deque[tuple[int, Decision]] = field(default_factory=lambda: deque(maxlen=MEMORY))
 
@@ -34,15 +34,15 @@ class History:
         self.decisions.append((step, decision))
 
     def applied(self, seen: Observation) -> Applied:
-        """What the observation says, else what was decided lag_steps before it."""
+        """From the observation, else the decision of lag_steps before it."""
         remembered = self._recall(seen.step)
         demand, budget, is_certain = remembered.demand, remembered.budget, remembered.is_certain
         if seen.demand is not None and 0.0 <= seen.demand <= 1.0:
             demand = float(seen.demand)
-        told = seen.budget_applied
-        told = (told,) * len(self.full) if isinstance(told, int) else told
-        if told is not None and len(told) == len(self.full) and min(told) >= 1:
-            budget, is_certain = tuple(told), True
+        caps = seen.budget_applied
+        caps = (caps,) * len(self.full) if isinstance(caps, int) else caps
+        if caps is not None and len(caps) == len(self.full) and min(caps) >= 1:
+            budget, is_certain = tuple(caps), True
         return Applied(demand, budget, is_certain)
 
     def _recall(self, step: int) -> Applied:

@@ -1,11 +1,11 @@
-"""What a cut costs in quality; the least share that the operator's floor and limit allow.
+"""Quality model: the loss of a cut, and the least share within the operator's limits.
 
     lost    1 - retained mass, mean over layers = spill(size class) * (1 - share)^2, from each cut
     kl      KL(full model || served), nats per token, of one shadowed step's flexible rows
     gain    E[kl] = gain * lost^2: the first term of KL in a small change of the logits
 
-A cap takes the least important experts first, so the mass that it costs grows with the square of
-what it takes: spill was 0.93 to 1.25 on three models, at caps of 0.36 to 0.53 of the uncapped
+A cap takes the least important experts first, so the lost mass grows with the square of the share
+that it takes: spill was 0.93 to 1.25 on three models, at caps of 0.36 to 0.53 of the uncapped
 number (benchmarks/results/cpu/frontier, policy lynx, floor 0 and 1).
 
 The gain is a ratio of sums over rows, unbiased however few tokens carry the mean (Cochran,
@@ -24,24 +24,23 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Final
 
-from lynx_controller.batch import Batch
-from lynx_controller.types import Key, Observation
+from lynx_controller.types import Batch, Key, Observation
 
-PRIOR_ROWS: Final = 30.0  # what the prior gain weighs
+PRIOR_ROWS: Final = 30.0  # weight of the prior gain
 PRIOR_RARITY: Final = 1000.0  # of the rows that are not seen yet, one in so many carries all KL
 MEMORY_ROWS: Final = 5_000.0
-MOST_KL: Final = 50.0  # nats; more is no KL between next tokens
+MOST_KL: Final = 50.0  # nats; a larger value is a faulty sample
 UPPER: Final = 1.64  # standard errors: one-sided 95 %
-UNSEEN: Final = 1e-5  # per cut step without a sample, share of what is known that is lost
+UNSEEN: Final = 1e-5  # share of the samples forgotten per cut step without one
 PRIOR_SPILL: Final = 1.06
 SPILLS: Final = (0.5, 2.0)
 SPILL_GAIN: Final = 0.02  # per cut step
-SMALLEST_CUT: Final = 0.1  # below it what is lost says nothing about larger ones
+SMALLEST_CUT: Final = 0.1  # smaller cuts say nothing about larger ones
 
 
 @dataclass(slots=True)
 class Quality:
-    """Learns from steps that were cut; all others leave it as it is."""
+    """Learns from capped steps; all others leave it as it is."""
 
     prior_kl: float  # nats with all mass lost
     rows: float = 0.0  # shadowed, with forgetting
@@ -79,7 +78,7 @@ class Quality:
         }
 
     def lost_at(self, key: Key, share: float) -> float:
-        """Routing mass to be expected lost, mean over rows and layers."""
+        """Expected lost mass, mean over rows and layers."""
         return self._spill(key) * (1.0 - share) ** 2
 
     def share_keeping(self, key: Key, mass: float) -> float:
@@ -87,7 +86,7 @@ class Quality:
         return max(0.0, 1.0 - math.sqrt((1.0 - mass) / self._spill(key)))
 
     def kl_at(self, key: Key, share: float) -> float:
-        """Nats to be expected at a share, with 95 % confidence."""
+        """Expected KL in nats at a share, with 95 % confidence."""
         loss = self.lost_at(key, share) ** 2
         typical = self._typical()
         return self.upper * loss * (max(1.0, loss / typical) if typical else 1.0)
@@ -107,7 +106,7 @@ class Quality:
         """Take a step as the engine saw it; see `learn`."""
         self.learn(
             batch.key,
-            batch.flexible,
+            batch.flexible_rows,
             share,
             seen.retained_mass,
             seen.shadow_kl,
@@ -125,8 +124,8 @@ class Quality:
     ) -> None:
         """Take a step that read `share` of its uncapped experts; masses are [L], rows the flexible.
 
-        share None: something else than caps cut it, or not all rows could be cut.
-        Unlikely values are no samples: masses and agreement outside [0, 1], KL outside [0, 50].
+        share None: not caps alone cut it, or not all rows are flexible.
+        Impossible values are no samples: masses and agreement outside [0, 1], KL outside [0, 50].
         """
         if rows < 1 or len(masses) == 0:
             return
@@ -165,7 +164,7 @@ class Quality:
         self.kl_squared *= keep
 
     def _informative_rows(self) -> float:
-        """Rows that would say as much if all had lost alike: a light cut says little of a gain."""
+        """Effective sample size: rows that would inform as much if all had lost alike."""
         return self.loss**2 / self.loss_squared if self.loss else 0.0
 
     def _typical(self) -> float:

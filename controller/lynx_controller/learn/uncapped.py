@@ -1,4 +1,4 @@
-"""How many experts a batch would use uncut, learned per size class and split over layers."""
+"""Uncapped active experts of a batch, learned per size class and split over the layers."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ def above(mean: PerLayer, caps: PerLayer) -> PerLayer:
 
 @dataclass(slots=True)
 class ClassActive:
-    """Both over what uniform routing would use."""
+    """Over the active experts of uniform routing: ratios."""
 
-    rows: int  # when it was made
+    rows: int  # of the first batch
     uncapped: float
-    least: float = 0.0  # what floors hold, whatever the cap
-    samples: float = 0.0  # shares of layers that were told
+    min_active: float = 0.0  # held by the rows' floors, whatever the cap
+    samples: float = 0.0  # sum over steps of the share of layers below their caps
 
 
 @dataclass(slots=True)
 class UncappedActive:
-    """N = uncapped(size class) * L * E * (1 - (1 - k/E)^rows); the last factors: uniform routing.
+    """N = uncapped(size class) * L * E * (1 - (1 - k/E)^rows), uncapped = 1 for uniform routing.
 
-    A layer below its cap tells its part of N; one at its cap, only that it is no less, so what is
-    expected above that cap is put in its place: expectation-maximisation of a censored mean. So
+    A layer below its cap shows its part of N; one at its cap only bounds it from below, so the
+    expectation above the cap takes its place: expectation-maximisation of a censored mean. So
     the few layers that happen to stay below a cap do not mislead, and a stale estimate recovers.
     """
 
@@ -50,7 +50,7 @@ class UncappedActive:
     num_experts: int
     top_k: int
     prior: float
-    size_classes: dict[Key, ClassActive] = field(default_factory=dict)
+    classes: dict[Key, ClassActive] = field(default_factory=dict)
     layer_share: PerLayer = field(init=False)
     samples: float = 0.0  # of layer_share
 
@@ -66,52 +66,52 @@ class UncappedActive:
         """Over all layers."""
         return self._class(key, rows).uncapped * self.uniform(rows)
 
-    def least(self, key: Key, rows: int) -> float:
-        """Over all layers, at a cap of nothing: what floors were seen to hold, at least top-k."""
-        return max(self._class(key, rows).least * self.uniform(rows), self.num_layers * self.top_k)
+    def min_active(self, key: Key, rows: int) -> float:
+        """Over all layers under the lowest caps: held by floors, at least top-k."""
+        return max(
+            self._class(key, rows).min_active * self.uniform(rows), self.num_layers * self.top_k
+        )
 
     def per_layer(self, total: float) -> PerLayer:
         return np.minimum(self.layer_share * total, self.num_experts)
 
     def learn(self, key: Key, rows: int, active: PerLayer, caps: PerLayer | None) -> None:
-        """Take a step: active experts and caps [L]; None: something else than caps cut it."""
-        size_class, uniform = self._class(key, rows), self.uniform(rows)
+        """Take a step: active experts and caps [L]; None: not caps alone cut it."""
+        own, uniform = self._class(key, rows), self.uniform(rows)
         active = np.maximum(active, 1.0)
-        expected = self.layer_share * (size_class.uncapped * uniform)
+        expected = self.layer_share * (own.uncapped * uniform)
         if caps is None:
-            seen, told = np.maximum(active, expected), 0.0
+            seen, weight = np.maximum(active, expected), 0.0
         elif float(caps.min()) >= self.num_experts:
-            seen, told = active, 1.0
+            seen, weight = active, 1.0
         else:
             is_bound = (active >= caps) & (caps < self.num_experts)
             seen = np.where(is_bound, np.maximum(active, above(expected, caps)), active)
-            told = 1.0 - np.count_nonzero(is_bound) / self.num_layers
+            weight = 1.0 - np.count_nonzero(is_bound) / self.num_layers
             is_held = active > caps
-            if size_class.least or is_held.any():
-                least = np.minimum(self.layer_share * (size_class.least * uniform), caps)
-                least = np.where(is_held, active, least)
-                size_class.least += LAYER_GAIN * (float(least.sum()) / uniform - size_class.least)
+            if own.min_active or is_held.any():
+                held = np.minimum(self.layer_share * (own.min_active * uniform), caps)
+                held = np.where(is_held, active, held)
+                own.min_active += LAYER_GAIN * (float(held.sum()) / uniform - own.min_active)
         total = float(seen.sum())
-        size_class.uncapped += (min(total / uniform, 2.0) - size_class.uncapped) / (
-            1.0 + size_class.samples
-        )
-        size_class.samples = min(size_class.samples + told, MEMORY - 1.0)
+        own.uncapped += (min(total / uniform, 2.0) - own.uncapped) / (1.0 + own.samples)
+        own.samples = min(own.samples + weight, MEMORY - 1.0)
         gain = max(LAYER_GAIN, 1.0 / (1.0 + self.samples))
         self.layer_share += gain * (seen / total - self.layer_share)
-        self.samples += told
+        self.samples += weight
 
     def _class(self, key: Key, rows: int) -> ClassActive:
         """A new one starts from the one nearest in rows."""
-        known = self.size_classes.get(key)
+        known = self.classes.get(key)
         if known is None:
             near = min(
-                self.size_classes.values(),
+                self.classes.values(),
                 key=lambda each: abs(math.log(each.rows / rows)),
                 default=None,
             )
             if near is None:
                 known = ClassActive(rows, self.prior if rows > 1 else 1.0)
             else:
-                known = ClassActive(rows, near.uncapped, near.least)
-            self.size_classes[key] = known
+                known = ClassActive(rows, near.uncapped, near.min_active)
+            self.classes[key] = known
         return known

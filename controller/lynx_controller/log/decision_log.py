@@ -1,14 +1,14 @@
-"""The decision log: what the controller was told and what it answered, one JSON object per line.
+"""Decision log: the controller's inputs and decisions, one JSON object per line.
 
-    {"lynx_log": 3, "slo": [{...}], "num_layers": L, "num_experts": E, "top_k": K,
+    {"lynx_log": 3, "slo": {...}, "num_layers": L, "num_experts": E, "top_k": K,
      "layer_offsets": [...], "config": {...}}
     {"n": 1, "call": "step", "with": {observation}, "decision": {...}}
-    {"n": 2, "call": "plan", "with": {"rows": 16, ...}, "decision": {...}}
+    {"n": 2, "call": "plan", "with": {batch}, "decision": {...}}
     {"n": 3, "call": "set_slo", "with": {...}}          also set_min_retained_mass, override,
                                                         set_max_quality_loss, inherit
 
-A reader refuses any other version. A background thread writes the lines: a slow disk costs lines,
-never a step.
+A reader refuses any other version. A background thread writes the lines, so a slow disk loses
+lines and delays no step.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from typing import Any, Final, Literal
 
 from lynx_controller.config import ControllerConfig
 from lynx_controller.controller import Controller
-from lynx_controller.types import Decision, Observation, Phase, Slo
+from lynx_controller.types import Batch, Decision, Observation, Slo
 
 logger = logging.getLogger(__name__)
 
 VERSION: Final = 3
 MOST: Final = 65_536  # layers or experts that a log may claim
-WAITING: Final = 4096  # lines that may wait for the disk; more are dropped and counted
+WAITING: Final = 4096  # lines that wait for the disk; more are dropped and counted
 
 
 class Log:
@@ -86,28 +86,20 @@ class Log:
 
 
 def plain(value: object) -> object:
-    """What JSON does not know: observations and decisions, and whatever an observation holds."""
+    """Observations and decisions as JSON, and anything else that an observation may hold."""
     try:
         return value.to_dict() if isinstance(value, Observation | Decision) else repr(value)[:200]
     except Exception as error:  # an observation may hold anything; `step` has answered already
         return {"unreadable": repr(error)[:200]}
 
 
-def plain_slos(controller: Controller) -> list[dict[str, Any]]:
-    return [asdict(slo) for slo in controller.slos]
-
-
-def read_slos(record: Sequence[dict[str, Any]]) -> list[Slo]:
-    return [Slo(**each) for each in record]
-
-
 class LoggedController(Controller):
-    """A controller that logs every call. `log` may be shared with nobody."""
+    """A controller that logs every call, to a log of its own."""
 
     def __init__(
         self,
         log: Log,
-        slo: Slo | Sequence[Slo],
+        slo: Slo,
         num_layers: int,
         num_experts: int,
         top_k: int,
@@ -120,7 +112,7 @@ class LoggedController(Controller):
         self._number = 0
         sizes = {"num_layers": num_layers, "num_experts": num_experts, "top_k": top_k}
         about = {"layer_offsets": layer_offsets, "config": asdict(self.config)}
-        log.write({"lynx_log": VERSION, "slo": plain_slos(self), **sizes, **about})
+        log.write({"lynx_log": VERSION, "slo": asdict(slo), **sizes, **about})
 
     def state(self) -> dict[str, Any]:
         """With the lines that the log has lost."""
@@ -131,27 +123,15 @@ class LoggedController(Controller):
         self._note("step", observation, decision)
         return decision
 
-    def plan(
-        self,
-        rows: int,
-        size_class: int = 0,
-        phase: Phase = Phase.DECODE,
-        flexible_rows: int | None = None,
-    ) -> Decision:
-        decision = super().plan(rows, size_class, phase, flexible_rows)
-        given = {
-            "rows": rows,
-            "size_class": size_class,
-            "phase": phase.value,
-            "flexible_rows": flexible_rows,
-        }
-        self._note("plan", given, decision)
+    def plan(self, batch: Batch) -> Decision:
+        decision = super().plan(batch)
+        self._note("plan", batch.to_dict(), decision)
         return decision
 
-    def set_slo(self, slo: Slo | Sequence[Slo]) -> None:
+    def set_slo(self, slo: Slo) -> None:
         super().set_slo(slo)
         if self._number is not None:
-            self._note("set_slo", {"slo": plain_slos(self)})
+            self._note("set_slo", {"slo": asdict(slo)})
 
     def set_min_retained_mass(self, min_retained_mass: float) -> None:
         super().set_min_retained_mass(min_retained_mass)
@@ -182,21 +162,28 @@ class LoggedController(Controller):
 
 
 def controller_of(header: str) -> Controller:
-    """As it was when the log began, from its first line; ValueError for another kind of file."""
+    """The controller as it was when the log began, from the log's first line.
+
+    Raises:
+        ValueError: the file is no decision log, or of another version.
+    """
     try:
         record = json.loads(header)
         version = record["lynx_log"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError("not a decision log: its first line has no lynx_log") from None
     if version != VERSION:
-        raise ValueError(f"the log has version {version!r:.40}; this reads version {VERSION}")
+        raise ValueError(
+            f"the decision log has version {version!r:.40}, this is version {VERSION}: "
+            "replay it with the release that wrote it"
+        )
     given = ("num_layers", "num_experts", "top_k", "layer_offsets")
     for name in given[:3]:
         if not isinstance(record.get(name), int) or record[name] > MOST:
             raise ValueError(f"not a decision log: {name} is {record.get(name)!r}"[:200])
     try:
         return Controller(
-            slo=read_slos(record["slo"]),
+            slo=Slo(**record["slo"]),
             config=ControllerConfig(**record["config"]),
             **{name: record[name] for name in given},
         )

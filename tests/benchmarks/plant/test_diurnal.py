@@ -7,7 +7,7 @@ import pytest
 from benchmarks.plant.diurnal import Second, run
 from benchmarks.plant.serving import Request, serve
 from benchmarks.plant.simulator import Plant, Setting
-from lynx_controller import Controller, Observation, Slo
+from lynx_controller import Batch, Controller, Observation, Slo
 
 SLO_MS = 16.0
 
@@ -21,7 +21,7 @@ class Lynx:
         return decision.demand, decision.budget
 
     def plan(self, rows: int) -> Setting:
-        decision = self.controller.plan(rows)
+        decision = self.controller.plan(Batch.of(rows))
         return decision.demand, decision.budget
 
 

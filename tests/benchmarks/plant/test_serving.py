@@ -56,14 +56,14 @@ def test_prefill_of_its_own_is_lost_between_steps() -> None:
     served, policy = run(requests)
     lost = [each.load.outside_ms for each in served.samples if each.load.outside_ms]
     assert len(lost) == 1  # four chunks of 256, one after the other
-    assert {each.phase for each in policy.seen} == {Phase.DECODE}
+    assert {each.batch.phase for each in policy.seen} == {Phase.DECODE}
     assert policy.planned == [1, 2, 1]
 
 
 def test_chunks_can_ride_with_the_decode_rows() -> None:
     requests = [Request(0.0, 0, 200), Request(300.0, 1024, 5)]
     served, policy = run(requests, is_mixed=True)
-    assert [each.phase for each in policy.seen].count(Phase.MIXED) == 4
+    assert [each.batch.phase for each in policy.seen].count(Phase.MIXED) == 4
     assert all(each.load.outside_ms == 0.0 for each in served.samples)
     mixed = [each for each in served.samples if each.load.prefill_tokens]
     assert all(each.mass == pytest.approx(1.0, abs=0.05) for each in mixed)
