@@ -10,47 +10,52 @@ from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from lynx_sglang import sglang_names
 from lynx_sglang.integration import experts, model_runner, routing, scheduler, state, streamer
+from lynx_sglang.loop.builder import Builder
 from lynx_sglang.loop.runtime import Runtime
+from lynx_sglang.loop.tier import Tier
 from lynx_sglang.settings import Settings
 
 if TYPE_CHECKING:
-    from lynx_sglang.gpu.runtime import GpuRuntime
+    from lynx_sglang.gpu.runtime import GpuBuilder
 
 Hooks = dict[sglang_names.Name, Callable[..., Any]]
 
 
-def install(settings: Settings) -> Runtime:
-    """Make this process's runtime and hook it in."""
+def install(settings: Settings) -> None:
+    """Hook in what builds this process's runtime, and what calls it."""
+    # The form that is not used is not imported: a GPU machine may lack numba.
     if torch.cuda.is_available():
-        from lynx_sglang.gpu.runtime import GpuRuntime
+        from lynx_sglang.gpu.runtime import GpuBuilder
 
-        gpu_runtime = GpuRuntime(settings)
-        runtime: Runtime = gpu_runtime
-        around = gpu_hooks(gpu_runtime)
+        gpu = GpuBuilder(settings)
+        builder: Builder[Runtime] = gpu
+        around = gpu_hooks(gpu)
     else:
         from lynx_sglang.cpu import runner
+        from lynx_sglang.cpu.runtime import CpuBuilder
 
-        runtime = Runtime(settings)
-        runner.install(runtime.add_layer)
+        builder = CpuBuilder(settings)
+        runner.install(builder.add_layer)
         around = cpu_hooks()
     around |= {
-        sglang_names.POST_PROCESS_TOPK: routing.post_process_topk(runtime),
-        sglang_names.RECEIVE: scheduler.receive(runtime),
-        sglang_names.RUN_BATCH: runtime.run_batch,
-        sglang_names.FORWARD: model_runner.forward(runtime),
-        sglang_names.CONTINUE: scheduler.continue_generation(runtime),
-        sglang_names.SET_STATE: state.change_settings(runtime),
+        sglang_names.POST_PROCESS_TOPK: routing.post_process_topk(builder),
+        sglang_names.RECEIVE: scheduler.receive(builder),
+        sglang_names.RUN_BATCH: scheduler.run_batch(builder),
+        sglang_names.FORWARD: model_runner.forward(builder),
+        sglang_names.CONTINUE: scheduler.continue_generation(builder),
+        sglang_names.SET_STATE: state.change_settings(builder),
     }
     after: Hooks = {
-        sglang_names.STREAMER_CLASS: streamer.get_output_streamer_class(runtime),
-        sglang_names.GET_STATE: state.add_server_info(runtime),
+        sglang_names.STREAMER_CLASS: streamer.get_output_streamer_class(
+            Tier(settings.default_tier)
+        ),
+        sglang_names.GET_STATE: state.add_server_info(builder),
         sglang_names.UPDATE_HANDLERS: state.add_update_handlers,
     }
     for name, hook in around.items():
         HookRegistry.register(name.hook_path, hook, HookType.AROUND)
     for name, hook in after.items():
         HookRegistry.register(name.hook_path, hook, HookType.AFTER)
-    return runtime
 
 
 def cpu_hooks() -> Hooks:
@@ -58,11 +63,11 @@ def cpu_hooks() -> Hooks:
     return {sglang_names.CREATE_RUNNER: experts.create_moe_runner}
 
 
-def gpu_hooks(runtime: GpuRuntime) -> Hooks:
+def gpu_hooks(builder: GpuBuilder) -> Hooks:
     """Hooks around functions of SGLang that only a GPU server needs."""
     return {
-        sglang_names.FUSED_MOE: experts.around_init(runtime.add_expert_layer),
+        sglang_names.FUSED_MOE: experts.around_init(builder.add_expert_layer),
         sglang_names.BIND_BACKEND: experts.bind_backend,
-        sglang_names.CAPTURE: runtime.capture,
-        sglang_names.PROCESS_RESULT: runtime.process_result,
+        sglang_names.CAPTURE: model_runner.capture(builder),
+        sglang_names.PROCESS_RESULT: scheduler.process_result(builder),
     }

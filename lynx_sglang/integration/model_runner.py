@@ -1,25 +1,30 @@
-"""The hook on SGLang's model runner: shadow passes."""
+"""The hooks on the model runner: shadow passes, and the capture of decode graphs."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lynx_kernels import RowClass
+from lynx_sglang.loop.builder import Builder
 from lynx_sglang.loop.runtime import Runtime
 from lynx_sglang.loop.shadow import compare, log_probabilities
 
+if TYPE_CHECKING:
+    from lynx_sglang.gpu.runtime import GpuBuilder
 
-def forward(runtime: Runtime) -> Callable[..., Any]:
+
+def forward(builder: Builder[Runtime]) -> Callable[..., Any]:
     """The hook around ``ModelRunner._forward_raw``: a sampled step runs every expert first."""
 
     def hook(original: Callable[..., Any], *call: Any, **named: Any) -> Any:
         from sglang.srt.eplb.expert_distribution import get_global_expert_distribution_recorder
 
-        step = runtime.step
-        if step is None or not step.is_shadowed:
+        runtime = builder.runtime
+        if runtime is None or runtime.step is None or not runtime.step.is_shadowed:
             return original(*call, **named)
+        step = runtime.step
         flexible = step.row_class == RowClass.FLEXIBLE
         began_s = time.monotonic()
         with runtime.all_experts(), get_global_expert_distribution_recorder().disable_this_region():
@@ -30,5 +35,16 @@ def forward(runtime: Runtime) -> Callable[..., Any]:
         step.shadow = compare(full, log_probabilities(output, flexible))
         step.shadow_ms = (ended_s - began_s + time.monotonic() - served_s) * 1e3
         return output
+
+    return hook
+
+
+def capture(builder: GpuBuilder) -> Callable[..., None]:
+    """The hook around ``DecodeCudaGraphRunner.capture``: every size records its selection."""
+
+    def hook(original: Callable[..., None], graph_runner: Any) -> None:
+        builder.size_classes = tuple(sorted(graph_runner.capture_bs))
+        with builder.start().capturing():
+            original(graph_runner)
 
     return hook

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from lynx_sglang.loop.builder import Builder
 from lynx_sglang.loop.runtime import Runtime
 from lynx_sglang.loop.scores import scores_of
 
 
-def post_process_topk(runtime: Runtime) -> Callable[..., Any]:
+def post_process_topk(builder: Builder[Runtime]) -> Callable[..., Any]:
     """The hook around ``_post_process_topk_ids``, which SGLang calls with keywords only."""
 
     def hook(original: Callable[..., Any], **call: Any) -> Any:
+        runtime = builder.runtime
+        if runtime is None:
+            return original(**call)
         selection = runtime.select(
             call["layer_id"],
             call["topk_ids"],

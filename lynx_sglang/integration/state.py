@@ -10,33 +10,37 @@ from typing import Any
 from lynx_sglang import sglang_names
 from lynx_sglang.errors import SettingError
 from lynx_sglang.loop import changes
+from lynx_sglang.loop.builder import Builder
 from lynx_sglang.loop.runtime import Runtime
+from lynx_sglang.loop.telemetry import Telemetry
 from lynx_sglang.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 
-def add_server_info(runtime: Runtime) -> Callable[..., None]:
+def add_server_info(builder: Builder[Runtime]) -> Callable[..., None]:
     """The hook after ``get_internal_state``: a ``lynx`` part per scheduler in ``/server_info``."""
 
     def hook(output: Any, _controller: Any, _request: Any) -> None:
-        output.internal_state["lynx"] = server_info(runtime)
+        output.internal_state["lynx"] = server_info(builder)
 
     return hook
 
 
-def server_info(runtime: Runtime) -> dict[str, Any]:
-    decision, telemetry = runtime.decision, runtime.telemetry
-    control, ranks = runtime.control, runtime.ranks
+def server_info(builder: Builder[Runtime]) -> dict[str, Any]:
+    """JSON of one scheduler process; what its first step makes is None until then."""
+    runtime, layers = builder.runtime, builder.layers
+    control = None if runtime is None else runtime.control
     member = None if control is None else control.member
+    telemetry = Telemetry() if runtime is None else runtime.telemetry
     return {
         "sglang": sglang_names.sglang_version(),
         # A store's address may hold a password.
-        "settings": asdict(runtime.settings) | {"store": runtime.settings.store and "set"},
-        "num_layers": len(runtime.layer_ids),
-        "num_experts": runtime.num_experts,
-        "top_k": runtime.top_k,
-        "decision": None if decision is None else decision.to_dict(),
+        "settings": asdict(builder.settings) | {"store": builder.settings.store and "set"},
+        "num_layers": len(layers),
+        "num_experts": layers.num_experts,
+        "top_k": layers.top_k,
+        "decision": None if runtime is None else runtime.decision.to_dict(),
         "controller": None if control is None else control.controller.state(),
         "steps": dict(telemetry.steps),
         "decisions": dict(telemetry.decisions),
@@ -45,10 +49,10 @@ def server_info(runtime: Runtime) -> dict[str, Any]:
         "decode_steps": telemetry.decode_steps,
         "active_experts_sum": telemetry.active_experts_sum,
         "retained_mass_sum": telemetry.retained_mass_sum,
-        "refused_change": telemetry.refused_change,
+        "refused_change": builder.refused_change,
         "shadow": telemetry.shadow.report(),
         "fleet": None if member is None else member.state(),
-        "ranks": None if ranks is None else ranks.state(),
+        "ranks": None if runtime is None else runtime.ranks.state(),
     }
 
 
@@ -60,14 +64,15 @@ def add_update_handlers(handlers: dict[str, Any], _controller: Any) -> dict[str,
     return {**handlers, **{changes.PREFIX + name: ours for name in changes.UPDATABLE}}
 
 
-def change_settings(runtime: Runtime) -> Callable[..., Any]:
+def change_settings(builder: Builder[Runtime]) -> Callable[..., Any]:
     """The hook around ``set_internal_state``: Lynx's entries, all or none, beside SGLang's."""
     from sglang.srt.managers.io_struct import SetInternalStateReqOutput
 
     def refusal(asked: Settings) -> str | None:
-        return asked.excess(runtime.num_experts) or (
-            runtime.shadow_refusal if asked.shadowed_share else None
-        )
+        if reason := asked.excess(builder.layers.num_experts):
+            return reason
+        runtime = builder.runtime
+        return runtime.shadow_refusal() if runtime is not None and asked.shadowed_share else None
 
     def hook(original: Callable[..., Any], controller: Any, request: Any) -> Any:
         entries = {
@@ -75,16 +80,16 @@ def change_settings(runtime: Runtime) -> Callable[..., Any]:
             for key, value in request.server_args.items()
             if key.startswith(changes.PREFIX)
         }
-        runtime.telemetry.refused_change = None
+        builder.refused_change = None
         try:
-            asked = changes.changed(runtime.settings, entries, refusal) if entries else None
+            asked = changes.changed(builder.settings, entries, refusal) if entries else None
         except SettingError as error:
-            runtime.telemetry.refused_change = str(error)
+            builder.refused_change = str(error)
             logger.warning("%s", error)
             return SetInternalStateReqOutput(updated=False)
         output = original(controller, request)
         if asked is not None and output.updated:
-            runtime.apply_overrides(asked)
+            builder.apply(asked)
         return output
 
     return hook

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lynx_sglang.loop.runtime import Runtime
 from lynx_sglang.loop.tier import KEY, Tier, account_of, tier_of
 
 
-def get_output_streamer_class(runtime: Runtime) -> Callable[..., type]:
+def get_output_streamer_class(default: Tier) -> Callable[..., type]:
     """The hook after ``Scheduler.get_output_streamer_class``."""
-    return lambda base, _scheduler: reporting_streamer(base, runtime.default_tier)
+    return lambda base, _scheduler: reporting_streamer(base, default)
 
 
 def reporting_streamer(base: type, default: Tier) -> type:

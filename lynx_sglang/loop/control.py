@@ -19,6 +19,7 @@ from lynx_controller.log.decision_log import Log, LoggedController
 from lynx_sglang import calibration
 from lynx_sglang.loop import membership, tier
 from lynx_sglang.loop.clock import StepClock
+from lynx_sglang.loop.layers import MoeLayers
 from lynx_sglang.loop.step import Step
 from lynx_sglang.loop.telemetry import Telemetry
 from lynx_sglang.settings import Settings, promise_of
@@ -32,13 +33,10 @@ class Control:
     def __init__(
         self,
         settings: Settings,
-        layer_ids: list[int],
-        num_experts: int,
-        top_k: int,
+        layers: MoeLayers,
         telemetry: Telemetry,
     ) -> None:
-        self.layer_ids, self.num_experts, self.top_k = layer_ids, num_experts, top_k
-        self.telemetry = telemetry
+        self.layers, self.telemetry = layers, telemetry
         self.member: Member | None = None  # of a fleet, with --lynx-store
         self.clock = StepClock()
         make: Callable[..., Controller] = Controller
@@ -46,9 +44,9 @@ class Control:
             make = partial(LoggedController, Log(Path(settings.decision_log)))
         self.controller = make(
             slo=settings.slo,
-            num_layers=len(layer_ids),
-            num_experts=num_experts,
-            top_k=top_k,
+            num_layers=len(layers),
+            num_experts=layers.num_experts,
+            top_k=layers.top_k,
             config=ControllerConfig(min_retained_mass=settings.min_retained_mass),
             layer_offsets=offsets_of(settings),
         )
@@ -58,13 +56,13 @@ class Control:
     def join(self, hf_config: Any, spread: str) -> None:
         """Become a replica of the fleet that --lynx-store names."""
         assert self.settings.store is not None
-        sizes = len(self.layer_ids), self.num_experts, self.top_k
+        sizes = len(self.layers), self.layers.num_experts, self.layers.top_k
         self.member = membership.join(self.settings.store, hf_config, *sizes, spread)
 
     def apply(self, settings: Settings) -> Decision:
         """Decide again under the operator's fixed budget and demand, SLO and floors."""
         self.settings = settings
-        budget = None if settings.budget == "auto" else settings.cap(self.num_experts)
+        budget = None if settings.budget == "auto" else settings.cap(self.layers.num_experts)
         demand = None if settings.demand == "auto" else float(settings.demand)
         if settings.budget == "full":
             demand = 1.0
@@ -94,7 +92,7 @@ class Control:
         if not step.batch.rows:
             return self.decision
         self._account(step)
-        if len(step.num_active) < len(self.layer_ids):
+        if len(step.num_active) < len(self.layers):
             return self.decision  # the forward did not reach every layer
         # A shadow pass is in the gap that streams saw, and no part of what the step costs.
         seen = self._observation(step, ran_under, step_ms - step.shadow_ms, itl_ms)
@@ -102,7 +100,7 @@ class Control:
             self.member.note(seen, self.controller)
         self.decision = self.controller.step(seen)
         self.decided_for = step.batch
-        caps = dict(zip(self.layer_ids, ran_under.budget, strict=True))
+        caps = dict(zip(self.layers.ids, ran_under.budget, strict=True))
         self.telemetry.decided(step, caps, self.decision, self.settings)
         return self.decision
 
@@ -110,7 +108,7 @@ class Control:
         """Note in each request what its token kept."""
         masses = [1.0] * len(step.requests)
         if step.row_retained_mass is not None:
-            masses = (step.row_retained_mass / len(self.layer_ids)).tolist()
+            masses = (step.row_retained_mass / len(self.layers)).tolist()
         for request, mass in zip(step.requests, masses, strict=True):
             tier.account_of(request).add(min(1.0, mass))
 
@@ -122,8 +120,8 @@ class Control:
             batch=step.batch,
             step_ms=step_ms,
             itl_ms=itl_ms,
-            active_experts=[step.num_active[layer] for layer in self.layer_ids],
-            retained_mass=[step.retained_mass.get(layer, 1.0) for layer in self.layer_ids],
+            active_experts=[step.num_active[layer] for layer in self.layers.ids],
+            retained_mass=[step.retained_mass.get(layer, 1.0) for layer in self.layers.ids],
             kv_tokens=step.kv_tokens,
             queue=None if step.waiting is None else step.waiting.requests,
             queue_ms=None if step.waiting is None else step.waiting.oldest_ms,
@@ -148,9 +146,9 @@ class Control:
             settings.demand,
             settings.min_retained_mass,
             settings.floor,
-            len(self.layer_ids),
-            self.num_experts,
-            self.top_k,
+            len(self.layers),
+            self.layers.num_experts,
+            self.layers.top_k,
             num_ranks,
             "" if num_ranks == 1 else "s",
         )

@@ -41,7 +41,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from lynx_controller import Decision
+from lynx_controller import Batch, Decision
 from lynx_sglang.errors import DivergedError
 from lynx_sglang.settings import Settings
 
@@ -79,7 +79,8 @@ class Ranks:
         self.rank, self.size, self.ep_size = rank, size, ep_size
         self.orders = 0  # that came into force
         self.checks = 0  # of them, that were compared
-        self.unforeseen = 0  # steps whose rows rank 0 had not foreseen
+        self.foreseen: Batch | None = None  # by rank 0, with the last order
+        self.unforeseen = 0  # steps that rank 0 had not foreseen
         self._steps = self._checksum = 0
         self._last: Order | None = None
 
@@ -108,6 +109,10 @@ class Ranks:
         """For ``/server_info``."""
         names = ("size", "orders", "checks", "unforeseen")
         return {name: getattr(self, name) for name in names}
+
+    def note_batch(self, batch: Batch) -> None:
+        """On rank 0: a batch is about to run, foreseen or not."""
+        self.unforeseen += batch != self.foreseen
 
     def note(self, step: int, num_active: Sequence[int]) -> None:
         """Add a finished decode step to the checksum: T of each layer."""

@@ -42,7 +42,6 @@ class Telemetry:
         self.decode_steps = 0
         self.active_experts_sum = 0.0  # over decoding steps, of the mean over layers
         self.retained_mass_sum = 0.0
-        self.refused_change: str | None = None  # why the last /set_internal_state was refused
         self.shadow = ShadowTotals()
         self._gauges: dict[str, Any] = {}
         self._steps_s: Any = None

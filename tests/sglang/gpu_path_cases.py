@@ -23,10 +23,11 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from lynx_sglang.errors import DivergedError, UnsupportedError
 from lynx_sglang.gpu import fused_runner
-from lynx_sglang.gpu.runtime import GpuRuntime
+from lynx_sglang.gpu.runtime import GpuBuilder
 from lynx_sglang.integration import experts as expert_hooks
 from lynx_sglang.integration import routing
-from lynx_sglang.integration.scheduler import receive
+from lynx_sglang.integration.model_runner import capture
+from lynx_sglang.integration.scheduler import process_result, receive
 from lynx_sglang.integration.state import server_info
 from lynx_sglang.loop.ranks import Ranks
 from lynx_sglang.loop.tier import account_of
@@ -43,9 +44,9 @@ class Model:
     def __init__(
         self, settings: Settings, monkeypatch: pytest.MonkeyPatch, num_shared: int = 0
     ) -> None:
-        self.runtime = GpuRuntime(settings)
-        build = expert_hooks.around_init(self.runtime.add_expert_layer)
-        select = routing.post_process_topk(self.runtime)
+        self.builder = GpuBuilder(settings)
+        build = expert_hooks.around_init(self.builder.add_expert_layer)
+        select = routing.post_process_topk(self.builder)
         post_process = sglang_topk._post_process_topk_ids
         monkeypatch.setattr(
             sglang_topk, "_post_process_topk_ids", lambda **call: select(post_process, **call)
@@ -87,7 +88,10 @@ class Model:
             model_config=None,
         )
         self.routed: list[torch.Tensor] = []
-        self.runtime.capture(lambda _runner: [self.forward(size) for size in GRAPHS], self.graphs())
+        capture(self.builder)(
+            lambda _runner: [self.forward(size) for size in GRAPHS], self.graphs()
+        )
+        self.runtime = self.builder.start()
 
     def graphs(self) -> Any:
         return SimpleNamespace(capture_bs=GRAPHS)
@@ -158,15 +162,15 @@ class Model:
         if batch.forward_mode.is_decode() and rows <= GRAPHS[-1]:
             size = next(size for size in GRAPHS if rows <= size)
             step, self.runtime.step = self.runtime.step, None
-            self.runtime._is_capturing = True
-            self.forward(size)
-            self.runtime._is_capturing, self.runtime.step = False, step
+            with self.runtime.capturing():
+                self.forward(size)
+            self.runtime.step = step
         else:
             self.forward(rows)
         return SimpleNamespace()
 
     def finish(self, launched: Any) -> None:
-        self.runtime.process_result(lambda *_: None, self.scheduler, *launched)
+        process_result(self.builder)(lambda *_: None, self.scheduler, *launched)
 
 
 @pytest.fixture
@@ -205,7 +209,7 @@ def test_full_budget_is_the_identity_and_padding_is_empty(model_of: Any) -> None
         assert torch.equal(ids[:3].sort().values, own.int().sort().values)
         assert (ids[3:] == -1).all()
     model.finish(launched)
-    info = server_info(model.runtime)
+    info = server_info(model.builder)
     expected = sum(own.unique().numel() for own in own_routing(model, 4, 3)) / LAYERS
     assert info["active_experts_sum"] == expected
     assert info["retained_mass_sum"] == 1.0
@@ -225,7 +229,7 @@ def test_one_capture_follows_budget_rows_and_tiers(model_of: Any) -> None:
     model.finish(model.launch(exact))
     for ids, own in zip(model.routed, own_routing(model, 8, 8), strict=True):
         assert torch.equal(ids.sort().values, own.int().sort().values)
-    model.runtime.apply_overrides(Settings(budget="full"))
+    model.builder.apply(Settings(budget="full"))
     model.finish(model.launch(requests_of(8)))
     for ids, own in zip(model.routed, own_routing(model, 8, 8), strict=True):
         assert torch.equal(ids.sort().values, own.int().sort().values)
@@ -255,7 +259,7 @@ def test_fused_shared_experts_run_beside_any_budget_and_are_not_counted(
         assert (ids[:, K:] == torch.arange(E, E + num_shared)).all()
         assert ids[:, :K].unique().numel() <= 8
     counted = sum(ids[:, :K].unique().numel() for ids in model.routed) / LAYERS
-    assert server_info(model.runtime)["active_experts_sum"] == counted
+    assert server_info(model.builder)["active_experts_sum"] == counted
     assert model.num_plain == 0
 
 
@@ -263,14 +267,14 @@ def test_an_overlapped_step_is_accounted_under_its_own_decision(model_of: Any) -
     model = model_of(budget=5)
     requests = requests_of(8)
     first = model.launch(requests)
-    model.runtime.apply_overrides(Settings(budget="full"))
+    model.builder.apply(Settings(budget="full"))
     second = model.launch(requests)  # before the first one's result
     model.finish(first)
     assert all(account_of(one).decode_tokens == 1 for one in requests)
     assert any(account_of(one).degraded_tokens for one in requests)
-    cut = server_info(model.runtime)["active_experts_sum"]
+    cut = server_info(model.builder)["active_experts_sum"]
     model.finish(second)
-    assert server_info(model.runtime)["active_experts_sum"] > 2 * cut
+    assert server_info(model.builder)["active_experts_sum"] > 2 * cut
     assert first[1].lynx_flight.ran_under.budget == (5,) * LAYERS
     assert second[1].lynx_flight.ran_under.budget == (E,) * LAYERS
 
@@ -287,7 +291,7 @@ def test_a_following_rank_runs_each_overlapped_step_under_rank_0s_order(
     def receive_order(budget: int) -> None:
         decision = dataclasses.replace(runtime.decision, budget=(budget,) * LAYERS)
         order = leader.order(decision, runtime.settings)
-        assert receive(runtime)(lambda *_: [order], None) == []
+        assert receive(model.builder)(lambda *_: [order], None) == []
 
     receive_order(5)  # before the first one's result
     second = model.launch(requests)
@@ -298,7 +302,7 @@ def test_a_following_rank_runs_each_overlapped_step_under_rank_0s_order(
         leader.note(flight.step.number, list(flight.step.num_active.values()))
     assert sum(second[1].lynx_flight.step.num_active.values()) <= 8 * LAYERS
     receive_order(6)
-    assert server_info(runtime)["ranks"]["checks"] == 1
+    assert server_info(model.builder)["ranks"]["checks"] == 1
     leader.note(3, [E] * LAYERS)  # a step that this rank has not run
     with pytest.raises(DivergedError):
         receive_order(7)
@@ -313,7 +317,7 @@ def test_prefill_is_sglangs_and_larger_decode_steps_run_without_a_graph(model_of
     model.finish(model.launch(requests_of(12)))
     assert model.num_plain == LAYERS
     assert all(ids.unique().numel() <= 12 for ids in model.routed)
-    assert server_info(model.runtime)["decode_steps"] == 1
+    assert server_info(model.builder)["decode_steps"] == 1
 
 
 def test_steps_above_the_most_rows_are_left_alone(model_of: Any) -> None:
@@ -321,7 +325,7 @@ def test_steps_above_the_most_rows_are_left_alone(model_of: Any) -> None:
     model.runtime.path.max_rows = 8
     model.finish(model.launch(requests_of(12)))
     assert model.num_plain == LAYERS
-    assert server_info(model.runtime)["decode_steps"] == 0
+    assert server_info(model.builder)["decode_steps"] == 0
 
 
 def test_a_runner_that_routes_inside_its_kernel_is_refused() -> None:

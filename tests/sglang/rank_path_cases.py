@@ -21,10 +21,11 @@ from sglang.srt.runtime_context import derive_spawn_ranks, get_parallel
 from lynx_kernels import fused_moe_reference
 from lynx_sglang.gpu import expert_layers, fused_runner
 from lynx_sglang.gpu.device_path import DevicePath, Sizes
-from lynx_sglang.gpu.runtime import GpuRuntime
+from lynx_sglang.gpu.runtime import GpuBuilder
 from lynx_sglang.integration import experts as expert_hooks
 from lynx_sglang.integration import routing
-from lynx_sglang.integration.scheduler import receive
+from lynx_sglang.integration.model_runner import capture
+from lynx_sglang.integration.scheduler import process_result, receive
 from lynx_sglang.integration.state import server_info
 from lynx_sglang.settings import Settings
 
@@ -54,13 +55,13 @@ class Rank:
             moe_ep_size=ep_size,
         )
         self.place = {**widths, **ranks}
-        self.runtime = GpuRuntime(Settings())
+        self.builder = GpuBuilder(Settings())
         rng = torch.Generator().manual_seed(0)  # the same model on every rank
         self.gate = torch.randn(E, H, generator=rng)
         self.hidden = torch.randn(GRAPH, H, generator=rng)
         with get_parallel().override(**self.place):
             self.experts = object.__new__(FusedMoE)
-            expert_hooks.around_init(self.runtime.add_expert_layer)(
+            expert_hooks.around_init(self.builder.add_expert_layer)(
                 FusedMoE.__init__,
                 self.experts,
                 num_experts=E,
@@ -91,7 +92,9 @@ class Rank:
         )
         self.num_plain = 0  # calls of SGLang's own runner
         graphs: Any = SimpleNamespace(capture_bs=[GRAPH])
-        self.runtime.capture(lambda _graphs: self.forward(GRAPH), graphs)
+        with get_parallel().override(**self.place):
+            capture(self.builder)(lambda _graphs: self.forward(GRAPH), graphs)
+        self.runtime = self.builder.start()
 
     def plain(self, dispatched: Any, quant_info: Any, _config: Any) -> Any:
         self.num_plain += 1
@@ -102,7 +105,7 @@ class Rank:
 
     def forward(self, rows: int) -> None:
         """The layer, as a model calls it, up to the all-reduce."""
-        select, hidden = routing.post_process_topk(self.runtime), self.hidden[:rows]
+        select, hidden = routing.post_process_topk(self.builder), self.hidden[:rows]
         original = sglang_topk._post_process_topk_ids
         with pytest.MonkeyPatch.context() as patch, get_parallel().override(**self.place):
             patch.setattr(
@@ -122,9 +125,9 @@ class Rank:
             self.forward(len(batch.reqs))
             return SimpleNamespace()
         step, self.runtime.step = self.runtime.step, None
-        self.runtime._is_capturing = True
-        self.forward(GRAPH)
-        self.runtime._is_capturing, self.runtime.step = False, step
+        with self.runtime.capturing():
+            self.forward(GRAPH)
+        self.runtime.step = step
         return SimpleNamespace()
 
     def run(self, mode: ForwardMode) -> int:
@@ -132,7 +135,7 @@ class Rank:
         batch = batch_of(ROWS, mode)
         with get_parallel().override(**self.place):
             result = self.runtime.run_batch(self.replay, self.scheduler, batch)
-        self.runtime.process_result(lambda *_: None, self.scheduler, batch, result)
+        process_result(self.builder)(lambda *_: None, self.scheduler, batch, result)
         self.scheduler.running_batch = self.scheduler.last_batch = batch
         return int(result.lynx_flight.step.num_active.get(0, 0))
 
@@ -153,7 +156,7 @@ class Replica:
             return list(pickle.loads(carried))
 
         for number, rank in enumerate(self.ranks):
-            assert receive(rank.runtime)(carry, number) == []
+            assert receive(rank.builder)(carry, number) == []
         actives = {rank.run(mode) for rank in self.ranks}
         assert len(actives) == 1
         first = self.ranks[0]
@@ -164,7 +167,7 @@ class Replica:
     def fix(self, budget: int) -> None:
         """As /set_internal_state, which reaches every rank."""
         for rank in self.ranks:
-            rank.runtime.apply_overrides(Settings(budget=budget))
+            rank.builder.apply(Settings(budget=budget))
 
 
 def batch_of(rows: int, mode: ForwardMode = ForwardMode.DECODE) -> Any:
@@ -217,7 +220,7 @@ def test_ranks_add_up_to_the_model_at_every_budget_of_one_capture(
         found.append(active)
     assert found[0] > found[1] > found[2]
     assert sum(rank.num_plain for rank in replica.ranks) == 0
-    assert server_info(replica.ranks[0].runtime)["ranks"]["size"] == tp_size
+    assert server_info(replica.ranks[0].builder)["ranks"]["size"] == tp_size
 
 
 @pytest.mark.parametrize(("tp_size", "ep_size"), SPREADS)

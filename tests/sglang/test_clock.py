@@ -61,7 +61,7 @@ def test_the_end_of_a_pause_is_told_with_its_start() -> None:
     def original(paused: SimpleNamespace, _request: None) -> None:
         paused._pause_started_at = None
 
-    hook = continue_generation(cast(Any, runtime))
+    hook = continue_generation(cast(Any, SimpleNamespace(runtime=runtime)))
     hook(original, engine, None)
     hook(original, engine, None)  # it was not paused
     ((start_s, end_s),) = noted

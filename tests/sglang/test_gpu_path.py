@@ -29,10 +29,10 @@ import sys
 absent = ("numba", "sklearn", "redis", "locust", "matplotlib", "prometheus_client")
 sys.modules.update(dict.fromkeys(absent))
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-from lynx_sglang.gpu.runtime import GpuRuntime
+from lynx_sglang.gpu.runtime import GpuBuilder
 from lynx_sglang.integration.hooks import gpu_hooks
 from lynx_sglang.settings import Settings
-hooks = gpu_hooks(GpuRuntime(Settings()))
+hooks = gpu_hooks(GpuBuilder(Settings()))
 for name, hook in hooks.items():
     HookRegistry.register(name.hook_path, hook, HookType.AROUND)
 HookRegistry.apply_hooks()

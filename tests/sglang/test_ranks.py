@@ -19,11 +19,11 @@ from sglang.srt.runtime_context import get_parallel
 from transformers import PretrainedConfig
 
 from lynx_controller import Batch, Phase
+from lynx_sglang.cpu.runtime import CpuBuilder, CpuRuntime
 from lynx_sglang.errors import DivergedError
 from lynx_sglang.integration import model_runner, state
-from lynx_sglang.integration.scheduler import receive
+from lynx_sglang.integration.scheduler import receive, run_batch
 from lynx_sglang.loop.ranks import CHECK_STEPS, Order, Ranks
-from lynx_sglang.loop.runtime import Runtime
 from lynx_sglang.loop.step import batch_ahead, size_class_of
 from lynx_sglang.loop.tier import Tier
 from lynx_sglang.settings import Settings
@@ -38,7 +38,7 @@ clock = SimpleNamespace(now_s=0.0)  # of both ranks, which run in turn
 @pytest.fixture(autouse=True)
 def _timed_by_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in = SimpleNamespace(monotonic=lambda: clock.now_s)
-    for module in ("loop.runtime", "integration.model_runner"):
+    for module in ("cpu.runtime", "integration.model_runner"):
         monkeypatch.setattr(f"lynx_sglang.{module}.time", stand_in)
 
 
@@ -65,9 +65,9 @@ class Rank:
 
     def __init__(self, rank: int, settings: Settings, seed: int = 0) -> None:
         self.rank, self.seed = rank, seed
-        self.runtime = Runtime(settings)
+        self.builder = CpuBuilder(settings)
         for layer in range(LAYERS):
-            self.runtime.add_layer(
+            self.builder.add_layer(
                 SimpleNamespace(
                     layer_id=layer, num_experts=EXPERTS, num_fused_shared_experts=0, top_k=TOP_K
                 )
@@ -83,18 +83,23 @@ class Rank:
         self.metrics_reporter = SimpleNamespace(enable_metrics=False)
         self.routed: list[torch.Tensor] = []  # ids [M, K] of each pass and layer
 
+    @property
+    def runtime(self) -> CpuRuntime:
+        assert self.builder.runtime is not None
+        return self.builder.runtime
+
     def run(self, requests: list[Any], mode: ForwardMode = ForwardMode.DECODE) -> None:
         self.routed = []
         batch = batch_of(requests, mode)
         with get_parallel().override(tp_rank=self.rank, tp_size=2, moe_ep_size=1):
-            self.runtime.run_batch(self.forward, self, batch)
+            run_batch(self.builder)(self.forward, self, batch)
         self.last_batch = batch
         if mode is ForwardMode.DECODE:
             self.running_batch = batch
 
     def forward(self, _scheduler: Any, batch: Any) -> Any:
         self.forward_ct += 1
-        return model_runner.forward(self.runtime)(self.model, batch)
+        return model_runner.forward(self.builder)(self.model, batch)
 
     def model(self, batch: Any) -> Any:
         generator = torch.Generator().manual_seed(self.forward_ct + self.seed)
@@ -135,7 +140,7 @@ class Replica:
             return list(pickle.loads(carried))
 
         for rank, carry in zip(self.ranks, (send, take), strict=True):
-            received = receive(rank.runtime)(carry, None)
+            received = receive(rank.builder)(carry, None)
             assert received == ([] if self.is_skipping else ["a request"])
         for rank in self.ranks:
             rank.run(requests, mode)
@@ -168,10 +173,10 @@ def test_ranks_run_the_same_experts_while_the_budget_moves() -> None:
     shares = replica.serve([4] * 20 + [24] * 60 + [2] * 20)
     assert len(set(shares)) > 3
     assert min(shares) < 0.8
-    told = state.server_info(replica.ranks[0].runtime)["ranks"]
+    told = state.server_info(replica.ranks[0].builder)["ranks"]
     assert (told["size"], told["unforeseen"]) == (2, 0)
     assert told["orders"] == len(replica.sent) > 5
-    assert replica.ranks[1].runtime.ranks.state()["checks"] > 5  # type: ignore[union-attr]
+    assert replica.ranks[1].runtime.ranks.state()["checks"] > 5
 
 
 def test_a_fixed_budget_holds_from_the_first_decode_step() -> None:
@@ -199,8 +204,8 @@ def test_rank_0_alone_decides_and_tells(tmp_path: Path) -> None:
     assert first.control.member is not None
     first.control.member.close()
     assert second.control is None
-    assert state.server_info(first)["decode_steps"] == 5
-    info = state.server_info(second)
+    assert state.server_info(replica.ranks[0].builder)["decode_steps"] == 5
+    info = state.server_info(replica.ranks[1].builder)
     assert (info["controller"], info["fleet"], info["decode_steps"]) == (None, None, 0)
     assert (tmp_path / "log").read_text().count('"lynx_log"') == 1
 
@@ -209,14 +214,14 @@ def test_a_skipped_broadcast_leaves_all_ranks_as_they_are() -> None:
     replica = Replica(Settings())
     replica.serve([8] * 3)
     for rank in replica.ranks:  # as /set_internal_state, which reaches every rank in one loop
-        rank.runtime.apply_overrides(Settings(budget=8, floor=2))
+        rank.builder.apply(Settings(budget=8, floor=2))
     replica.is_skipping = True
     assert replica.serve([8] * 3) == [1.0] * 3
     assert all(ids.unique().numel() > 8 for ids in replica.ranks[0].routed)
     replica.is_skipping = False
     replica.serve([4])
-    assert [rank.runtime.decision.budget for rank in replica.ranks] == [(8,) * LAYERS] * 2  # type: ignore[union-attr]
-    assert [int(rank.runtime.buffer.floor) for rank in replica.ranks] == [2, 2]  # type: ignore[union-attr]
+    assert [rank.runtime.decision.budget for rank in replica.ranks] == [(8,) * LAYERS] * 2
+    assert [int(rank.runtime.buffer.floor) for rank in replica.ranks] == [2, 2]
 
 
 def test_exact_requests_and_shadow_passes_are_the_same_everywhere() -> None:
@@ -233,7 +238,7 @@ def test_ranks_that_part_are_an_error() -> None:
     requests = [request(str(row)) for row in range(4)]
     replica.loop(requests, ForwardMode.EXTEND)
     replica.loop(requests)
-    replica.ranks[0].runtime.apply_overrides(Settings(budget=8))
+    replica.ranks[0].builder.apply(Settings(budget=8))
     with pytest.raises(DivergedError, match=r"rank 1 has run other experts than rank 0: after 1"):
         replica.loop(requests)
 
@@ -249,12 +254,12 @@ def test_ranks_that_are_set_otherwise_are_an_error(other: Settings) -> None:
 
 def test_a_single_rank_sends_nothing() -> None:
     replica = Replica(CONTROLLED)
-    runtime = replica.ranks[0].runtime
+    builder = replica.ranks[0].builder
     with get_parallel().override(tp_rank=0, tp_size=1, moe_ep_size=1):
-        runtime.begin(replica.ranks[0], batch_of([request("a")], ForwardMode.DECODE))
-    assert runtime.ranks is not None
+        runtime = builder.start()
+    runtime.begin(replica.ranks[0], batch_of([request("a")], ForwardMode.DECODE))
     assert runtime.ranks.is_alone
-    assert receive(runtime)(lambda _receiver, local_reqs: list(local_reqs or []), None) == []
+    assert receive(builder)(lambda _receiver, local_reqs: list(local_reqs or []), None) == []
 
 
 def test_the_checksum_is_of_every_layer_and_step() -> None:

@@ -16,9 +16,10 @@ from transformers import PretrainedConfig
 
 from lynx_controller.fleet.member import Member
 from lynx_sglang.cli import describe, main
+from lynx_sglang.cpu.runtime import CpuBuilder, CpuRuntime, count_active
 from lynx_sglang.errors import LynxError, SettingError
 from lynx_sglang.integration import model_runner, state
-from lynx_sglang.loop.runtime import Runtime, count_active
+from lynx_sglang.integration.scheduler import run_batch
 from lynx_sglang.loop.step import pad_to, size_class_of
 from lynx_sglang.loop.tier import account_of
 from lynx_sglang.settings import Settings
@@ -40,9 +41,9 @@ class Scheduler:
     """Runs batches through a runtime: a pass routes every row in every layer."""
 
     def __init__(self, settings: Settings) -> None:
-        self.runtime = Runtime(settings)
+        self.builder = CpuBuilder(settings)
         for layer in range(LAYERS):
-            self.runtime.add_layer(
+            self.builder.add_layer(
                 SimpleNamespace(
                     layer_id=layer, num_experts=EXPERTS, num_fused_shared_experts=0, top_k=TOP_K
                 )
@@ -56,6 +57,10 @@ class Scheduler:
         self.passes = 0
         self.routed: list[tuple[torch.Tensor, torch.Tensor]] = []  # ids in, ids out
 
+    @property
+    def runtime(self) -> CpuRuntime:
+        return self.builder.start()
+
     def run(self, requests: list[Any], mode: ForwardMode = ForwardMode.DECODE) -> None:
         batch = SimpleNamespace(
             forward_mode=mode,
@@ -65,11 +70,11 @@ class Scheduler:
             launch_ts=time.monotonic(),
             after_idle_gap=False,
         )
-        self.runtime.run_batch(self.forward, self, batch)
+        run_batch(self.builder)(self.forward, self, batch)
 
     def forward(self, _scheduler: Any, batch: Any) -> Any:
         self.forward_ct += 1
-        return model_runner.forward(self.runtime)(self.model, batch)
+        return model_runner.forward(self.builder)(self.model, batch)
 
     def model(self, batch: Any) -> Any:
         """One pass; a row's logits are the weights of the experts that it got."""
@@ -115,7 +120,7 @@ def test_a_calibration_of_other_sizes_never_starts(
 ) -> None:
     file = str(calibrated([[1.0] * 8] * LAYERS))
     with pytest.raises(SettingError, match=f"expected {LAYERS} layers of {EXPERTS} experts"):
-        Scheduler(Settings(calibration=file)).runtime.start()
+        Scheduler(Settings(calibration=file)).builder.start()
 
 
 def test_without_an_slo_nothing_is_cut() -> None:
@@ -123,7 +128,7 @@ def test_without_an_slo_nothing_is_cut() -> None:
     for _ in range(5):
         scheduler.run([request(str(i)) for i in range(12)])
         assert all(given is out for given, out in scheduler.routed)
-    info = state.server_info(scheduler.runtime)
+    info = state.server_info(scheduler.builder)
     assert info["decisions"] == {"full": 5}
     assert info["retained_mass_sum"] == 5.0
     assert info["active_experts_sum"] > 5 * TOP_K
@@ -147,7 +152,7 @@ def test_who_waits_for_a_place_buys_faster_steps() -> None:
     stats = SimpleNamespace(wait_queue_entry_time=time.perf_counter() - 5.0)
     scheduler.waiting_queue = [SimpleNamespace(time_stats=stats)]
     scheduler.run([request(str(i)) for i in range(12)])
-    info = state.server_info(scheduler.runtime)
+    info = state.server_info(scheduler.builder)
     assert info["decisions"]["full"] >= 29
     assert info["controller"]["ttft_ms"] == 1000.0
     assert info["controller"]["queue_ms"] >= 5000.0
@@ -180,9 +185,9 @@ def test_a_shadow_pass_measures_the_cut_and_changes_nothing_else() -> None:
         assert torch.equal(expected, got)
     for name in ("active_experts_sum", "retained_mass_sum", "decode_steps", "floor_hits"):
         assert getattr(plain.runtime.telemetry, name) == getattr(shadowed.runtime.telemetry, name)
-    nothing = state.server_info(plain.runtime)["shadow"]
+    nothing = state.server_info(plain.builder)["shadow"]
     assert (nothing["steps"], nothing["rows"], nothing["kl_mean"]) == (0, 0, None)
-    found = state.server_info(shadowed.runtime)["shadow"]
+    found = state.server_info(shadowed.builder)["shadow"]
     assert (found["steps"], found["rows"]) == (3, 33)  # the exact row is not compared
     assert found["kl_sum"] > 0.0
     assert sum(found["kl_histogram"]) == 33
@@ -222,10 +227,10 @@ def test_settings_change_at_run_time() -> None:
     scheduler = Scheduler(Settings())
     requests = [request(str(i)) for i in range(12)]
     scheduler.run(requests)
-    scheduler.runtime.apply_overrides(Settings(budget=6))
+    scheduler.builder.apply(Settings(budget=6))
     scheduler.run(requests)
     assert any(given is not out for given, out in scheduler.routed)
-    scheduler.runtime.apply_overrides(Settings(budget="full"))
+    scheduler.builder.apply(Settings(budget="full"))
     scheduler.run(requests)
     assert all(given is out for given, out in scheduler.routed)
 
@@ -235,16 +240,16 @@ def test_the_controller_gets_the_quality_limit_and_what_shadows_find() -> None:
     requests = [request(str(i)) for i in range(12)]
     for _ in range(3):
         scheduler.run(requests)
-    info = state.server_info(scheduler.runtime)
+    info = state.server_info(scheduler.builder)
     assert info["controller"]["max_quality_loss"] == 0.01
     assert info["controller"]["shadow_rows"] == info["shadow"]["rows"] == 36
-    scheduler.runtime.apply_overrides(Settings(budget=8))
-    assert state.server_info(scheduler.runtime)["controller"]["max_quality_loss"] is None
+    scheduler.builder.apply(Settings(budget=8))
+    assert state.server_info(scheduler.builder)["controller"]["max_quality_loss"] is None
 
 
 def test_a_model_without_our_layers_is_an_error() -> None:
-    with pytest.raises(LynxError, match="without a MoE layer"):
-        Runtime(Settings()).start()
+    with pytest.raises(LynxError, match="no MoE layer"):
+        CpuBuilder(Settings()).start()
 
 
 @pytest.mark.parametrize(
@@ -293,7 +298,7 @@ def test_a_lost_store_is_no_step_paths_concern() -> None:
     for _ in range(200):
         scheduler.run([request("a")])
     member_of(scheduler).close()
-    info = state.server_info(scheduler.runtime)
+    info = state.server_info(scheduler.builder)
     assert info["fleet"]["failures"] > 0
     assert info["settings"]["store"] == "set"
     assert scheduler.runtime.telemetry.decode_steps == 200

@@ -1,0 +1,83 @@
+"""From a model under construction to the runtime that serves it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from lynx_sglang import calibration
+from lynx_sglang.errors import LynxError
+from lynx_sglang.loop.layers import MoeLayers
+from lynx_sglang.loop.runtime import Runtime
+from lynx_sglang.settings import Settings
+
+RuntimeForm = TypeVar("RuntimeForm", bound=Runtime, covariant=True)
+
+
+class Builder(ABC, Generic[RuntimeForm]):
+    """Notes the MoE layers while SGLang builds the model, then makes the runtime, once."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.refused_change: str | None = None  # why the last change of settings was refused
+        self._settings = settings
+        self._runtime: RuntimeForm | None = None
+        self._configs: list[Any] = []
+
+    @property
+    def runtime(self) -> RuntimeForm | None:
+        """None until ``start``."""
+        return self._runtime
+
+    @property
+    def settings(self) -> Settings:
+        """In force."""
+        return self._settings if self._runtime is None else self._runtime.settings
+
+    @property
+    def layers(self) -> MoeLayers:
+        return MoeLayers.of(self._configs)
+
+    def add_layer(self, config: Any) -> None:
+        """Note a MoE layer's ``MoeRunnerConfig`` as SGLang builds the layer."""
+        self._configs.append(config)
+
+    def start(self) -> RuntimeForm:
+        """The runtime, made at the first call: before the first step, and before any capture.
+
+        Raises:
+            LynxError: the model was built without a MoE layer.
+            SettingError: the calibration file is of other layers or experts.
+        """
+        if self._runtime is None:
+            layers = self.layers
+            contributions: dict[int, torch.Tensor] = {}
+            if not layers.ids:
+                raise LynxError("--moe-backend lynx: the model has no MoE layer that lynx runs")
+            if self._settings.calibration is not None:
+                measured = calibration.load(self._settings.calibration, self._settings.policy)
+                contributions = measured.contributions_of(layers.ids, layers.num_experts)
+            self._runtime = self.make(self._settings, layers, contributions)
+        return self._runtime
+
+    def apply(self, settings: Settings) -> None:
+        """Put changed settings in force."""
+        if self._runtime is None:
+            self._settings = settings
+        else:
+            self._runtime.apply(settings)
+
+    @abstractmethod
+    def make(
+        self,
+        settings: Settings,
+        layers: MoeLayers,
+        contributions: Mapping[int, torch.Tensor],
+    ) -> RuntimeForm:
+        """Allocate the data path at full quality.
+
+        Args:
+            contributions: by layer id, float32 [E] on the CPU; see ``lynx_kernels.select``.
+        """
