@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from loadtests.server import Server
-from lynx_sglang.loop.telemetry import GAUGES
+from lynx_sglang.loop.metrics import GAUGES
 
 pytestmark = pytest.mark.e2e
 
@@ -132,7 +132,7 @@ def test_metrics_are_exported(
     assert settings(demand=0.5)
     generate(lynx, prompts[:2], max_new_tokens=8)
     lines = lynx.get("/metrics").splitlines()
-    for name in (*GAUGES, *COUNTERS, "lynx_step_seconds_bucket"):
+    for name in (*(gauge.name for gauge in GAUGES), *COUNTERS, "lynx_step_seconds_bucket"):
         assert any(line.startswith(f"sglang:{name}{{") for line in lines), name
     (demand,) = [line for line in lines if line.startswith("sglang:lynx_demand{")]
     assert 'model_name="' in demand
