@@ -118,7 +118,7 @@ def describe(part: dict[str, Any]) -> str:
     """A server's ``lynx`` part of ``/server_info`` as a few lines of text."""
     decision, steps = part["decision"], max(part["decode_steps"], 1)
     set_to, shadow = part["settings"], part["shadow"]
-    lines = [f"policy {set_to['policy']}, {settings.promise_of(set_to)}"]
+    lines = [f"policy {set_to['policy']}, {settings.describe_slo(set_to)}"]
     if decision is None:
         return "\n".join([*lines, "now: no step has run yet"])
     budget = sum(decision["budget"]) / part["num_layers"]

@@ -8,10 +8,13 @@ its range once, here; the command line, the help text and the errors are derived
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,12 +26,14 @@ from lynx_kernels import POLICIES
 from lynx_sglang import calibration
 from lynx_sglang.errors import SettingError, short
 
+logger = logging.getLogger(__name__)
+
 BACKEND = "lynx"  # of --moe-backend
 ENV_PREFIX = "LYNX_"
 # Carries the resolved settings from the launcher to SGLang's child processes.
 TRANSPORT_VARIABLE = "LYNX_RESOLVED_SETTINGS"
-GUARD_SHARE = 0.02  # of the cut steps: one in fifty shows the guard what they lose
-# The server has no similarity of experts to give.
+GUARD_SHARE = 0.02  # of the capped steps are shadowed for a quality limit
+# Policies that a server can run: it knows no similarity of experts.
 SERVED = tuple(name for name, policy in POLICIES.items() if not policy.needs_similarity)
 
 T = TypeVar("T")
@@ -120,96 +125,95 @@ class Settings:
         None,
         _word_or(("none",), _in_range(0.0, 60_000.0, is_open_low=True)),
         "a number of milliseconds in (0, 60000], or none",
-        "Inter-token latency to hold, in ms. Without it nothing is cut unless a fixed "
-        "budget or demand says so.",
+        "Inter-token latency target, ms. Without it, and without a fixed budget or demand, routing "
+        "is unchanged.",
     )
     slo_percentile: float = option(
         95.0,
         _in_range(50.0, 99.9),
         "a percentile in [50, 99.9]",
-        "Percentile of the inter-token latency that the SLO speaks of.",
+        "Percentile of the inter-token latency that the target applies to.",
     )
     slo_ttft_ms: float | None = option(
         None,
         _word_or(("none",), _in_range(0.0, 600_000.0, is_open_low=True)),
         "a number of milliseconds in (0, 600000], or none",
-        "Time to first token to hold, in ms, as far as it is a wait for a place among the running "
-        "requests: faster steps free one sooner. Prefill is not made faster.",
+        "TTFT target (queueing time only), ms. Faster decode steps end running requests sooner, so "
+        "that queued ones start sooner. Prefill takes as long as before.",
     )
     budget: int | str = option(
         "auto",
         _word_or(("auto", "full"), _cap),
         "auto, full, a whole number of experts >= 1, or a share of all experts in (0%, 100%]",
-        "Cap on the distinct experts of each layer and decode step. auto: the controller's; "
+        "Cap on the distinct experts of each layer in a decode step. auto: the controller sets it. "
         "full: no cap and no selection.",
     )
     demand: float | str = option(
         "auto",
         _word_or(("auto",), _in_range(0.0, 1.0)),
         "auto, or a number in [0, 1]",
-        "Share of its own routing mass that each token insists on, before the batch's cap. auto: "
-        "all of it, and the controller moves the cap; a number fixes it.",
+        "Share of its routing mass that each token's experts must hold before the batch's cap "
+        "applies. auto: all of it, and the controller sets the cap.",
     )
     min_retained_mass: float = option(
         0.75,
         _in_range(0.01, 1.0),
         "a number in [0.01, 1]",
-        "Quality floor: share of their routing mass that the controller leaves the tokens of a "
-        "step, on average.",
+        "Quality floor: least share of their routing mass that the tokens of a step retain, on "
+        "average, under the controller's caps.",
     )
     floor: int = option(
         1,
         _whole(1, 64),
         "a whole number in [1, 64]",
-        "Own experts that a token never loses, whatever the budget.",
+        "Number of its own experts, strongest first, that a token never loses.",
     )
     policy: str = option(
         "lynx",
         _one_of(*SERVED),
         "one of " + ", ".join(SERVED),
-        "How the shared experts are chosen.",
+        "Policy that chooses the experts that a batch shares.",
     )
     default_tier: str = option(
         "flexible",
         _one_of("flexible", "exact"),
         "flexible or exact",
-        'Tier of requests that name none with custom_params {"lynx": ...}.',
+        'Tier of requests without custom_params {"lynx": ...}.',
     )
     calibration: str | None = option(
         None,
         _readable_file,
         "a file that exists and may be read, or none",
-        "What `lynx-sglang calibrate` measured on this model: the default of "
-        "--lynx-min-retained-mass, and which layers a cut hurts most.",
+        "File that `lynx-sglang calibrate` wrote for this model. It sets the default of "
+        "--lynx-min-retained-mass and how the cap differs from layer to layer.",
     )
     decision_log: str | None = option(
         None,
         _writable_file,
         "a file in a folder that exists and may be written to, or none",
-        "Log of every decision and what it was made from; `lynx-sglang replay` explains it.",
+        "File for a log of every decision and its inputs; `lynx-sglang replay` explains it.",
     )
     max_quality_loss: float | None = option(
         None,
         _word_or(("none",), _in_range(1e-7, 10.0)),
         "a number of nats in [1e-7, 10], or none",
-        "Quality limit: mean KL to the full model, in nats per token. The controller cuts no "
-        "deeper than shadow passes find that it allows, whatever the SLO.",
+        "Quality limit: mean KL to the full model, nats per token, measured by shadow passes. The "
+        "controller keeps it even where that breaks the SLO.",
     )
     shadow_share: float | str = option(
         "auto",
         _word_or(("auto",), _in_range(0.0, 1.0)),
         "auto, or a number in [0, 1]",
-        "Share of the decode steps that selection cuts which also run with every expert, to "
-        "measure what the cut changed; such a step takes longer. auto: 0.02 with a quality limit, "
-        "else 0.",
+        "Share of the capped decode steps that also run with every expert, as shadow passes that "
+        "measure the KL. Such a step takes longer. auto: 0.02 with a quality limit, else 0.",
     )
 
     store: str | None = option(
         None,
         _store,
         "sqlite:///PATH, redis://HOST:PORT/DB or unix://PATH (with redis-py installed), or none",
-        "Where replicas of one model on like machines share what a step costs: a new one starts "
-        "from the others'. `lynx-sglang fleet-refit` is the job that fits them.",
+        "Store through which replicas of one model on equal hardware share their cost models. A "
+        "new replica starts from them. `lynx-sglang fleet-refit` fits them.",
     )
 
     def to_json(self) -> str:
@@ -221,27 +225,21 @@ class Settings:
 
     @property
     def slo(self) -> Slo:
-        """What is promised, as the controller takes it."""
+        """The targets, as the controller takes them."""
         return Slo(self.slo_itl_ms, self.slo_percentile, ttft_ms=self.slo_ttft_ms)
 
     @property
-    def is_controlled(self) -> bool:
-        """Whether the controller decides: an SLO is set, and a knob is left to it."""
-        is_promising = self.slo_itl_ms is not None or self.slo_ttft_ms is not None
-        return is_promising and self.budget != "full" and self.demand == "auto"
-
-    @property
     def shadowed_share(self) -> float:
-        """Share of the cut decode steps that are shadowed."""
+        """Share of the capped decode steps that are shadowed."""
         if self.shadow_share == "auto":
             return 0.0 if self.max_quality_loss is None else GUARD_SHARE
         return float(self.shadow_share)
 
     def conflict(self) -> str | None:
-        """Why these values do not go together; None if they do."""
+        """Why these values exclude one another; None if they do not."""
         if self.max_quality_loss is not None and self.shadowed_share == 0.0:
             return (
-                "a quality limit (--lynx-max-quality-loss) is held by what shadow passes find: "
+                "--lynx-max-quality-loss needs shadow passes: "
                 f"--lynx-shadow-share must be auto or above 0, got {self.shadow_share}"
             )
         return None
@@ -264,12 +262,12 @@ class Settings:
         return num_experts
 
 
-def promise_of(values: Mapping[str, Any]) -> str:
+def describe_slo(values: Mapping[str, Any]) -> str:
     """The SLO among settings by name, in words."""
     itl_ms, ttft_ms = values["slo_itl_ms"], values["slo_ttft_ms"]
-    promises = [] if itl_ms is None else [f"SLO p{values['slo_percentile']:g} ITL {itl_ms:g} ms"]
-    promises += [] if ttft_ms is None else [f"SLO TTFT {ttft_ms:g} ms"]
-    return ", ".join(promises) or "no SLO"
+    targets = [] if itl_ms is None else [f"SLO p{values['slo_percentile']:g} ITL {itl_ms:g} ms"]
+    targets += [] if ttft_ms is None else [f"SLO TTFT {ttft_ms:g} ms"]
+    return ", ".join(targets) or "no SLO"
 
 
 def flag_of(name: str) -> str:
@@ -304,7 +302,7 @@ def resolve(
 
     Args:
         flags: values given on the command line or to ``Engine``, by field name.
-        environment: the process environment; an unknown ``LYNX_*`` name is an error.
+        environment: the process environment; an unknown ``LYNX_*`` name is warned about once.
         config_file: JSON or YAML mapping of field names, from ``--lynx-config``.
 
     Raises:
@@ -328,16 +326,22 @@ def resolve(
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     known = {variable_of(name): name for name in OPTIONS}
-    values = {}
-    for variable, text in environment.items():
-        if not variable.startswith(ENV_PREFIX):
-            continue
-        if variable in (TRANSPORT_VARIABLE, variable_of("config")):
-            continue
-        if variable not in known:
-            raise SettingError(f"{variable}: no such setting; known: {', '.join(known)}")
-        values[known[variable]] = parse_value(known[variable], text, variable)
-    return values
+    for variable in environment.keys() - known.keys() - {TRANSPORT_VARIABLE, variable_of("config")}:
+        if variable.startswith(ENV_PREFIX):
+            _warn_of_unknown(variable)
+    return {
+        name: parse_value(name, environment[variable], variable)
+        for variable, name in known.items()
+        if variable in environment
+    }
+
+
+@cache
+def _warn_of_unknown(variable: str) -> None:
+    """Once for each name: other programs, the Lynx web browser for one, use the same prefix."""
+    known = [variable_of(name) for name in (*OPTIONS, "config")]
+    (nearest,) = get_close_matches(variable, known, n=1, cutoff=0.0)
+    logger.warning("%s is ignored: lynx has no such setting; the nearest is %s", variable, nearest)
 
 
 def _from_file(path: str) -> dict[str, Any]:

@@ -200,6 +200,16 @@ STATEFUL_LAYERS = Name(
 ADD_CLI_ARGS = Name("sglang.srt.server_args:ServerArgs.add_cli_args", ("parser",), "flags")
 FROM_CLI_ARGS = Name("sglang.srt.server_args:ServerArgs.from_cli_args", ("args",), "flags")
 ENGINE_ARGS = Name("sglang.srt.entrypoints.engine:Engine.server_args_class", use="Engine(lynx_...)")
+ENGINE_LAUNCH = Name(
+    "sglang.srt.entrypoints.engine:Engine._launch_subprocesses",
+    ("server_args",),
+    "a launch that fails leaves no settings in the environment",
+)
+ENGINE_SHUTDOWN = Name(
+    "sglang.srt.entrypoints.engine:Engine.shutdown",
+    ("self",),
+    "an engine that ends leaves no settings in the environment",
+)
 CREATE_RUNNER = Name(
     "sglang.srt.layers.quantization.unquant:UnquantizedFusedMoEMethod.create_moe_runner",
     ("layer", "moe_runner_config"),

@@ -16,6 +16,7 @@ from lynx_sglang.errors import LynxError, SettingError
 from lynx_sglang.settings import BACKEND, OPTIONS, Settings
 
 UNSET = (None, "auto")  # --moe-runner-backend, where the operator named none
+_engines: dict[int, str] = {}  # published settings, by the id of an Engine's ServerArgs
 
 
 def add_cli_args(_result: None, parser: argparse.ArgumentParser) -> None:
@@ -66,10 +67,47 @@ def engine_args(build: Callable[..., Any]) -> Callable[..., Any]:
 
     def server_args(**kwargs: Any) -> Any:
         given = _take_options(kwargs)
-        publish(_take_backend(kwargs), given)
-        return build(**kwargs)
+        published = publish(_take_backend(kwargs), given)
+        try:
+            args = build(**kwargs)
+        except BaseException:
+            os.environ.pop(settings.TRANSPORT_VARIABLE, None)
+            raise
+        if published is not None:
+            _engines[id(args)] = published.to_json()
+        return args
 
     return server_args
+
+
+def extend_engine(engine_class: Any) -> None:
+    """Make ``Engine`` take Lynx's options, and leave none in the environment when it ends."""
+    launch = engine_class.__dict__["_launch_subprocesses"].__func__
+    shutdown = engine_class.shutdown
+
+    def launch_subprocesses(cls: type, server_args: Any, *rest: Any, **named: Any) -> Any:
+        try:
+            return launch(cls, server_args, *rest, **named)
+        except BaseException:
+            withdraw(server_args)
+            raise
+
+    def shutdown_engine(engine: Any) -> Any:
+        try:
+            return shutdown(engine)
+        finally:
+            withdraw(engine.server_args)
+
+    engine_class.server_args_class = staticmethod(engine_args(engine_class.server_args_class))
+    engine_class._launch_subprocesses = classmethod(launch_subprocesses)
+    engine_class.shutdown = shutdown_engine
+
+
+def withdraw(server_args: Any) -> None:
+    """Take an ``Engine``'s settings out of the environment; those of another engine stay."""
+    text = _engines.pop(id(server_args), None)
+    if text is not None and os.environ.get(settings.TRANSPORT_VARIABLE) == text:
+        del os.environ[settings.TRANSPORT_VARIABLE]
 
 
 def _take_options(values: dict[str, Any]) -> dict[str, Any]:

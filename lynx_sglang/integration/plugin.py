@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any
 
 from lynx_sglang import settings, sglang_names
 from lynx_sglang.integration import flags
@@ -55,10 +54,7 @@ def _register_launcher() -> None:
     if engine := sys.modules.get("sglang.srt.entrypoints.engine"):
         # Engine.__init__ loads the plugins itself: a hook on it would come too late, and the
         # registry would replace every binding of ServerArgs rather than this attribute.
-        engine_class: Any = engine.Engine
-        engine_class.server_args_class = staticmethod(
-            flags.engine_args(engine_class.server_args_class)
-        )
+        flags.extend_engine(engine.Engine)
     compatibility.register()
     if entry_point.activate() is not None:
         add_attention_backend_choices([entry_point.ATTENTION_BACKEND])

@@ -22,7 +22,7 @@ from lynx_sglang.loop.clock import StepClock
 from lynx_sglang.loop.layers import MoeLayers
 from lynx_sglang.loop.step import Step
 from lynx_sglang.loop.telemetry import Telemetry
-from lynx_sglang.settings import Settings, promise_of
+from lynx_sglang.settings import Settings, describe_slo
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ class Control:
             "lynx is active: policy %s, %s, %s, budget %s, demand %s, mass at least %s, floor %d, "
             "%d MoE layers of %d experts, top-%d, %d rank%s",
             settings.policy,
-            promise_of(asdict(settings)),
+            describe_slo(asdict(settings)),
             f"quality limit {settings.max_quality_loss:g} nats"
             if settings.max_quality_loss is not None
             else "no quality limit",

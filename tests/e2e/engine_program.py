@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 import sglang
@@ -22,8 +23,10 @@ def main() -> None:
     sampling = {"temperature": 0, "max_new_tokens": 24, "ignore_eos": True}
     answers = engine.generate(prompts, sampling)
     state = engine.get_server_info()["internal_states"][0]["lynx"]
-    print(json.dumps([state, [answer["meta_info"]["lynx"] for answer in answers]]))
+    reports = [answer["meta_info"]["lynx"] for answer in answers]
     engine.shutdown()
+    left = [name for name in os.environ if name.startswith("LYNX_")]
+    print(json.dumps([state, reports, left]))
 
 
 if __name__ == "__main__":

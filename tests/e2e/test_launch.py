@@ -41,11 +41,12 @@ def test_examples_run(
 def test_engine_takes_the_same_options(model: Path) -> None:
     ran = run([sys.executable, str(Path(__file__).with_name("engine_program.py")), str(model)])
     assert ran.returncode == 0, ran.stderr[-2000:]
-    state, reports = json.loads(ran.stdout.splitlines()[-1])
+    state, reports, left = json.loads(ran.stdout.splitlines()[-1])
     assert state["settings"]["budget"] == "25%"
     assert state["decision"]["budget"] == [16] * 8
     assert 0 < state["active_experts_sum"] / state["decode_steps"] <= 16
     assert all(report["degraded"] for report in reports)
+    assert left == []
 
 
 @pytest.mark.parametrize(
@@ -60,11 +61,11 @@ def test_engine_takes_the_same_options(model: Path) -> None:
         (
             SERVE,
             ["--moe-backend=lynx"],
-            {"LYNX_BUDGIT": "full"},
-            ["LYNX_BUDGIT", "no such setting", "LYNX_BUDGET"],
+            {"LYNX_CFG": "/etc/lynx.cfg", "LYNX_BUDGIT": "full", "LYNX_BUDGET": "most"},
+            ["LYNX_BUDGIT is ignored", "nearest is LYNX_BUDGET", "LYNX_BUDGET: expected", "'most'"],
         ),
     ],
-    ids=["unknown policy", "misspelt variable"],
+    ids=["unknown policy", "wrong variable"],
 )
 def test_a_wrong_setting_stops_the_launch(
     model: Path,

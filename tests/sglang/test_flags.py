@@ -74,9 +74,9 @@ def test_options_without_the_backend_are_refused() -> None:
 
 
 def test_variables_without_the_backend_do_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LYNX_NONSENSE", "1")
+    monkeypatch.setenv("LYNX_FLOOR", "nonsense")
     parse()
-    with pytest.raises(SystemExit, match="LYNX_NONSENSE"):
+    with pytest.raises(SystemExit, match="LYNX_FLOOR"):
         parse("--moe-backend", "lynx")
 
 
@@ -89,6 +89,70 @@ def test_engine_takes_the_same_names() -> None:
     assert (settings.slo_itl_ms, settings.policy) == (20.0, "oea")
     with pytest.raises(SettingError, match="--lynx-policy"):
         build(moe_backend="lynx", lynx_policy="tiger")
+
+
+class FakeEngine:
+    """As much of SGLang's ``Engine`` as carries the settings."""
+
+    server_args_class = staticmethod(SimpleNamespace)
+    is_failing = False
+
+    def __init__(self, **kwargs: object) -> None:
+        self.server_args = self.server_args_class(**kwargs)
+        self.seen = self._launch_subprocesses(server_args=self.server_args)
+
+    @classmethod
+    def _launch_subprocesses(cls, server_args: SimpleNamespace) -> flags.Settings | None:
+        if cls.is_failing:
+            raise RuntimeError("no memory")
+        return flags.published()
+
+    def shutdown(self) -> None:
+        pass
+
+
+@pytest.fixture
+def engine_class() -> type[FakeEngine]:
+    class Engine(FakeEngine):
+        _launch_subprocesses = classmethod(FakeEngine._launch_subprocesses.__func__)  # type: ignore[attr-defined]
+
+    flags.extend_engine(Engine)
+    return Engine
+
+
+def test_an_engine_that_ends_leaves_no_settings(engine_class: type[FakeEngine]) -> None:
+    engine = engine_class(moe_backend="lynx", lynx_floor=2)
+    assert engine.seen is not None
+    assert engine.seen.floor == 2
+    assert TRANSPORT_VARIABLE in os.environ
+    engine.shutdown()
+    assert TRANSPORT_VARIABLE not in os.environ
+
+
+def test_an_engine_that_does_not_start_leaves_no_settings(
+    engine_class: type[FakeEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_class, "is_failing", True)
+    with pytest.raises(RuntimeError, match="no memory"):
+        engine_class(moe_backend="lynx")
+    assert TRANSPORT_VARIABLE not in os.environ
+
+    def refuse(**_named: object) -> None:
+        raise TypeError("no such argument")
+
+    build = flags.engine_args(refuse)
+    with pytest.raises(TypeError, match="no such argument"):
+        build(moe_backend="lynx")
+    assert TRANSPORT_VARIABLE not in os.environ
+
+
+def test_an_engine_that_ends_leaves_anothers_settings(engine_class: type[FakeEngine]) -> None:
+    first = engine_class(moe_backend="lynx", lynx_floor=2)
+    engine_class(moe_backend="lynx", lynx_floor=3)
+    first.shutdown()
+    settings = flags.published()
+    assert settings is not None
+    assert settings.floor == 3
 
 
 def test_help_states_default_and_range_of_each() -> None:

@@ -7,13 +7,19 @@ import json
 import pytest
 
 from lynx_sglang.errors import SettingError
-from lynx_sglang.settings import OPTIONS, Settings, flag_of, resolve, variable_of
+from lynx_sglang.settings import (
+    OPTIONS,
+    Settings,
+    _warn_of_unknown,
+    flag_of,
+    resolve,
+    variable_of,
+)
 
 
 def test_defaults_cut_nothing() -> None:
     settings = resolve({}, {})
     assert settings == Settings()
-    assert not settings.is_controlled
     assert settings.cap(64) == 64
 
 
@@ -76,9 +82,29 @@ def test_a_bad_variable_is_named() -> None:
         resolve({}, {"LYNX_FLOOR": "none"})
 
 
-def test_an_unknown_variable_stops_the_server() -> None:
-    with pytest.raises(SettingError, match="LYNX_SLO_MS: no such setting"):
-        resolve({}, {"LYNX_SLO_MS": "20"})
+@pytest.mark.parametrize(
+    ("variable", "nearest"),
+    [
+        ("LYNX_CFG", "LYNX_CONFIG"),  # the Lynx web browser's configuration file
+        ("LYNX_LSS", "LYNX_STORE"),  # and its style sheet
+        ("LYNX_SLO_MS", "LYNX_SLO_ITL_MS"),
+    ],
+)
+def test_an_unknown_variable_is_warned_about_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, variable: str, nearest: str
+) -> None:
+    _warn_of_unknown.cache_clear()
+    monkeypatch.setenv(variable, "/etc/lynx.cfg")
+    for _ in range(2):
+        assert resolve({}) == Settings()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{variable} is ignored: lynx has no such setting; the nearest is {nearest}"
+    ]
+
+
+def test_an_unknown_variable_does_not_hide_a_wrong_value() -> None:
+    with pytest.raises(SettingError, match="LYNX_FLOOR: expected a whole number"):
+        resolve({}, {"LYNX_CFG": "/etc/lynx.cfg", "LYNX_FLOOR": "two"})
 
 
 @pytest.mark.parametrize(
