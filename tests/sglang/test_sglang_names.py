@@ -1,4 +1,4 @@
-"""The table of SGLang names against the installed SGLang, and the import graph."""
+"""The table of SGLang names against the installed SGLang."""
 
 from __future__ import annotations
 
@@ -67,35 +67,3 @@ def test_every_imported_name_is_in_the_table() -> None:
         if alias.name not in re.split(r"[^\w]+", known)
     }
     assert not missing
-
-
-def imported(folder: str, *, pattern: str = "*.py") -> set[str]:
-    """Top-level packages that a source folder imports."""
-    names: set[str] = set()
-    for file in (ROOT / folder).rglob(pattern):
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Import):
-                names |= {alias.name.split(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                names.add(node.module.split(".")[0])
-    return names
-
-
-def test_imports_go_one_way() -> None:
-    assert not imported("kernels/lynx_kernels") & {"sglang", "lynx_sglang", "lynx_controller"}
-    assert not imported("controller/lynx_controller") & {
-        "torch",
-        "sglang",
-        "lynx_sglang",
-        "lynx_kernels",
-    }
-
-
-def test_only_the_refit_job_waits_by_the_clock() -> None:
-    folder = "controller/lynx_controller"
-    clocked = {
-        file.name
-        for file in (ROOT / folder).rglob("*.py")
-        if "time" in imported(folder, pattern=file.name)
-    }
-    assert clocked == {"refit.py"}
