@@ -324,46 +324,85 @@ CHANGE_STATE = Name(
     "why a change was refused",
 )
 
-# Attributes of SGLang's objects that are read or set, by class: on a GPU, or by rank 0 of several.
+# Attributes of SGLang's objects that are read, set or called, by class.
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "sglang.srt.managers.scheduler:Scheduler": (
-        "_pause_started_at",
-        "chunked_req",
-        "enable_overlap",
-        "forward_stream_ctx",
-        "forward_ct",
-        "last_batch",
-        "metrics_reporter",
-        "waiting_queue",
-        "running_batch",
-    ),
-    "sglang.srt.managers.schedule_batch:Req": ("time_stats",),
-    "sglang.srt.observability.req_time_stats:SchedulerReqTimeStats": ("wait_queue_entry_time",),
-    "sglang.srt.layers.moe.moe_runner.runner:MoeRunner": ("fused_func", "runner_backend"),
-    "sglang.srt.layers.moe.fused_moe_triton.layer:FusedMoE": (
-        "layer_id",
-        "moe_ep_rank",
-        "moe_ep_size",
-        "moe_runner_config",
-        "quant_method",
-        "runner_backend",
-    ),
-    "sglang.srt.layers.quantization.fp8:Fp8MoEMethod": (
-        "is_fp4_expert",
-        "runner",
-        "use_mxfp8",
-        "weight_block_size",
-    ),
-    "sglang.srt.layers.quantization.w8a8_fp8:W8A8FP8MoEMethod": ("runner",),
-    "sglang.srt.layers.quantization.modelopt_quant:ModelOptFp8MoEMethod": ("runner",),
-    "sglang.srt.layers.quantization.compressed_tensors.schemes:CompressedTensorsW8A8Fp8MoE": (
-        "runner",
-        "weight_block_size",
-    ),
-    "sglang.srt.layers.moe.topk:TopK": ("layer_id", "topk_config"),
-    "sglang.srt.model_executor.runner.decode_cuda_graph_runner:DecodeCudaGraphRunner": (
-        "capture_bs",
-    ),
+    path: tuple(names.split())
+    for path, names in {
+        "sglang.srt.server_args:ServerArgs": (
+            "attention_backend disable_overlap_schedule dp_size model_path moe_runner_backend "
+            "pp_size quantization tp_size"
+        ),
+        "sglang.srt.entrypoints.engine:Engine": "server_args",
+        "sglang.srt.configs.model_config:ModelConfig": "hf_config hf_text_config",
+        "sglang.srt.managers.scheduler:Scheduler": (
+            "_pause_started_at chunked_req enable_overlap forward_ct forward_stream_ctx last_batch "
+            "metrics_reporter model_config running_batch waiting_queue"
+        ),
+        "sglang.srt.managers.schedule_batch:ScheduleBatch": (
+            "after_idle_gap chunked_req decoding_reqs extend_lens forward_mode launch_ts "
+            "prefix_lens reqs seq_lens seq_lens_cpu"
+        ),
+        "sglang.srt.managers.schedule_batch:Req": (
+            "beam_group finished rid sampling_params time_stats"
+        ),
+        "sglang.srt.sampling.sampling_params:SamplingParams": "custom_params",
+        "sglang.srt.observability.req_time_stats:SchedulerReqTimeStats": "wait_queue_entry_time",
+        "sglang.srt.managers.tokenizer_manager:TokenizerManager": (
+            "get_internal_state rid_to_state"
+        ),
+        "sglang.srt.managers.tokenizer_manager:ReqState": "obj out_list output_ids",
+        "sglang.srt.managers.io_struct:GenerateReqInput": "sampling_params",
+        "sglang.srt.managers.io_struct:AbortReq": "rid",
+        "sglang.srt.managers.io_struct:SetInternalStateReq": "server_args",
+        "sglang.srt.managers.io_struct:SetInternalStateReqOutput": "updated",
+        "sglang.srt.managers.io_struct:GetInternalStateReqOutput": "internal_state",
+        "sglang.srt.managers.scheduler_components.metrics_reporter:SchedulerMetricsReporter": (
+            "enable_metrics metrics_collector"
+        ),
+        "sglang.srt.observability.metrics_collector:SchedulerMetricsCollector": "labels",
+        "sglang.srt.model_executor.forward_batch_info:ForwardMode": (
+            "is_decode is_extend is_idle is_mixed is_prebuilt is_target_verify"
+        ),
+        "sglang.srt.model_executor.forward_batch_info:ForwardBatch": (
+            "forward_mode out_cache_loc req_pool_indices seq_lens"
+        ),
+        "sglang.srt.model_executor.model_runner:ModelRunnerOutput": "logits_output",
+        "sglang.srt.layers.logits_processor:LogitsProcessorOutput": "next_token_logits",
+        "sglang.srt.model_executor.runner.decode_cuda_graph_runner:DecodeCudaGraphRunner": (
+            "capture_bs"
+        ),
+        "sglang.srt.layers.layernorm:RMSNorm": (
+            "override_orig_dtype variance_epsilon variance_size_override weight"
+        ),
+        "sglang.srt.layers.rotary_embedding.base:RotaryEmbedding": (
+            "cos_sin_cache head_size is_neox_style rotary_dim"
+        ),
+        "sglang.srt.layers.radix_attention:RadixAttention": (
+            "is_cross_attention layer_id qk_head_dim scaling sliding_window_size tp_k_head_num "
+            "tp_q_head_num v_head_dim"
+        ),
+        "sglang.srt.layers.moe.utils:MoeRunnerBackend": "is_triton",
+        "sglang.srt.layers.moe.topk:TopK": "layer_id topk_config",
+        "sglang.srt.layers.moe.topk:StandardTopKOutput": "topk_ids topk_weights",
+        "sglang.srt.layers.moe.token_dispatcher.standard:StandardDispatchOutput": (
+            "hidden_states topk_output"
+        ),
+        "sglang.srt.layers.moe.moe_runner.base:MoeRunnerConfig": "intermediate_size_per_partition",
+        "sglang.srt.layers.moe.moe_runner.runner:MoeRunner": "fused_func run runner_backend",
+        "sglang.srt.layers.moe.fused_moe_triton.layer:FusedMoE": (
+            "layer_id moe_ep_rank moe_ep_size moe_runner_config quant_method runner_backend"
+        ),
+        "sglang.srt.layers.quantization.fp8:Fp8MoEMethod": (
+            "is_fp4_expert runner use_mxfp8 weight_block_size"
+        ),
+        "sglang.srt.layers.quantization.compressed_tensors.compressed_tensors:"
+        "CompressedTensorsConfig": "scheme",  # which it sets on a layer
+        "sglang.srt.layers.quantization.w8a8_fp8:W8A8FP8MoEMethod": "runner",
+        "sglang.srt.layers.quantization.modelopt_quant:ModelOptFp8MoEMethod": "runner",
+        "sglang.srt.layers.quantization.compressed_tensors.schemes:CompressedTensorsW8A8Fp8MoE": (
+            "runner weight_block_size"
+        ),
+    }.items()
 }
 
 NATIVE_ATTENTION = Name(

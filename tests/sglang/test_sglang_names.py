@@ -6,9 +6,11 @@ import ast
 import inspect
 import pkgutil
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 
 from lynx_sglang import sglang_names
 
@@ -42,18 +44,107 @@ def test_sglang_calls_the_routing_hook_by_keyword() -> None:
     assert {"topk_ids", "topk_weights"} <= {keyword.arg for keyword in calls[0].keywords}
 
 
+def attributes_of(cls: type) -> set[str]:
+    """Methods and fields of a class and its bases, and what their methods set on ``self``."""
+    found = {name for base in inspect.getmro(cls) for name in vars(base)}
+    for base in inspect.getmro(cls):
+        if base.__module__.partition(".")[0] != "sglang":
+            continue
+        for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(base)))):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                found.add(node.target.id)
+            elif (
+                isinstance(node, ast.Attribute)
+                and isinstance(node.ctx, ast.Store)
+                and isinstance(node.value, ast.Name)
+                and node.value.id in ("self", "layer")
+            ):
+                found.add(node.attr)
+    return found
+
+
 @pytest.mark.parametrize("path", sglang_names.ATTRIBUTES, ids=lambda path: path.rsplit(":", 1)[-1])
 def test_objects_have_the_attributes(path: str) -> None:
-    tree = ast.parse(inspect.getsource(pkgutil.resolve_name(path)))
-    present = {
-        node.attr
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute)
-        and isinstance(node.ctx, ast.Store)
-        and isinstance(node.value, ast.Name)
-        and node.value.id == "self"
+    missing = set(sglang_names.ATTRIBUTES[path]) - attributes_of(pkgutil.resolve_name(path))
+    assert not missing
+
+
+OTHERS = {  # read on objects of the standard library, transformers and the command's arguments
+    "_replace", "apply_chat_template", "chat_template", "model_type", "parameters",
+    "to_dict", "to_json_string", "value",
+}  # fmt: skip
+BUILTIN = {name for cls in (torch.Tensor, dict, list, str, int, type) for name in dir(cls)}
+LISTS = ("enumerate", "getattr", "list", "min", "max", "sorted", "tuple", "zip")
+KNOWS_SGLANG = ("calibrate", "cpu", "gpu", "integration", "loop")
+
+
+def root_of(node: ast.AST) -> str | None:
+    """The variable that an expression starts from: ``a`` in ``list(a.b[0].c())``."""
+    while True:
+        if isinstance(node, ast.Call):
+            is_list = isinstance(node.func, ast.Name) and node.func.id in LISTS
+            node = node.args[0] if is_list else node.func
+        elif isinstance(node, ast.Attribute | ast.Subscript | ast.Starred | ast.Await):
+            node = node.value
+        elif isinstance(node, ast.BoolOp):
+            node = node.values[0]
+        else:
+            return node.id if isinstance(node, ast.Name) else None
+
+
+def untyped(function: ast.FunctionDef) -> set[str]:
+    """Variables that hold SGLang's objects: parameters of type Any, and what comes from them."""
+    arguments = [*function.args.args, *function.args.kwonlyargs]
+    found = {
+        each.arg
+        for each in arguments
+        if each.annotation is not None and ast.unparse(each.annotation) in ("Any", "list[Any]")
     }
-    assert set(sglang_names.ATTRIBUTES[path]) <= present
+    while True:
+        more = set()
+        for node in ast.walk(function):
+            if isinstance(node, ast.Assign):
+                target, value = node.targets[0], node.value
+            elif isinstance(node, ast.For | ast.comprehension):
+                target, value = node.target, node.iter
+            else:
+                continue
+            pairs = [(target, value)]
+            if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+                pairs = list(zip(target.elts, value.elts, strict=False))
+            more |= {
+                name.id
+                for one, source in pairs
+                if root_of(source) in found
+                for name in ast.walk(one)
+                if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
+            }
+        if more <= found:
+            return found
+        found |= more
+
+
+def test_every_attribute_that_is_read_is_in_the_table() -> None:
+    known = {name for names in sglang_names.ATTRIBUTES.values() for name in names}
+    known |= {parameter for name in sglang_names.NAMES for parameter in name.parameters}
+    known |= {name.path.rpartition(".")[2] for name in sglang_names.NAMES}
+    missing = set()
+    for file in (ROOT / "lynx_sglang").rglob("*.py"):
+        if file.parent.name not in KNOWS_SGLANG:
+            continue
+        for function in ast.walk(ast.parse(file.read_text())):
+            if not isinstance(function, ast.FunctionDef):
+                continue
+            objects = untyped(function)
+            missing |= {
+                f"{file.name}:{node.lineno} {node.attr}"
+                for node in ast.walk(function)
+                if isinstance(node, ast.Attribute)
+                and root_of(node) in objects
+                and node.attr not in known | BUILTIN | OTHERS
+                and not node.attr.startswith(("lynx_", "__"))
+            }
+    assert not sorted(missing)
 
 
 def test_every_imported_name_is_in_the_table() -> None:
