@@ -46,8 +46,8 @@ ORDER = {
         {"controller"},
         {"decide"},
         {"learn"},
-        {"batch", "forecast"},
-        {"config", "types"},
+        {"forecast"},
+        {"config", "failures", "types"},
     ),
 }
 MAY_IMPORT = {

@@ -52,7 +52,6 @@ def step(**values: Any) -> Step:
         batch=Batch(Phase.DECODE, 2, 2, 2),
         row_class=torch.full((2,), 2, dtype=torch.uint8),
         requests=["a", "b"],
-        beam_rows=0,
         first_decode_row=0,
         kv_tokens=9,
         waiting=Waiting(3, 250.0),
