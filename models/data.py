@@ -1,4 +1,4 @@
-"""What a training step sees: problems as right-padded token batches. N valid tokens."""
+"""Training batches: problems as right-padded tokens, N of them valid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One problem of a task: what is asked, a reference completion and what a right answer is."""
+"""One problem of a task: its prompt, a reference completion and the check of an answer."""
 
 from __future__ import annotations
 

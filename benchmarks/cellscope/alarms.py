@@ -1,4 +1,4 @@
-"""Drift: how late it is noticed, how often it is cried, and where it is said to be."""
+"""Drift alarms: delay until one is raised, false alarms, and whether their scope is right."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The models that are compared. Each learns a window of n samples per site and predicts another.
+"""The compared models. Each learns a window of n samples per site and predicts another window.
 
 Ridge strengths and CellScope's threshold are the best on the tuning seeds over all window lengths
 (`experiment.py --tune`), so that every baseline is at its best.

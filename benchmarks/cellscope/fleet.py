@@ -1,12 +1,12 @@
-"""A made-up serving fleet: replicas x layers whose cost law hides in groups that nobody is told.
+"""A synthetic serving fleet: replicas x layers whose cost law depends on hidden groups.
 
 Per layer and step, in us, outside the family of every model that is compared:
 
     us = alpha + ((A b / BW)^3 + (F / FLOPS)^3)^(1/3) + delta KV + comm size_class^0.8,   5 % noise
 
-Of two models of accelerator (visible: the block) half the replicas each run in a hidden state:
-as sold, or slowed (less bandwidth, dearer launches, slower links). Hosts mix the states.
-Around that: replicas differ by 6 %, layers by 8 % and in their routing skew, sites by 2 %.
+Replicas run on two accelerators (visible, as their block), in one of two hidden states: nominal, or
+slowed (less bandwidth, dearer launches, slower links). Hosts mix the states. Replicas differ by a
+further 6 %, layers by 8 % and in their routing skew, sites by 2 %.
 Traffic (batch size, context length, how often demand is cut) belongs to the replica alone, so that
 similar covariates say nothing about the cost law.
 """
@@ -35,7 +35,7 @@ MOST_ROWS: Final = 128
 CUT: Final = 0.4  # share of steps that run under a demand below 1
 RAW: Final = ("rows", "size_class", "kv_tokens", "demand", "queue")
 
-# alpha us, bandwidth B/us, FLOP/us, KV us/token, comm us: as sold, slowed; per accelerator
+# alpha us, bandwidth B/us, FLOP/us, KV us/token, comm us; state 0 nominal, 1 slowed
 STATES: Final = {
     ("fast", 0): (18.0, 2.6e6, 3.0e8, 0.0008, 0.9),
     ("fast", 1): (34.0, 1.7e6, 2.6e8, 0.0012, 2.4),
@@ -108,7 +108,7 @@ class Fleet:
         popularity = ranks[None, :] ** -skew[:, None]
         popularity = TOP_K * popularity / popularity.sum(axis=1, keepdims=True)
         counts = np.arange(MOST_ROWS + 1)
-        self.natural = np.stack(  # [L, rows] active experts if nothing is cut
+        self.uncapped = np.stack(  # [L, rows] active experts if nothing is cut
             [expected_active(np.minimum(each, 0.95), counts) for each in popularity]
         )
         law = np.array(
@@ -143,8 +143,8 @@ class Fleet:
         queue = rng.poisson(0.2 * rows).astype(np.float64)
         per_site = [each[self.replica] for each in (rows, size_class, kv_tokens, demand, queue)]
         rows, size_class, kv_tokens, demand, _ = per_site
-        natural = self.natural[self.layer[:, None], rows.astype(np.int64)]
-        active = natural * demand**1.6 * (1.0 + 0.04 * rng.standard_normal(natural.shape))
+        uncapped = self.uncapped[self.layer[:, None], rows.astype(np.int64)]
+        active = uncapped * demand**1.6 * (1.0 + 0.04 * rng.standard_normal(uncapped.shape))
         active = active.clip(TOP_K, NUM_EXPERTS).round()
         clean_us = self._us(rows, size_class, kv_tokens, active)
         noise = np.exp(NOISE * rng.standard_normal(clean_us.shape))

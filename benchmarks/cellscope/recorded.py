@@ -1,9 +1,9 @@
 """Steps of real servers, as one more fleet. Only whole steps are timed, so a site is a size class
 of a replica.
 
-A replica is a decision log (`--lynx-decision-log`); its block, which is visible, is its model.
-Windows are consecutive steps of the first half of each site, as a controller that has just started
-sees them; what is predicted are steps of the second half.
+A replica is a decision log (`--lynx-decision-log`); its visible block is its model. Windows are
+consecutive steps of a site's first half, as a controller sees them that has just started; steps of
+the second half are predicted.
 """
 
 from __future__ import annotations

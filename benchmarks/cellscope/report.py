@@ -1,4 +1,4 @@
-"""The experiment's record: where it was made, and as text."""
+"""The experiment's record: its header, and its report as text."""
 
 from __future__ import annotations
 

@@ -1,13 +1,12 @@
-"""Does splitting experts over layers by a learned price beat one demand for all? On the real model.
+"""Does a split of experts over layers by learned prices beat one demand? On the bundled model.
 
     python -m benchmarks.controller.allocation
 
-Bundled model, maths and code, batches of 16, decode rows, teacher-forced on the full model's greedy
-answers; each way of cutting keeps its own KV cache. KL is full || cut per token. Prices come from
-cutting one layer at a time on other problems: the quality model, `KL_l(T_l)` with pooled slope
-below one sampled KL. Ways: one demand (what the controller drives); a demand per layer by price;
-caps of equal mean T, uniform, proportional to uncapped T, by price.
-Prints a table and writes benchmarks/results/cpu/allocation.json.
+Maths and code problems in batches of 16 decode rows, teacher-forced on the full model's greedy
+answers. Each split keeps its own KV cache; KL(full || capped) is per token. Prices come from caps
+on one layer at a time, on other problems: `KL_l(T_l)`, with a pooled slope below one sampled KL.
+Compared at equal mean T: one demand, a demand per layer by price, and caps that are uniform,
+proportional to the uncapped T, or by price.
 """
 
 from __future__ import annotations

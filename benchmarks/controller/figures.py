@@ -1,4 +1,4 @@
-"""The figures by which a run is judged, from facts every controller shares: gaps, share, mass.
+"""Figures of a run, from what every controller has: gaps, share, retained mass.
 
 Gaps are ratios to the SLO in force, so that an SLO that changes needs no special case. Tokens are
 gaps times rows. A request of a scripted load is 64 steps of one stream.
@@ -49,7 +49,7 @@ class Run:
     ratios: list[float]  # gap over the SLO in force
     tpots: list[float]  # of requests, over the SLO
     host_us: list[float]  # per decision
-    ttfts: list[float] = field(default_factory=list)  # of requests, over the promised TTFT
+    ttfts: list[float] = field(default_factory=list)  # of requests, over the TTFT target
 
     def busy(self, span: Span) -> Run:
         start, end = span

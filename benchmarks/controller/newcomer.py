@@ -1,7 +1,7 @@
-"""What a replica inherits that starts in a fleet: six like it have served, and the job has run.
+"""The cost law that a new replica inherits from a fleet of six after a refit.
 
-Each term of their plants differs from the newcomer's by 10 % (standard deviation of its log);
-the law goes the way it goes on servers, through a store.
+Each term of their plants differs from the newcomer's by 10 % (standard deviation of its log). The
+law travels through a store, as on servers.
 """
 
 from __future__ import annotations

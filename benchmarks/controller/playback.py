@@ -1,11 +1,11 @@
-"""Controllers on a recorded server, and what the model behind it is worth.
+"""Controllers on a recorded server.
 
     python -m benchmarks.controller.playback DECISIONS --slo-ms 12 --name law
     python -m benchmarks.controller.playback DECISIONS --slo-ms 12 --name passes --passes PASSES
 
-DECISIONS is Lynx's log. PASSES is SGLang's own record of a server without Lynx (record_passes.py);
-DECISIONS then tells what experts cost there. `recording.py` makes both under the demo's load. Adds
-to benchmarks/results/cpu/playback.json what it prints.
+DECISIONS is Lynx's decision log. PASSES is SGLang's record of a server without Lynx
+(record_passes.py); the cost of experts then comes from DECISIONS. `recording.py` makes both under
+the demo's load. Prints a table and adds it to benchmarks/results/cpu/playback.json.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The controllers that the scorecard compares. Each maps an observation to (demand, caps).
 
-All move the share of the experts that a step may use, above our floor; what they were published
-with instead is said at each. The others are told what a batch would use uncut; ours learns it.
-`plan` answers for a batch that is known before it runs, None where a law has no such notion.
+Each moves the share of the experts that a step may use, down to our least share; a published
+policy's docstring names its own actuator. The others are given a batch's uncapped experts; ours
+learns them. `plan` decides for a batch before it runs; None where a policy cannot.
 """
 
 from __future__ import annotations

@@ -3,10 +3,9 @@
     python -m benchmarks.controller.recording passes      # 3 minutes
     python -m benchmarks.controller.recording decisions   # 2 minutes
 
-The first derives SLO and rates, as the demo does, and writes passes.jsonl and load.json; the second
-gives the same load to Lynx and writes decisions.jsonl. With --sweep the cap is not the law's but
-set by the clock: what is cut then has nothing to do with how slow the machine is, so that the log
-can tell what a cut saves.
+The first derives SLO and rates, as the demo does, and writes passes.jsonl and load.json. The second
+gives the same load to Lynx and writes decisions.jsonl. With --sweep the clock sets the cap instead
+of the law: caps then do not depend on the machine's speed, so that the log shows what they save.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The scorecard's record as a table, and the bars of the controller against it."""
+"""The scorecard as a table, and the controller's pass or fail bars."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plants, loads and SLOs of the scorecard; one seed makes one of each."""
+"""Scenarios of the scorecard: one seed makes one plant, load and SLO."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from lynx_kernels.select.policies import Importance, Weights
 SHARES = (0.35, 0.5)
 
 
-def variants(natural: float, offsets: Sequence[float]) -> Iterator[tuple[str, Setting]]:
+def variants(uncapped: float, offsets: Sequence[float]) -> Iterator[tuple[str, Setting]]:
     lynx = POLICIES["lynx"]
     forms = {
         "lynx": lynx,
@@ -25,13 +25,13 @@ def variants(natural: float, offsets: Sequence[float]) -> Iterator[tuple[str, Se
         "no refill, survivors scaled": replace(lynx, is_refilling=False, weights=Weights.SURVIVORS),
     }
     for share in SHARES:
-        budget = budget_of(share, natural)
+        budget = budget_of(share, uncapped)
         for name, policy in forms.items():
             yield name, Setting(policy, budget)
         yield "no floor", Setting(lynx, budget, None, 0)
         yield "floor 2", Setting(lynx, budget, None, 2)
         yield "cap and demand .8", Setting(lynx, budget, 0.8)
-        by_layer = layer_budgets(offsets, share, natural)
+        by_layer = layer_budgets(offsets, share, uncapped)
         yield "cap by layer", Setting(lynx, by_layer)
         yield "contributions", Setting(lynx, budget, is_weighing=True)
         yield "cap by layer, contributions", Setting(lynx, by_layer, is_weighing=True)

@@ -95,7 +95,7 @@ class Bench:
             )
         return self.results.rows[key]
 
-    def natural(self, split: str, rows: int) -> float:
+    def uncapped(self, split: str, rows: int) -> float:
         """T of the full model."""
         return float(self.measure("natural", split, rows, Setting(POLICIES["full"]))["T"])
 
@@ -105,7 +105,7 @@ class Bench:
                 lambda budgets: float(
                     self.measure("calibrate", "train", 16, Setting(POLICIES["lynx"], budgets))["kl"]
                 ),
-                self.natural("train", 16),
+                self.uncapped("train", 16),
                 len(self.model.moe_layers()),
             )
             self.results.add(("offsets",), {"stage": "calibrate", "offsets": found})
@@ -128,12 +128,12 @@ class Bench:
 
     def sweep(self) -> None:
         """Every unpublished constant at M = 16."""
-        natural = self.natural("validation", 16)
+        uncapped = self.uncapped("validation", 16)
         settings = [
             setting
             for family in constants().values()
             for policy in family
-            for setting in baselines(policy, min(self.top_k, 3), natural, SWEPT_SHARES)
+            for setting in baselines(policy, min(self.top_k, 3), uncapped, SWEPT_SHARES)
         ]
         for setting in track(settings, "setting", named):
             self.measure("sweep", "validation", 16, setting)
@@ -143,47 +143,47 @@ class Bench:
         family = constants().get(name)
         if family is None:
             return POLICIES[name]
-        natural = self.natural("validation", 16)
+        uncapped = self.uncapped("validation", 16)
         curves = []
         for policy in family:
-            settings = baselines(policy, min(self.top_k, 3), natural, SWEPT_SHARES)
+            settings = baselines(policy, min(self.top_k, 3), uncapped, SWEPT_SHARES)
             rows = [self.measure("sweep", "validation", 16, each) for each in settings]
             curves.append(sorted((row["T"], row["kl"]) for row in rows))
         return family[best_curve(curves)]
 
     def ablation(self) -> None:
         """Forms of our policy at M = 16, on validation problems."""
-        natural = self.natural("validation", 16)
-        forms = [*variants(natural, self.offsets())]
+        uncapped = self.uncapped("validation", 16)
+        forms = [*variants(uncapped, self.offsets())]
         for name, setting in track(forms, "variant", lambda form: form[0]):
             self.measure("ablation", "validation", 16, setting, variant=name)
 
     def ours(
-        self, natural: float, shares: Mapping[int, tuple[float, ...]]
+        self, uncapped: float, shares: Mapping[int, tuple[float, ...]]
     ) -> Iterator[tuple[str, Setting]]:
         lynx, offsets = POLICIES["lynx"], self.offsets()
         for floor, each in shares.items():
             for share in each:
-                by_layer = layer_budgets(offsets, share, natural)
-                for name, budget in (("", budget_of(share, natural)), (", layers", by_layer)):
+                by_layer = layer_budgets(offsets, share, uncapped)
+                for name, budget in (("", budget_of(share, uncapped)), (", layers", by_layer)):
                     yield f"lynx{name}", Setting(lynx, budget, None, floor)
                     weighing = Setting(lynx, budget, None, floor, is_weighing=True)
                     yield f"lynx{name}, contributions", weighing
 
     def curves(self) -> None:
         """Every policy against T, on test problems."""
-        natural = {rows: self.natural("test", rows) for rows in self.rows}
+        uncapped = {rows: self.uncapped("test", rows) for rows in self.rows}
         points = [
             (rows, name, setting)
             for rows in self.rows
-            for name, setting in self.ours(natural[rows], SHARES)
+            for name, setting in self.ours(uncapped[rows], SHARES)
         ]
         for name in PUBLISHED:
             policy = self.best(name)
             points += [
                 (rows, name, setting)
                 for rows in self.rows
-                for setting in baselines(policy, self.top_k, natural[rows])
+                for setting in baselines(policy, self.top_k, uncapped[rows])
             ]
         points += [
             (rows, "lynx, demand", Setting(POLICIES["lynx"], None, demand))
@@ -197,11 +197,11 @@ class Bench:
 
     def answer(self) -> None:
         """Free-running answers at M = 16."""
-        natural = self.natural("test", 16)
+        uncapped = self.uncapped("test", 16)
         settings = [("full", Setting(POLICIES["full"]))]
-        settings += [*self.ours(natural, ANSWER_SHARES)]
+        settings += [*self.ours(uncapped, ANSWER_SHARES)]
         for name in self.answered:
-            chosen = baselines(self.best(name), 4, natural, ANSWER_SHARES)
+            chosen = baselines(self.best(name), 4, uncapped, ANSWER_SHARES)
             settings += [(name, each) for each in chosen]
         asked = mixed("test", self.answers, SEEDS["test"])
         prompts = encode(self.tokenizer, asked)

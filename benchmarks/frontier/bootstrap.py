@@ -1,4 +1,4 @@
-"""Intervals of a frontier: problems are drawn anew, the same ones for every setting."""
+"""Bootstrap intervals of a frontier: every setting is judged on the same resampled problems."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every setting that is measured: sweeps of unpublished constants, curves, free-running points."""
+"""All measured settings: sweeps of unpublished constants, curves, free-running points."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from benchmarks.frontier.gate import Setting
 from lynx_kernels import POLICIES, Policy
 
 NEVER = 2.0  # a confidence that no row has
-# Budgets as shares of the natural union, by floor. With a floor of 1 the union of the rows'
-# strongest experts bounds T from below, at a third of the natural union or more.
+# Budgets as shares of the uncapped T, by floor. With a floor of 1 the union of the rows'
+# strongest experts bounds T from below, at a third of the uncapped T or more.
 SHARES = {0: (0.25, 0.35, 0.52), 1: (0.35, 0.52)}
 SWEPT_SHARES = {1: (0.35, 0.5)}
 ANSWER_SHARES = {1: (0.5,), 0: (0.3,)}
@@ -38,14 +38,14 @@ def constants() -> dict[str, list[Policy]]:
     }
 
 
-def budget_of(share: float, natural: float) -> int:
-    return max(1, round(share * natural))
+def budget_of(share: float, uncapped: float) -> int:
+    return max(1, round(share * uncapped))
 
 
 def baselines(
     policy: Policy,
     top_k: int,
-    natural: float,
+    uncapped: float,
     shares: Mapping[int, tuple[float, ...]] = SHARES,
 ) -> Iterator[Setting]:
     """A published policy's curve over its own handle: its rank, or the budget with and without
@@ -59,4 +59,4 @@ def baselines(
         if policy.name in PROTECTING and not floor:
             continue
         for share in each:
-            yield Setting(policy, budget_of(share, natural), None, floor)
+            yield Setting(policy, budget_of(share, uncapped), None, floor)

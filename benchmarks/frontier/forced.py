@@ -1,8 +1,8 @@
 """Teacher-forced decoding of thousands of tokens in one pass, with the batches of serving.
 
-The tokens are known, so nothing waits for a step: a layer sees all decode tokens at once, and only
-its selection runs step by step, on the M rows that meet there. Each token attends to the keys and
-values that the same, degraded run left for its predecessors, and to its prompt's at full quality.
+The tokens are known, so a layer sees all decode tokens at once; only its selection runs step by
+step, on the M rows of a step. Each token attends to the keys and values of its predecessors in the
+same capped run, and to its prompt's at full quality.
 
 The answers are laid end to end in random order and the line is folded into M equal pieces, one per
 slot of a batch; column s of the fold is step s. So a batch always has M rows at unlike positions.

@@ -1,4 +1,4 @@
-"""Selection inside a model's layers: each step of M rows by itself, as in serving."""
+"""Selection inside a model's layers, step by step of M rows as in serving."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What should an expert's importance count? Rules beyond those of `select`, on validation problems.
+"""Rules for an expert's importance beyond those of `select`, on validation problems.
 
     python -m benchmarks.frontier.importance models/lynx-moe-sigmoid models/lynx-moe-tiny
     python -m benchmarks.frontier.importance models/lynx-moe-tiny models/lynx-moe-deep \
@@ -6,10 +6,10 @@
         --rules "p^4, contribution" "p^6, contribution" "p^8, contribution"
 
 KL over that of the first rule, with paired intervals; by default p^4 and all others at M = 16, T =
-half of the natural one, one cap. Floor 1, or 0 at 30 %, as in run.py's answers. Layer offsets and
-contributions are the ones that run.py measured. A second call goes on.
-"Put out" looks at what a row's experts put out, which no router knows before they run: a bound of
-what a better importance could gain. Rows go to benchmarks/results/cpu/importance.jsonl.
+half of the uncapped one, one cap. Floor 1, or 0 at 30 %, as in run.py's answers. Layer offsets and
+contributions are the ones that run.py measured. A second call continues an interrupted one.
+"Put out" uses the outputs of a row's experts, which no router knows before they run: it bounds the
+gain of any importance. Rows go to benchmarks/results/cpu/importance.jsonl.
 
 The second command, and the same for the plain p^4, p^6 and p^8, chooses the policy's power. The
 rule, from before its first row: the power whose KL over that of p^4, with contributions, has the
@@ -142,9 +142,9 @@ def compare(
     offsets, weigh = calibrated(about["model"])
     full = Gate(Setting(POLICIES["full"]), steps=forced.steps(rows))
     forced.run(full)
-    natural = full.mean_active()
-    by_layer = layer_budgets(offsets, share, natural)
-    budget = by_layer if about["caps"] == "layers" else budget_of(share, natural)
+    uncapped = full.mean_active()
+    by_layer = layer_budgets(offsets, share, uncapped)
+    budget = by_layer if about["caps"] == "layers" else budget_of(share, uncapped)
     draws, base = draws_of(len(forced.tasks)), None
     for name in names:
         if base is not None and is_done(name, about, done):

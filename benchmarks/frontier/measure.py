@@ -1,4 +1,4 @@
-"""What one setting costs in quality, on the decode tokens of a `Forced` run."""
+"""Quality of one setting on the decode tokens of a `Forced` run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of a run in a file of JSON lines: written as they come, found again by a later run."""
+"""Rows of a run in a file of JSON lines: written one by one, read again by a later run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules for what an expert's importance counts, beyond those of `select`.
+"""Rules for an expert's importance, beyond those of `select`.
 
 S steps of M rows, K own experts of a row, E experts. A rule sees all steps of a layer at once.
 """

@@ -1,6 +1,6 @@
 """The quality frontier: every policy's quality at every number of active experts.
 
-    python -m benchmarks.frontier.run models/lynx-moe-tiny    # everything; resumes where it ended
+    python -m benchmarks.frontier.run models/lynx-moe-tiny    # all stages, or those left
     python -m benchmarks.frontier.run models/A models/B --stage calibrate sweep curves
 
 Stages, in order: `calibrate` (training problems), `sweep` and `ablation` (validation problems),

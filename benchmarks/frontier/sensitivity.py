@@ -1,4 +1,4 @@
-"""What a model's own runs on training problems tell of its layers and experts."""
+"""Sensitivity of layers and contributions of experts, measured on training problems."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from lynx_controller.decide.budget import offsets_at_least_kl
 from lynx_sglang.calibrate.expert_outputs import ExpertOutputs
 from models.experts import Experts
 
-SHARES = (0.3, 0.45)  # of the natural union, at which one layer alone is cut
+SHARES = (0.3, 0.45)  # of the uncapped T, at which one layer alone is cut
 LEAST_KL = 1e-7  # nats; below it a layer's KL is rounding
 NO_CAP = 2**30
 TOKENS = 2000  # that every expert computes
 
 
 def layer_offsets(
-    kl_of: Callable[[tuple[int, ...]], float], natural: float, num_layers: int
+    kl_of: Callable[[tuple[int, ...]], float], uncapped: float, num_layers: int
 ) -> list[float]:
-    """By how much each layer's share of the natural union should differ from the mean share.
+    """By how much each layer's share of the uncapped T should differ from the mean share.
 
     As `lynx_controller.decide.budget` does it, with one slope for all layers, read off cuts of
     one alone.
 
     Args:
         kl_of: mean KL of these caps by layer, in nats.
-        natural: the natural union, in experts.
+        uncapped: the uncapped T, in experts.
     """
     logs = torch.tensor(
         [
             [
-                math.log(max(kl_of(one_cut(layer, natural * s, num_layers)), LEAST_KL))
+                math.log(max(kl_of(one_cut(layer, uncapped * s, num_layers)), LEAST_KL))
                 for s in SHARES
             ]
             for layer in range(num_layers)
@@ -53,9 +53,9 @@ def one_cut(layer: int, budget: float, num_layers: int) -> tuple[int, ...]:
     return tuple(max(1, round(budget)) if each == layer else NO_CAP for each in range(num_layers))
 
 
-def layer_budgets(offsets: Sequence[float], share: float, natural: float) -> tuple[int, ...]:
-    """Caps at a mean share of the natural union, at least 1."""
-    return tuple(max(1, round((share + offset) * natural)) for offset in offsets)
+def layer_budgets(offsets: Sequence[float], share: float, uncapped: float) -> tuple[int, ...]:
+    """Caps at a mean share of the uncapped T, at least 1."""
+    return tuple(max(1, round((share + offset) * uncapped)) for offset in offsets)
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""The seam: every MoE layer of a model routed through a function of its own choice.
+"""Routes every MoE layer of a model through a given function.
 
 M rows (tokens) of a step, E experts, K slots of a row, L MoE layers.
 """

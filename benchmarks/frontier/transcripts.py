@@ -1,4 +1,4 @@
-"""Problems, their prompts, and what the full model answers."""
+"""Problems, their prompts and the full model's answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The MoE layer's time on this device against its byte floor, its rivals and its own T.
+"""Time of the MoE layer on this device, by T, against its byte floor and other implementations.
 
     python -m benchmarks.gpu.bench [--limit-min 9] [--models qwen3-30b mixtral-tp2] [--out FILE]
     python -m benchmarks.gpu.bench --dry-run        same code on a CPU, interpreted, a tiny shape
@@ -6,14 +6,14 @@
 Each time is the median replay of a CUDA graph that runs the layer over several copies of its
 weights in turn, so that L2 is cold, divided by the copies. The floor is the bytes that must move
 over the copy bandwidth measured in the same run. A side is timed only after its output was compared
-with float64. T falls by a budget on `select`; all sides get the ids that come out. Sides:
+with float64. A budget on `select` lowers T; all sides get the selected ids. Sides:
 
-    layer     select with its schedule, gate-up, down: all that replaces SGLang's chain
+    layer     select with its schedule, gate-up, down: everything in SGLang's place
     fused     the last two alone        select    the first alone
     fused tma the same, weights copied by the tensor memory accelerator, where there is one
     sglang, sglang fused swiglu, torch grouped    (rivals.py), where they can be imported
 
-The most wanted points come first; rows are appended to the file as they come.
+The most important points come first; each row is appended to the file at once.
 """
 
 from __future__ import annotations
@@ -194,8 +194,8 @@ def bench(
     for num_rows in batches:
         compiled.wait_for(shape, [num_rows])
         measured = []
-        natural = Point(shape, num_rows).num_active
-        for budget in targets_of(shape, natural)[:: 3 if IS_DRY_RUN else 1]:
+        uncapped = Point(shape, num_rows).num_active
+        for budget in targets_of(shape, uncapped)[:: 3 if IS_DRY_RUN else 1]:
             for row in measure(Point(shape, num_rows, budget), copies, bandwidth):
                 measured.append(row)
                 yield row

@@ -1,12 +1,12 @@
-"""Are the kernels right on this device? Numerics, captured graphs, scratch, repeated bits.
+"""Correctness of the kernels on this device: numerics, captured graphs, scratch, determinism.
 
     python -m benchmarks.gpu.check [--quick]
     python -m benchmarks.gpu.check --dry-run        same code on a CPU, interpreted, tiny shapes
 
 First select and the fused MoE in one graph, whose budget and demand change between replays; then
-the fused MoE alone over hard routings; then layers that follow each other. Every output is compared
-with a float64 reference by relative norm; NaN fills outputs and scratch before each run, and
-garbage whatever the schedule says no one reads. Exits with 1 on a fault.
+the fused MoE alone over hard routings; then consecutive layers. Every output is compared with a
+float64 reference by relative norm. NaN fills outputs and scratch before each run, and garbage the
+parts that no kernel may read. Exits with 1 on a fault.
 """
 
 from __future__ import annotations

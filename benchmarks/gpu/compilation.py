@@ -1,4 +1,4 @@
-"""Kernels compiled on all cores before they are wanted."""
+"""Compiles kernels on all cores ahead of their first launch."""
 
 from __future__ import annotations
 

@@ -6,9 +6,9 @@
 Shape of Qwen3-30B-A3B, dummy weights, prompts of random tokens; e2e_model.py says how the routers
 were made. Plain SGLang comes first, then one Lynx server that takes its budgets at run time: full,
 75, 50 and 30 % of the experts that the same batch activates at full, and an SLO of SLO_SHARE of
-full's median gap. Each server takes the published skew first, then even routing. When the time is
-up, in whatever state, the server is ended and rows that are missing stay missing. Rows that are
-quoted go to benchmarks/results/<gpu>/.
+full's median gap. Each server runs the published skew first, then even routing. When the time is
+up, the server is stopped; the rows so far are in the file. Quoted rows go to
+benchmarks/results/<gpu>/.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from loadtests.server import Server
 
 ROOT = Path(__file__).parents[2]
 BATCHES = (16, 1, 32, 8, 64)  # the bar's own first
-SHARES = (1.0, 0.75, 0.5, 0.3)  # of the natural union
+SHARES = (1.0, 0.75, 0.5, 0.3)  # of the uncapped T
 SLO_SHARE = 0.75
 COMMON = (
     "--load-format=dummy",

@@ -1,4 +1,4 @@
-"""What the GPU scripts share: the device or its stand-in, batches, graphs, clocks and rows.
+"""Shared by the GPU programs: the device, batches, graphs, clocks and rows.
 
 With --dry-run, the same code runs on a CPU under Triton's interpreter: graphs become plain calls,
 and times mean nothing.

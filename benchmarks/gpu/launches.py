@@ -1,6 +1,6 @@
 """The kernel launches of a batch, recorded on meta tensors by calling the host functions.
 
-What is compiled from them, ahead of time or for another device, is therefore what runs.
+So what is compiled ahead of time, or for another device, is what runs.
 """
 
 from __future__ import annotations

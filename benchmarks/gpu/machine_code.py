@@ -1,4 +1,4 @@
-"""What a compiled kernel is made of: registers, and instructions of its machine code (SASS)."""
+"""A compiled kernel's registers and instructions, from its machine code (SASS)."""
 
 from __future__ import annotations
 

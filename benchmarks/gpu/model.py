@@ -1,4 +1,4 @@
-"""What the fused MoE layer should cost on a device, before anything is measured.
+"""Predicted cost of the fused MoE layer on a device, before any measurement.
 
     python -m benchmarks.gpu.model [--bandwidth-tb-s 4.3]
 
@@ -71,8 +71,8 @@ def up_to(table: dict[int, float], num_rows: int) -> float:
 def predictions(shape: Shape, bandwidth_tb_s: float = COPY_TB_S) -> list[Prediction]:
     points = []
     for num_rows in BATCHES:
-        natural = round(expected_union(shape, num_rows))
-        for target in targets_of(shape, natural):
+        uncapped = round(expected_union(shape, num_rows))
+        for target in targets_of(shape, uncapped):
             points.append(Prediction(shape, num_rows, target, bandwidth_tb_s))
     return points
 

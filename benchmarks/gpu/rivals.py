@@ -1,4 +1,4 @@
-"""What else computes a MoE layer: each a function of (weights, hidden, ids, topk_weights)."""
+"""Other implementations of a MoE layer: functions of (weights, hidden, ids, topk_weights)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The MoE layers and routings that the GPU checks and benchmarks run."""
+"""MoE layers and routings of the GPU checks and benchmarks."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ TINY = Shape("tiny", 64, 48, 16, 4)
 def logits_of(shape: Shape, num_rows: int, seed: int = 0) -> Tensor:
     """Router logits [M, E] on the CPU: each expert's log popularity plus Gumbel noise.
 
-    Popularity is normal with POPULARITY_SPREAD: the natural union of top-k choices is then a tenth
+    Popularity is normal with POPULARITY_SPREAD: the union of top-k choices is then a tenth
     below that of even routing.
     """
     rng = torch.Generator().manual_seed(seed)
@@ -85,7 +85,7 @@ def logits_of(shape: Shape, num_rows: int, seed: int = 0) -> Tensor:
 def route(shape: Shape, num_rows: int, share: float = 1.0, seed: int = 0) -> tuple[Tensor, Tensor]:
     """topk_ids int32 [M, K] and topk_weights float32 [M, K] of a skewed router, on the CPU.
 
-    At share < 1, all rows choose among that share of the natural union, the most wanted experts.
+    At share < 1, all rows choose among that share of the uncapped T, the most wanted experts.
     """
     logits = logits_of(shape, num_rows, seed)
     ids = logits.topk(shape.top_k, dim=1).indices
@@ -97,15 +97,15 @@ def route(shape: Shape, num_rows: int, share: float = 1.0, seed: int = 0) -> tup
     return top.indices.int(), top.values.softmax(dim=1)
 
 
-def active_target(natural: int, share: float, top_k: int) -> int:
-    """T at a share of the natural union; rows need K distinct experts."""
-    return min(natural, max(top_k, round(share * natural)))
+def active_target(uncapped: int, share: float, top_k: int) -> int:
+    """T at a share of the uncapped T; rows need K distinct experts."""
+    return min(uncapped, max(top_k, round(share * uncapped)))
 
 
-def targets_of(shape: Shape, natural: int) -> list[int]:
+def targets_of(shape: Shape, uncapped: int) -> list[int]:
     """The T that are measured of a batch, largest first: shares of its union, and the bars' own."""
-    shares = {active_target(natural, share, shape.top_k) for share in SHARES}
-    fixed = {target for target in FIXED_TARGETS if shape.top_k <= target < natural}
+    shares = {active_target(uncapped, share, shape.top_k) for share in SHARES}
+    fixed = {target for target in FIXED_TARGETS if shape.top_k <= target < uncapped}
     return sorted(shares | fixed, reverse=True)
 
 

@@ -3,8 +3,8 @@
     python -m benchmarks.gpu.tune [--models qwen3-30b] [--slots 8 32] [--limit-min 9]
     python -m benchmarks.gpu.tune --dry-run
 
-Gate-up and down are swept in turn, the other held at the best so far, each at half of the natural
-union with several weight copies in turn. A candidate counts only if its output is right.
+Gate-up and down are swept in turn, the other held at the best so far. T is half of the uncapped
+one; several weight copies take turns. A candidate counts only if its output is right.
 """
 
 from __future__ import annotations

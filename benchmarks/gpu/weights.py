@@ -1,4 +1,4 @@
-"""The experts of a layer that the GPU scripts run, and what they should compute."""
+"""Experts of a layer that the GPU programs run, and their float64 reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a control run is judged. All take plain sequences, one entry per decode step."""
+"""Metrics of a control run. All take plain sequences with one entry per decode step."""
 
 from __future__ import annotations
 

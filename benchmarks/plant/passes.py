@@ -1,8 +1,8 @@
 """SGLang's own record of forward passes (`--enable-forward-pass-metrics`), one JSON object a line.
 
-It says how many requests a pass decoded and prefilled, their KV tokens, and how long the device
-worked: enough for the load of a playback. It says neither which experts ran nor under what demand,
-nor when a pass began, so what the host took between two passes is unknown.
+A record holds the requests that a pass decoded and prefilled, their KV tokens, and the device's
+time: enough for the load of a playback. It holds neither active experts nor demand, and no start
+time, so the host's time between two passes is unknown.
 """
 
 from __future__ import annotations

@@ -1,21 +1,20 @@
-"""A recorded server as a plant: what its steps would have been under other decisions.
+"""A recorded server as a plant: its steps, recomputed under other decisions.
 
-Taken from a decision log (`--lynx-decision-log`): rows, gaps, KV growth, noise and interference are
-as they were, step by step; only what experts cost is changed:
+From a decision log (`--lynx-decision-log`): rows, gaps, KV growth, noise and interference of each
+step stay as recorded; only the cost of experts changes:
 
     N_l  = T_l below its cap, else the larger of T_l and the forecast of uncapped active experts
     T'_l = min(N_l, cap'_l)        ms' = ms + slope * sum(T' - T)
     lost = spill * mean over layers of (1 - T'_l / N_l)^2; under its own caps, what was recorded
 
-Slope, uncapped active experts and spill are fitted on the log by the controller's own models, so a
-playback tells laws apart on real loads; it cannot tell whether these models hold. What a log never
-ran under, it only knows by these models' priors: record with caps from full to the floor. Demands
+Slope, uncapped active experts and spill are fitted on the log by the controller's own models. A
+playback therefore compares laws on real loads, but does not test these models. For caps that a log
+never ran under it has their priors alone: record with caps from full to the least share. Demands
 below 1 are not played.
 
-The load may also be that of a server without Lynx, by SGLang's record of its forward passes
-(`passes`): rows, KV tokens and times are then the record's; T, which it lacks, is what the models
-that were fitted on the log forecast at full quality. So the log must be of the same model and
-machine.
+The load may also come from a server without Lynx, by SGLang's record of its forward passes
+(`passes`): rows, KV tokens and times are then the record's. It has no T, which the models fitted on
+the log forecast at full quality; so the log must be of the same model and machine.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A small decode plant in closed loop, for tests and benchmarks: no clock, one seed, no prior.
 
-Unlike layers, bursty routing. A cap keeps the most important experts, so the mass that it costs
-grows with the square of what it takes, as measured on three models (docs/quality.md); a demand is
-answered by a floor and a bend of T.
+Layers differ and routing is bursty. A cap keeps the most important experts, so the lost mass grows
+with the square of the share of experts that it removes, as measured on three models
+(docs/quality.md). A demand bends T, above a floor.
 """
 
 from __future__ import annotations

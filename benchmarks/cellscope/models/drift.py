@@ -1,4 +1,4 @@
-"""Notices that sites got slower or faster, and how far it reaches: site, replica, layer or fleet.
+"""Drift detection: which sites got slower or faster, and whether one, a replica, a layer or all.
 
     above = max(0, above + e - k),   below = max(0, below - e - k),   alarm where either > h
 

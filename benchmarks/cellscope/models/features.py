@@ -1,4 +1,4 @@
-"""What a MoE layer does in a step, as the few quantities that its time is linear in.
+"""Features of a MoE layer's step: the quantities that its time is linear in.
 
     us = launch + expert_mb / bandwidth + token_us * tokens + kv_us * kv_ktokens = z'w
 
