@@ -203,12 +203,17 @@ def test_a_looser_slo_never_settles_at_a_lower_share(
 numbers = st.one_of(
     st.floats(), st.integers(-(10**20), 10**20), st.sampled_from([float("nan"), 1e308, -1.0, 0.0])
 )
+batches = st.builds(
+    Batch,
+    phase=st.sampled_from(Phase),
+    rows=st.integers(-2, 200) | st.sampled_from([10**9, float("nan"), None]),
+    flexible_rows=st.none() | st.integers(-5, 300),
+    size_class=st.integers(-2, 300) | st.none(),
+)
 observations = st.builds(
     Observation,
     step=st.integers(-5, 60) | st.just(10**30),
-    phase=st.sampled_from(Phase),
-    rows=st.integers(-2, 200) | st.sampled_from([10**9, float("nan"), None]),
-    size_class=st.integers(-2, 300) | st.none(),
+    batch=batches,
     step_ms=st.floats(0.1, 100.0) | numbers,
     active_experts=st.lists(st.integers(0, 64), min_size=8, max_size=8)
     | st.lists(numbers, max_size=9)
@@ -216,7 +221,6 @@ observations = st.builds(
     retained_mass=st.lists(numbers, max_size=8),
     kv_tokens=numbers,
     itl_ms=st.none() | numbers,
-    flexible_rows=st.none() | st.integers(-5, 300),
     demand=st.none() | numbers,
     budget_applied=st.none() | st.integers(-5, 100) | st.lists(st.integers(0, 70), max_size=9),
 )
