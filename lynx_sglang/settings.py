@@ -88,6 +88,13 @@ def _cap(text: object) -> int | str:
     return _whole(1, 1 << 20)(text)
 
 
+def _share(text: object) -> float:
+    """A share in (0, 1], also as a percentage."""
+    if isinstance(text, str) and text.endswith("%"):
+        return _in_range(0, 100, is_open_low=True)(text[:-1]) / 100
+    return _in_range(0, 1, is_open_low=True)(text)
+
+
 def _writable_file(text: object) -> str:
     path = Path(str(text)).absolute()
     if str(text) == "none":
@@ -154,6 +161,13 @@ class Settings:
         "auto, or a number in [0, 1]",
         "Share of its routing mass that each token's experts must hold before the batch's cap "
         "applies. auto: all of it, and the controller sets the cap.",
+    )
+    share: float | str = option(
+        "auto",
+        _word_or(("auto",), _share),
+        "auto, or a share in (0%, 100%] or (0, 1]",
+        "Fixed share of the experts that a step would use uncapped, split over the layers as under "
+        "an SLO: by the calibration where there is one. auto: the controller's.",
     )
     min_retained_mass: float = option(
         0.75,
@@ -241,6 +255,11 @@ class Settings:
             return (
                 "--lynx-max-quality-loss needs shadow passes: "
                 f"--lynx-shadow-share must be auto or above 0, got {self.shadow_share}"
+            )
+        if self.share != "auto" and (self.budget, self.demand) != ("auto", "auto"):
+            return (
+                "--lynx-share fixes what a step may use, so --lynx-budget and --lynx-demand must "
+                f"be auto beside it, got {self.budget} and {self.demand}"
             )
         return None
 

@@ -28,6 +28,7 @@ from lynx_controller.learn.cost import Inherited
 from lynx_controller.learn.estimator import Estimator
 from lynx_controller.learn.gate import Gate
 from lynx_controller.learn.history import History
+from lynx_controller.learn.mass_feedback import MassFeedback
 from lynx_controller.learn.quality import Quality
 from lynx_controller.learn.uncapped import PerLayer
 from lynx_controller.types import Batch, Decision, Key, Observation, Phase, Reason, Slo
@@ -69,6 +70,7 @@ class Controller:
         self._estimator = self._new_estimator()
         self._feedback = Feedback(self.config)
         self._quality = Quality(self.config.prior_kl)
+        self._mass = MassFeedback()
         self._queue = QueuePressure()
         self._history = History(self._budget.full_caps, self.config.lag_steps)
         self._held: dict[Key, HeldShare] = {}
@@ -131,13 +133,17 @@ class Controller:
         self.config = replace(self.config, max_quality_loss=max_quality_loss)
 
     def override(
-        self, budget: int | Literal["full"] | None = None, demand: float | None = None
+        self,
+        budget: int | Literal["full"] | None = None,
+        demand: float | None = None,
+        share: float | None = None,
     ) -> None:
-        """Fix the cap, the demand or both; with neither, hand back to the law without a jump.
+        """Fix the cap, the demand or the share; with none, hand back to the law without a jump.
 
-        Under an SLO a cap alone leaves the law at work, below that cap.
+        Under an SLO a cap alone leaves the law at work, below that cap. A share is of the uncapped
+        active experts, split over the layers as the law's.
         """
-        self._operator.set(Override.make(budget, demand, self.num_experts))
+        self._operator.set(Override.make(budget, demand, self.num_experts, share))
 
     def inherit(self, base_ms: float, row_ms: float, slope_ms: float) -> None:
         """Start from other replicas' step cost: ms = base + row * rows + slope * sum of T."""
@@ -178,6 +184,7 @@ class Controller:
             self._queue.watch(seen.queue_ms)
             if applied.is_certain:
                 self._quality.observe(seen, batch, share)
+                self._hold_mass(seen, batch)
         forecast = self._forecast(batch)
         if forecast is not None and self._limits.limits_ms:
             held = self._held_share(batch)
@@ -261,8 +268,14 @@ class Controller:
         return self._held.setdefault(batch.key, HeldShare())
 
     def _min_share(self, batch: Batch) -> float:
-        """The least share that keeps the operator's retained mass."""
-        return self._quality.share_keeping(batch.key, self.config.min_retained_mass)
+        """The least share that keeps the operator's retained mass, by model and measurement."""
+        model = self._quality.share_keeping(batch.key, self.config.min_retained_mass)
+        return min(1.0, model + self._mass.lift(batch.key))
+
+    def _hold_mass(self, seen: Observation, batch: Batch) -> None:
+        if self._operator.override is None:
+            floor, share = self.config.min_retained_mass, self._decision.share
+            self._mass.observe(batch.key, seen.retained_mass, share, self._min_share(batch), floor)
 
     def _guard(self, batch: Batch, held: HeldShare) -> float:
         """The least share within the quality limit; a new limit is approached in steps."""

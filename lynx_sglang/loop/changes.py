@@ -26,12 +26,14 @@ WORDS: dict[str, dict[str, float]] = {
     "demand": {"auto": -1},
     "max_quality_loss": {"none": 0},
     "shadow_share": {"auto": -1},
+    "share": {"auto": 0},
 }
 UPDATABLE = (
     "slo_itl_ms",
     "slo_ttft_ms",
     "budget",
     "demand",
+    "share",
     "min_retained_mass",
     "floor",
     "max_quality_loss",

@@ -69,7 +69,8 @@ class Control:
         self.controller.set_slo(settings.slo)
         self.controller.set_min_retained_mass(settings.min_retained_mass)
         self.controller.set_max_quality_loss(settings.max_quality_loss)
-        self.controller.override(budget=budget, demand=demand)
+        share = None if settings.share == "auto" else float(settings.share)
+        self.controller.override(budget=budget, demand=demand, share=share)
         return self.plan(self.decided_for)
 
     def plan(self, batch: Batch) -> Decision:

@@ -193,6 +193,25 @@ def test_under_an_slo_a_cap_leaves_the_law_at_work_below_it() -> None:
     assert drive(tight, 100)[-1].share < decision.share
 
 
+def test_a_fixed_share_is_split_over_the_layers_as_the_laws_is() -> None:
+    plant, offsets = Plant(seed=2), [0.1, -0.1] * 4
+    controller = Controller(Slo(itl_ms=1.0), 8, 64, 4, layer_offsets=offsets)
+    controller.override(share=0.5)
+
+    def decide(seen: Observation) -> tuple[float, tuple[int, ...]]:
+        decision = controller.step(seen)
+        assert decision.reason is Reason.OVERRIDE
+        assert (decision.share, decision.demand) == (0.5, 1.0)
+        return decision.demand, decision.budget
+
+    samples = simulate(plant, decide, [Load(16)] * 60)
+    assert samples[-1].share == pytest.approx(0.5, abs=0.05)
+    even, odd = controller.step(plant.run(Load(16), (1.0, (64,) * 8))[0]).budget[:2]
+    assert even > odd
+    with pytest.raises(ValueError, match="share must be in"):
+        controller.override(share=0.0)
+
+
 def test_override_of_the_budget() -> None:
     controller = make(slo_ms=None)
     drive(controller, 20)

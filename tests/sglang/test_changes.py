@@ -81,6 +81,7 @@ def sent(**entries: Any) -> dict[str, Any]:
         ("max_quality_loss", "none"),
         ("shadow_share", "auto"),
         ("floor", 2),
+        *[("share", each) for each in ("auto", "50%", 0.3, 1)],
     ],
 )
 def test_words_arrive_as_numbers_that_mean_them(name: str, value: object) -> None:
@@ -126,6 +127,10 @@ def test_entries_are_judged_together() -> None:
     limited = changed(max_quality_loss=0.01)
     after = changed(limited, shadow_share=0, max_quality_loss=0)
     assert (after.shadow_share, after.max_quality_loss) == (0.0, None)
+    cut = changed(budget=8)
+    assert changed(cut, share=0.5, budget=0).share == 0.5
+    with pytest.raises(SettingError, match=r"lynx_share: got 0\.5; .*--lynx-share"):
+        changed(cut, share=0.5)
 
 
 def test_an_unknown_key_names_the_known_ones() -> None:

@@ -97,6 +97,13 @@ class Budget:
         if override.cap is not None:
             decision = replace(decision, budget=(override.cap,) * len(layers))
             layers = np.minimum(layers, override.cap)
+        if override.share is not None:
+            exact = 0.0 if forecast is None else forecast.exact / forecast.uncapped
+            caps = np.minimum(self.caps(layers, exact, override.share), decision.budget)
+            decision = replace(
+                decision, budget=tuple(caps.astype(int).tolist()), share=override.share
+            )
+            layers = np.minimum(layers, caps)
         if forecast is None:
             return decision
         active = float(layers.sum())
@@ -104,7 +111,7 @@ class Budget:
             decision,
             expected_active=tuple(layers.tolist()),
             predicted_ms=forecast.base_ms + forecast.slope_ms * active,
-            share=min(1.0, active / forecast.uncapped),
+            share=override.share or min(1.0, active / forecast.uncapped),
         )
 
     def moved(

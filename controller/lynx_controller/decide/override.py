@@ -15,14 +15,21 @@ from lynx_controller.forecast import Forecast
 class Override:
     cap: int | None  # per layer; None: no cap
     demand: float | None  # None: 1
+    share: float | None = None  # of the uncapped experts, split over the layers; None: not fixed
 
     @classmethod
     def make(
-        cls, budget: int | Literal["full"] | None, demand: float | None, num_experts: int
+        cls,
+        budget: int | Literal["full"] | None,
+        demand: float | None,
+        num_experts: int,
+        share: float | None = None,
     ) -> Override | None:
-        """None where neither is given. Raises ValueError for a value out of range."""
-        if budget is None and demand is None:
+        """None where nothing is given. Raises ValueError for a value out of range."""
+        if budget is None and demand is None and share is None:
             return None
+        if share is not None and not 0.0 < share <= 1.0:
+            raise ValueError(f"share must be in (0, 1] or None, got {share!r}")
         if budget == "full":
             budget = num_experts
         is_count = isinstance(budget, int) and not isinstance(budget, bool)
@@ -31,7 +38,11 @@ class Override:
         if demand is not None and not 0.0 <= demand <= 1.0:
             raise ValueError(f"demand must be in [0, 1] or None, got {demand!r}")
         cap = None if budget is None else min(budget, num_experts)
-        return cls(cap, None if demand is None else float(demand))
+        return cls(
+            cap,
+            None if demand is None else float(demand),
+            None if share is None else float(share),
+        )
 
 
 @dataclass(slots=True)
@@ -39,7 +50,7 @@ class Operator:
     """State of the manual mode.
 
     AUTO       no override: the law decides
-    FIXED      a demand, or a cap without an SLO: the override is the decision
+    FIXED      a demand, a share, or a cap without an SLO: the override is the decision
     BOUNDED    a cap under an SLO: the law decides, below the cap
     HAND-OVER  after an override ends: the share walks from its last value to the law's
     """
@@ -54,9 +65,10 @@ class Operator:
 
     def fixed(self, *, has_law: bool) -> Override | None:
         """The override where it alone decides."""
-        if self.override is None or (self.override.demand is None and has_law):
+        override = self.override
+        if override is None or (override.demand is None and override.share is None and has_law):
             return None
-        return self.override
+        return override
 
     def bounded(self, forecast: Forecast, num_layers: int) -> Forecast:
         """The forecast below the override's cap."""

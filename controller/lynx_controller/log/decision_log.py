@@ -142,10 +142,14 @@ class LoggedController(Controller):
         self._note("set_max_quality_loss", {"max_quality_loss": max_quality_loss})
 
     def override(
-        self, budget: int | Literal["full"] | None = None, demand: float | None = None
+        self,
+        budget: int | Literal["full"] | None = None,
+        demand: float | None = None,
+        share: float | None = None,
     ) -> None:
-        super().override(budget, demand)
-        self._note("override", {"budget": budget, "demand": demand})
+        super().override(budget, demand, share)
+        given = {"budget": budget, "demand": demand}
+        self._note("override", given if share is None else {**given, "share": share})
 
     def inherit(self, base_ms: float, row_ms: float, slope_ms: float) -> None:
         super().inherit(base_ms, row_ms, slope_ms)
