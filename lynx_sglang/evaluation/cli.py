@@ -27,9 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     connection.add_arguments(parser)
     add(
+        "--shares",
+        default="75%,50%,30%",
+        help="shares of what a step would use, split over the layers as an SLO's cuts are "
+        "(default %(default)s)",
+    )
+    add(
         "--budgets",
-        default="full,75%,50%,30%",
-        help="caps to measure, the same for every layer (default %(default)s)",
+        default="full",
+        help="caps to measure, the same for every layer: full,50%%,12 (default %(default)s)",
     )
     add("--demands", default="", help="demands to measure, each without a cap: 0.9,0.7")
     add("--concurrency", default="4,8,16", help="requests at a time (default %(default)s)")
@@ -76,9 +82,9 @@ def plan_of(args: argparse.Namespace) -> Plan:
         raise EvaluationError(
             f"--concurrency: expected whole numbers of at least 1, got {args.concurrency!r}"
         )
-    points = tuple(points_of(budgets=args.budgets, demands=args.demands))
+    points = tuple(points_of(shares=args.shares, budgets=args.budgets, demands=args.demands))
     if not points:
-        raise EvaluationError("--budgets, --demands: nothing to measure")
+        raise EvaluationError("--shares, --budgets, --demands: nothing to measure")
     asked = [problems.load(spec, args.count) for spec in args.problems or ["bundled"]]
     return Plan(
         points=points,

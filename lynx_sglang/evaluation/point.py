@@ -11,20 +11,33 @@ from lynx_sglang.errors import SettingError
 from lynx_sglang.loop import changes
 
 # What decides a cut: a point fixes all of them, so that no controller moves during a measurement.
-KNOBS = ("slo_itl_ms", "slo_ttft_ms", "max_quality_loss", "budget", "demand")
+KNOBS = ("slo_itl_ms", "slo_ttft_ms", "max_quality_loss", "budget", "demand", "share")
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A fixed budget, the same for every layer, or a fixed demand without a cap."""
+    """One thing fixed: a share of what a step would use, split over the layers as under an SLO; a
+    budget, the same for every layer; or a demand without a cap.
+    """
 
     budget: int | str = "auto"
     demand: float | str = "auto"
+    share: float | str = "auto"
 
     @property
     def name(self) -> str:
-        (fixed,) = (f"{name} {value}" for name, value in asdict(self).items() if value != "auto")
-        return fixed
+        name = self.fixed
+        return f"share {100 * float(self.share):g}%" if name == "share" else f"{name} {self.value}"
+
+    @property
+    def fixed(self) -> str:
+        """The setting that the point fixes."""
+        (name,) = (name for name, value in asdict(self).items() if value != "auto")
+        return name
+
+    @property
+    def value(self) -> Any:
+        return getattr(self, self.fixed)
 
     def knobs(self) -> dict[str, Any]:
         return {**dict.fromkeys(KNOBS), **asdict(self)}
@@ -32,6 +45,7 @@ class Point:
 
 # By flag of `eval`: the setting, and what an entry may be.
 LISTS = {
+    "--shares": ("share", "a share in (0%, 100%]"),
     "--budgets": ("budget", "full, a count or a share of all experts"),
     "--demands": ("demand", "a number in [0, 1]"),
 }

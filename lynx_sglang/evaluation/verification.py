@@ -15,12 +15,14 @@ FIXED = ("override", "frozen")  # decisions that an operator's setting made, or 
 def fault(point: Point, before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
     """Why the steps between two readings of a server's ``lynx`` part are not the point's.
 
-    None where they are. A setting that the server does not know is no fault.
+    None where they are.
     """
     steps = after["decode_steps"] - before["decode_steps"]
     if steps < 1:
         return "no decode step ran"
     present = after["settings"]
+    if point.fixed not in present:
+        return f"the server has no setting {point.fixed}"
     for name, asked in point.knobs().items():
         if name in present and present[name] != asked:
             return f"the server ran with {name} {present[name]}, not {asked}: who changed it?"
@@ -47,6 +49,9 @@ def _cut_fault(
         if float(point.demand) < 1.0 and lost <= KEPT:
             return f"nothing was cut: all mass was kept, T {active:.1f}, floor {_floor(after)}"
         return None
+    if point.share != "auto":
+        ran = decision["share"]
+        return f"the server ran share {ran}" if abs(ran - float(point.share)) > KEPT else None
     if point.budget == "full":
         return f"full budget lost {lost:.2e} of the mass" if lost > KEPT else None
     cap = Settings(budget=point.budget).cap(num_experts)

@@ -12,7 +12,7 @@ import pytest
 
 from loadtests.server import SERVE, Server, ServerError
 from models.tasks import problems
-from tests.e2e.forkserver import ForkServer
+from tests.e2e.forkserver import ForkedServer, ForkServer
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models" / "lynx-moe-tiny"
@@ -62,10 +62,13 @@ def forks() -> Iterator[ForkServer]:
 
 
 @pytest.fixture(scope="session")
-def plain(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def plain(
+    forks: ForkServer, model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
     log = tmp_path_factory.mktemp("plain") / "log"
     passes = f"--forward-pass-metrics-ipc-name=ipc://{log.with_name('passes')}"
-    with Server(model, log, [SLEEPS, "--enable-forward-pass-metrics", passes]) as server:
+    options = (SLEEPS, "--enable-forward-pass-metrics", passes)
+    with ForkedServer(forks, model, log, options) as server:
         yield server
 
 

@@ -151,6 +151,29 @@ def test_status_takes_the_key(client: Client, capsys: pytest.CaptureFixture[str]
     assert cli.main(["status", "--url", client.url.removeprefix("http://"), "--api-key", KEY]) == 0
 
 
+@pytest.mark.parametrize("count", [8, 4])
+def test_alike_requests_keep_the_mass_that_the_operator_asks_for(
+    client: Client, count: int
+) -> None:
+    """An SLO that no cut can meet, one template: alike requests lose more to a cap than others."""
+    floor, update = 0.75, {"lynx_budget": "auto", "lynx_slo_itl_ms": 0.01}
+    status, _ = client("/set_internal_state", {"server_args": update})
+    assert status == 200
+    prompts = [f"Question {i}: What is {i} plus 17?" for i in range(count)]
+    sampling = {"max_new_tokens": 60, "ignore_eos": True, "temperature": 0}
+    kept = []
+    for _ in range(2):
+        status, answers = client("/generate", {"text": prompts, "sampling_params": sampling})
+        assert status == 200
+        reports = [answer["meta_info"]["lynx"] for answer in answers]
+        kept.append(sum(report["retained_mass"] for report in reports) / count)
+    assert kept[1] >= floor - 0.01
+    assert kept[0] >= floor - 0.05  # the first round's first steps teach it
+    update = {"lynx_budget": "25%", "lynx_slo_itl_ms": "none"}
+    status, _ = client("/set_internal_state", {"server_args": update})
+    assert status == 200
+
+
 def test_who_is_aborted_in_the_queue_has_a_report(client: Client) -> None:
     """72 requests on 64 places: whoever waits is aborted with no token."""
     long = {"max_new_tokens": 400, "ignore_eos": True, "temperature": 0}

@@ -15,6 +15,7 @@ import pytest
 
 from loadtests.server import LAUNCH_SERVER, Server, command
 from models.traffic import traffic
+from tests.e2e.forkserver import ForkedServer, ForkServer
 
 pytestmark = pytest.mark.e2e
 
@@ -25,7 +26,8 @@ Settings = Callable[..., bool]
 def evaluation(server: Server, out: Path, *options: str) -> list[str]:
     return [
         LYNX, "eval", "--url", server.url, "--out", str(out), "--budgets", "full,25%",
-        "--concurrency", "8", "--count", "12", "--alone", "2", "--max-tokens", "160", *options,
+        "--shares", "50%", "--demands", "0.5", "--concurrency", "8", "--count", "8",
+        "--alone", "2", "--max-tokens", "160", *options,
     ]  # fmt: skip
 
 
@@ -49,7 +51,7 @@ def test_eval_is_interrupted_and_goes_on(lynx: Server, settings: Settings, tmp_p
     assert state is not None
     assert state["settings"] == before["settings"]
     kept = answers(tmp_path)
-    assert 6 <= kept < 56
+    assert 6 <= kept < 80
 
     ran = subprocess.run(evaluation(lynx, tmp_path), capture_output=True, text=True, timeout=240)
     assert ran.returncode == 0, ran.stderr
@@ -59,8 +61,13 @@ def test_eval_is_interrupted_and_goes_on(lynx: Server, settings: Settings, tmp_p
     report = json.loads((tmp_path / "report.json").read_text())
     legs = {(leg["point"], leg["concurrency"]): leg for leg in report["legs"]}
     full, cut = legs["budget full", 8], legs["budget 25%", 8]
-    assert full["answers"] == cut["answers"] == 24
-    assert answers(tmp_path) == 56
+    shared, demanded = legs["share 50%", 8], legs["demand 0.5", 8]
+    assert full["answers"] == cut["answers"] == 16
+    assert answers(tmp_path) == 80
+    for other in (shared, demanded):
+        assert other["active_experts"] < full["active_experts"]
+        assert 5 * full["kl"] < other["kl"]
+        assert other["retained_mass"] < 1.0
     assert cut["active_experts"] < full["active_experts"]
     assert 5 * full["kl"] < cut["kl"]  # what is left at full is float32's rounding
     assert full["retained_mass"] == 1.0
@@ -75,7 +82,7 @@ def test_eval_is_interrupted_and_goes_on(lynx: Server, settings: Settings, tmp_p
 
 
 def test_a_calibration_sets_the_floor_and_refuses_another_model(
-    model: Path, tmp_path: Path
+    forks: ForkServer, model: Path, tmp_path: Path
 ) -> None:
     text, rows = tmp_path / "text.jsonl", traffic("validation", 16, seed=5)
     text.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -94,9 +101,8 @@ def test_a_calibration_sets_the_floor_and_refuses_another_model(
     for layer in made["contributions"]:
         assert 0.0 < min(layer) < 0.9 < max(layer) == 1.0
 
-    with Server(
-        model, tmp_path / "log", ["--moe-backend=lynx", f"--lynx-calibration={file}"]
-    ) as server:
+    options = ["--moe-backend=lynx", f"--lynx-calibration={file}"]
+    with ForkedServer(forks, model, tmp_path / "log", options) as server:
         state = server.lynx()
         assert state is not None
         assert state["settings"]["min_retained_mass"] == made["min_retained_mass"]

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from loadtests.server import Server
 from models import checkpoint
 from models.decoding import complete
 from models.tasks import is_correct, problems
 from models.vocabulary import chat_prompt
+from tests.e2e.forkserver import ForkedServer, ForkServer
 
 pytestmark = pytest.mark.e2e
 
@@ -21,14 +21,14 @@ BUDGET = 24
 
 
 def test_full_budget_is_the_model_itself_and_a_budget_holds(
-    tmp_path: Path, generate: Callable[..., list[Any]]
+    forks: ForkServer, tmp_path: Path, generate: Callable[..., list[Any]]
 ) -> None:
     asked = [problem for task in ("math", "code") for problem in problems(task, "test", 8, seed=5)]
     prompts = [chat_prompt(problem.prompt) for problem in asked]
     model, tokenizer = checkpoint.load(MODEL)
     expected = complete(model, tokenizer, [problem.prompt for problem in asked])
     options = ("--sleep-on-idle", "--moe-backend=lynx", "--lynx-budget=full")
-    with Server(MODEL, tmp_path / "log", options) as server:
+    with ForkedServer(forks, MODEL, tmp_path / "log", options) as server:
         whole = generate(server, prompts)
         texts = [tokenizer.decode(answer.tokens) for answer in whole]
         assert texts == expected

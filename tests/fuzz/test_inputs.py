@@ -201,7 +201,11 @@ MEASURED = {
 
 
 @fuzz
-@given(st.dictionaries(parts([each.name for each in fields(calibration.Calibration)]), values))
+@given(
+    st.dictionaries(
+        parts([each.name for each in fields(calibration.Calibration)]), values, max_size=3
+    )
+)
 def test_calibration_files(folder: Path, changed: dict[str, Any]) -> None:
     file = folder / "calibration"
     file.write_text(json.dumps({**MEASURED, **changed}))

@@ -56,12 +56,14 @@ def test_the_first_token_is_the_prefills_and_does_not_count() -> None:
 
 
 def test_points_fix_every_knob_and_go_as_numbers() -> None:
-    points = points_of(budgets="full,50%,12,full", demands="0.7")
-    assert [point.name for point in points] == ["budget full", "budget 50%", "budget 12",
-                                                "demand 0.7"]  # fmt: skip
+    points = points_of(shares="30%", budgets="full,50%,12,full", demands="0.7")
+    assert [point.name for point in points] == [
+        "share 30%", "budget full", "budget 50%", "budget 12", "demand 0.7",
+    ]  # fmt: skip
     updates = [update_of(point.knobs()) for point in points]
-    assert [update["lynx_budget"] for update in updates] == [-1, "50%", 12, 0]
-    assert [update["lynx_demand"] for update in updates] == [-1, -1, -1, 0.7]
+    assert [update["lynx_budget"] for update in updates] == [0, -1, "50%", 12, 0]
+    assert [update["lynx_demand"] for update in updates] == [-1, -1, -1, -1, 0.7]
+    assert [update["lynx_share"] for update in updates] == [0.3, 0, 0, 0, 0]
     assert all(update["lynx_slo_itl_ms"] == 0 for update in updates)
     assert update_of({"slo_itl_ms": 20.0, "budget": "auto", "demand": "auto"}) == {
         "lynx_slo_itl_ms": 20.0,
@@ -116,6 +118,7 @@ BEFORE = part(Point(budget="full"), steps=0, active=0.0, mass=1.0)
         (Point(budget=16), {"active": 17.0, "mass": 0.9, "floor_hits": 3}),
         (Point(demand=0.7), {"active": 20.0, "mass": 0.8}),
         (Point(demand=1.0), {"active": 30.0, "mass": 1.0}),
+        (Point(share=0.5), {"active": 16.0, "mass": 0.8, "decision": {"demand": 1, "share": 0.5}}),
     ],
 )
 def test_a_point_that_ran_has_no_fault(point: Point, ran: dict) -> None:
@@ -135,6 +138,9 @@ def test_a_point_that_ran_has_no_fault(point: Point, ran: dict) -> None:
                            "settings": {**Point(budget=8).knobs(), "slo_itl_ms": 20.0}},
          "slo_itl_ms 20.0, not None"),
         (Point(budget=8), {"active": 0.0, "mass": 1.0, "decode_steps": 0}, "no decode step"),
+        (Point(share=0.5), {"active": 30.0, "mass": 1.0, "decision": {"demand": 1, "share": 1.0}},
+         "ran share 1.0"),
+        (Point(share=0.5), {"active": 30.0, "mass": 1.0, "settings": {}}, "no setting share"),
     ],
 )  # fmt: skip
 def test_a_point_that_the_server_did_not_run_is_a_fault(point: Point, ran: dict, said: str) -> None:
