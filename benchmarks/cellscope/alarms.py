@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from benchmarks.cellscope.contenders import fit_ours
 from benchmarks.cellscope.fleet import NUM_LAYERS, Array, Fleet
 from benchmarks.cellscope.models.drift import Drift, Scope
-from lynx_controller.fleet.site import Sites
+from benchmarks.cellscope.models.sites import Sites
 
 WARM_STEPS: Final = 200  # online steps after the fit, before anything is judged
 HORIZON: Final = 60  # steps after a change; later is never

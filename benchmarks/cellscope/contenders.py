@@ -12,10 +12,10 @@ from typing import Final
 import numpy as np
 
 from benchmarks.cellscope.fleet import Array, Fleet, Sites, Window
+from benchmarks.cellscope.models import groups
 from benchmarks.cellscope.models.cellscope import CellScope
-from lynx_controller.fleet import groups
-from lynx_controller.fleet.groups import Fit, Layout, numbered
-from lynx_controller.fleet.site import Statistics
+from benchmarks.cellscope.models.groups import Fit, Layout, numbered
+from benchmarks.cellscope.models.sites import Statistics
 
 RAW_RIDGE: Final = 0.03
 PHYSICS_SPREAD: Final = 0.5

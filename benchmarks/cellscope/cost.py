@@ -10,10 +10,10 @@ import numpy as np
 
 from benchmarks.cellscope import alarms, contenders
 from benchmarks.cellscope.fleet import NUM_LAYERS, Fleet
+from benchmarks.cellscope.models import groups
 from benchmarks.cellscope.models.cellscope import CellScope, boosted_trees
 from benchmarks.cellscope.models.drift import Drift
-from lynx_controller.fleet import groups
-from lynx_controller.fleet.site import Recorder, Sites, Statistics
+from benchmarks.cellscope.models.sites import Recorder, Sites, Statistics
 
 UPDATED_LAYERS: Final = 64
 Figures = dict[str, float]

@@ -3,7 +3,7 @@
     python -m benchmarks.cellscope.experiment [--seeds 10] [--recorded MODEL=LOG ...]
     python -m benchmarks.cellscope.experiment --tune      # the constants, on seeds kept for that
 
-Prints one report, writes benchmarks/results/cpu/cellscope.json. Needs scikit-learn (extra `fleet`).
+Prints one report, writes benchmarks/results/cpu/cellscope.json. Needs scikit-learn.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ import numpy as np
 from benchmarks.cellscope import alarms, contenders, recorded
 from benchmarks.cellscope.cost import update_cost
 from benchmarks.cellscope.fleet import SAMPLES, Array, Fleet, Window
+from benchmarks.cellscope.models import groups
+from benchmarks.cellscope.models.sites import Statistics
 from benchmarks.cellscope.report import header, report
 from loadtests.progress import Stages
-from lynx_controller.fleet import groups
-from lynx_controller.fleet.site import Statistics
 
 TUNING: Final = range(1000, 1003)
 PUBLISHED: Final = {"accuracy_at_shortest": [2.5, 4.4], "update_cost": [2.2, 4.8]}

@@ -1,7 +1,7 @@
-"""The cost law that a new replica inherits from a fleet of six after a refit.
+"""The step cost that a new replica inherits from a fleet of six after a refit.
 
 Each term of their plants differs from the newcomer's by 10 % (standard deviation of its log). The
-law travels through a store, as on servers.
+cost travels through a store, as on servers.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ import numpy as np
 from benchmarks.controller.scenarios import Scenario
 from benchmarks.plant.simulator import Load, Plant, Setting, simulate
 from lynx_controller import Controller, Observation, Slo
-from lynx_controller.fleet.exchange import matched, refit
-from lynx_controller.fleet.member import SITES, Member, replica, terms
+from lynx_controller.fleet.exchange import Identity
+from lynx_controller.fleet.refit import refit
+from lynx_controller.fleet.replica import Replica
 from lynx_controller.fleet.store import SqliteStore
 
 REPLICAS = 6
 SPREAD = 0.1
 
 
-def law(scenario: Scenario) -> tuple[float, float, float]:
+def cost(scenario: Scenario) -> tuple[float, float, float]:
     """base, row and slope in ms, as `Controller.inherit` takes them."""
     rng = np.random.default_rng([scenario.seed, 7])
     with tempfile.TemporaryDirectory() as folder:
@@ -34,22 +35,21 @@ def law(scenario: Scenario) -> tuple[float, float, float]:
             for term in ("base_ms", "row_ms", "slope_ms"):
                 away = float(np.exp(SPREAD * rng.standard_normal()))
                 setattr(plant, term, away * getattr(plant, term))
-            who = replica("m", str(number), "one", 8, 64, 4)
-            member = Member(store, who)
-            serve(plant, member, scenario.slo_at(0), rng)
-            member.close()
+            replica = Replica(store, Identity("m", str(number), "one"))
+            serve(plant, replica, scenario.slo_at(0), rng)
+            replica.close()
         refit(store, "m")
-        record = json.loads(store.find("law/m/=one")["law/m/=one"])
+        record = json.loads(store.find("cost/m/one")["cost/m/one"])
         store.close()
-    return terms(matched(record, SITES))
+    return record["base_ms"], record["row_ms"], record["slope_ms"]
 
 
-def serve(plant: Plant, member: Member, slo_ms: float, rng: np.random.Generator) -> None:
+def serve(plant: Plant, replica: Replica, slo_ms: float, rng: np.random.Generator) -> None:
     controller = Controller(Slo(itl_ms=slo_ms), plant.num_layers, plant.num_experts, plant.top_k)
 
     def decide(seen: Observation) -> Setting:
         decision = controller.step(seen)
-        member.note(seen, controller)
+        replica.note(seen, controller)
         return decision.demand, decision.budget
 
     rows = rng.integers(1, 33, 8)

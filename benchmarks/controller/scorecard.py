@@ -61,7 +61,7 @@ def makers(scenario: Scenario) -> dict[str, Callable[[Plant], Decider]]:
     slope_error = (scenario.prior_slope_ms or scenario.plant["slope_ms"]) / scenario.plant[
         "slope_ms"
     ]
-    inherited = newcomer.law(scenario) if scenario.name == "newcomer" else None
+    inherited = newcomer.cost(scenario) if scenario.name == "newcomer" else None
     return {
         "lynx": lambda plant: lynx(
             plant, slo_ms, ControllerConfig(**known), scenario.ttft_ms, inherited

@@ -24,7 +24,7 @@ from lynx_controller.decide.queue_pressure import QueuePressure
 from lynx_controller.decide.slo_limits import SloLimits
 from lynx_controller.failures import Failures
 from lynx_controller.forecast import Forecast
-from lynx_controller.learn.cost import Inherited
+from lynx_controller.learn.cost import StepCost
 from lynx_controller.learn.estimator import Estimator
 from lynx_controller.learn.gate import Gate
 from lynx_controller.learn.history import History
@@ -146,8 +146,11 @@ class Controller:
         self._operator.set(Override.make(budget, demand, self.num_experts, share))
 
     def inherit(self, base_ms: float, row_ms: float, slope_ms: float) -> None:
-        """Start from other replicas' step cost: ms = base + row * rows + slope * sum of T."""
-        self._estimator.cost.inherit(Inherited(base_ms, row_ms, slope_ms))
+        """Start from other replicas' step cost: ms = base + row * rows + slope * sum of T.
+
+        Raises ValueError for an impossible term.
+        """
+        self._estimator.cost.inherit(StepCost(base_ms, row_ms, slope_ms))
 
     def state(self) -> dict[str, Any]:
         """For telemetry and logs: plain numbers, strings and dicts."""

@@ -31,7 +31,7 @@ def server_info(builder: Builder[Runtime]) -> dict[str, Any]:
     """JSON of one scheduler process; what its first step makes is None until then."""
     runtime, layers = builder.runtime, builder.layers
     control = None if runtime is None else runtime.control
-    member = None if control is None else control.member
+    replica = None if control is None else control.replica
     telemetry = Telemetry() if runtime is None else runtime.telemetry
     return {
         "sglang": sglang_names.sglang_version(),
@@ -51,7 +51,7 @@ def server_info(builder: Builder[Runtime]) -> dict[str, Any]:
         "retained_mass_sum": telemetry.retained_mass_sum,
         "refused_change": builder.refused_change,
         "shadow": telemetry.shadow.report(),
-        "fleet": None if member is None else member.state(),
+        "fleet": None if replica is None else replica.state(),
         "ranks": None if runtime is None else runtime.ranks.state(),
     }
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lynx_controller import Batch, Controller, ControllerConfig, Decision, Observation
-from lynx_controller.fleet.member import Member
+from lynx_controller.fleet.replica import Replica
 from lynx_controller.log.decision_log import Log, LoggedController
 from lynx_sglang import calibration
 from lynx_sglang.loop import membership, tier
@@ -37,7 +37,7 @@ class Control:
         telemetry: Telemetry,
     ) -> None:
         self.layers, self.telemetry = layers, telemetry
-        self.member: Member | None = None  # of a fleet, with --lynx-store
+        self.replica: Replica | None = None  # of a fleet, with --lynx-store
         self.clock = StepClock()
         make: Callable[..., Controller] = Controller
         if settings.decision_log is not None:
@@ -56,8 +56,7 @@ class Control:
     def join(self, hf_config: Any, spread: str) -> None:
         """Become a replica of the fleet that --lynx-store names."""
         assert self.settings.store is not None
-        sizes = len(self.layers), self.layers.num_experts, self.layers.top_k
-        self.member = membership.join(self.settings.store, hf_config, *sizes, spread)
+        self.replica = membership.join(self.settings.store, hf_config, spread)
 
     def apply(self, settings: Settings) -> Decision:
         """Decide again under the operator's fixed budget and demand, SLO and floors."""
@@ -97,8 +96,8 @@ class Control:
             return self.decision  # the forward did not reach every layer
         # A shadow pass is in the gap that streams saw, and no part of what the step costs.
         seen = self._observation(step, ran_under, step_ms - step.shadow_ms, itl_ms)
-        if self.member is not None:
-            self.member.note(seen, self.controller)
+        if self.replica is not None:
+            self.replica.note(seen, self.controller)
         self.decision = self.controller.step(seen)
         self.decided_for = step.batch
         caps = dict(zip(self.layers.ids, ran_under.budget, strict=True))

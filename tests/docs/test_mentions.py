@@ -17,7 +17,8 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")),
     *(ROOT / name for name in ("kernels/README.md", "controller/README.md", "models/README.md")),
     *(ROOT / name for name in ("controller/COSTMODEL.md", "controller/MEASURED.md")),
-    *(ROOT / name for name in ("benchmarks/README.md", "benchmarks/frontier/README.md")),
+    ROOT / "benchmarks/README.md",
+    *(ROOT / f"benchmarks/{name}/README.md" for name in ("frontier", "cellscope")),
 ]
 PAGES = [page for page in PAGES if page.is_file()]
 CODE = re.compile(

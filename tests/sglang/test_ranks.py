@@ -201,8 +201,8 @@ def test_rank_0_alone_decides_and_tells(tmp_path: Path) -> None:
     replica.serve([4] * 5)
     first, second = (rank.runtime for rank in replica.ranks)
     assert first.control is not None
-    assert first.control.member is not None
-    first.control.member.close()
+    assert first.control.replica is not None
+    first.control.replica.close()
     assert second.control is None
     assert state.server_info(replica.ranks[0].builder)["decode_steps"] == 5
     info = state.server_info(replica.ranks[1].builder)

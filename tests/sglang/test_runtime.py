@@ -14,7 +14,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.runtime_context import get_parallel
 from transformers import PretrainedConfig
 
-from lynx_controller.fleet.member import Member
+from lynx_controller.fleet.replica import Replica
 from lynx_sglang.cli import describe, main
 from lynx_sglang.cpu.runtime import CpuBuilder, CpuRuntime, count_active
 from lynx_sglang.errors import LynxError, SettingError
@@ -270,10 +270,10 @@ def test_rows_that_sglang_adds_are_pads() -> None:
     assert pad_to(torch.tensor([2, 1], dtype=torch.uint8), 4).tolist() == [2, 1, 0, 0]
 
 
-def member_of(scheduler: Scheduler) -> Member:
+def replica_of(scheduler: Scheduler) -> Replica:
     assert scheduler.runtime.control is not None
-    assert scheduler.runtime.control.member is not None
-    return scheduler.runtime.control.member
+    assert scheduler.runtime.control.replica is not None
+    return scheduler.runtime.control.replica
 
 
 def test_a_replica_ships_and_the_next_one_starts_from_it(tmp_path: Path) -> None:
@@ -282,22 +282,22 @@ def test_a_replica_ships_and_the_next_one_starts_from_it(tmp_path: Path) -> None
         old = Scheduler(Settings(store=url))
         for step in range(30):
             old.run([request(str(i)) for i in range(2 + step % 3)])
-        member_of(old).close()
+        replica_of(old).close()
     assert main(["fleet-refit", url]) == 0
     new = Scheduler(Settings(store=url))
     deadline = time.monotonic() + 5.0
     new.run([request("a")])
-    while not member_of(new).has_inherited:
+    while not replica_of(new).has_inherited:
         assert time.monotonic() < deadline
         new.run([request("a")])
-    member_of(new).close()
+    replica_of(new).close()
 
 
 def test_a_lost_store_is_no_step_paths_concern() -> None:
     scheduler = Scheduler(Settings(store="sqlite:////nowhere/at/all.db"))
     for _ in range(200):
         scheduler.run([request("a")])
-    member_of(scheduler).close()
+    replica_of(scheduler).close()
     info = state.server_info(scheduler.builder)
     assert info["fleet"]["failures"] > 0
     assert info["settings"]["store"] == "set"

@@ -5,7 +5,7 @@
     model       h(x) = m_s . (1, f_1(x) .. f_c(x)): boosted trees per group, linear weights per site
 
 Loadings are taken as the decomposition returns them, signs included, and compare what the sites
-were asked, not what they answered: both are its properties, not slips (COSTMODEL.md).
+were asked, not what they answered: both are its properties, not slips (../README.md).
 Departure: the site's weights are a ridge towards the ensemble's own sum where the paper has an L1
 penalty, so that the online update is exact. Needs scikit-learn.
 """
@@ -126,5 +126,5 @@ def boosted_trees() -> Any:
         return import_module("sklearn.ensemble").GradientBoostingRegressor
     except ImportError as error:
         raise RuntimeError(
-            "the CellScope baseline needs scikit-learn: pip install 'lynx-sglang[fleet]'"
+            "the CellScope baseline needs scikit-learn: pip install scikit-learn"
         ) from error

@@ -1,11 +1,9 @@
-"""Replicas share what their steps cost: statistics go to a store, laws come back.
+"""A replica's connection to the store, on a thread of its own.
 
-    share/MODEL/REPLICA   what a replica saw: block, labels of its sites, sufficient statistics
-    law/MODEL/REPLICA     what the last refit made of it
-    law/MODEL/=BLOCK      where a replica of that block starts that nobody has seen
+    statistics/MODEL/REPLICA   block and sufficient statistics that a replica has shipped
+    cost/MODEL/BLOCK           step cost of the block's replicas, from the last refit
 
-The step path only calls `Exchange.offer` and `Exchange.law`, which neither wait nor raise: a thread
-ships, decays and fetches. `refit` is a job of its own, for whoever runs one per fleet.
+The step path only calls `Exchange.offer` and `Exchange.cost`, which neither wait nor raise.
 """
 
 from __future__ import annotations
@@ -15,156 +13,105 @@ import logging
 import queue
 import threading
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
-
-from lynx_controller.fleet import groups
-from lynx_controller.fleet.site import Sites, Statistics
+from lynx_controller.fleet.statistics import StepStatistics
 from lynx_controller.fleet.store import Store, StoreError
+from lynx_controller.learn.cost import StepCost
 
 logger = logging.getLogger(__name__)
 
-WAITING: Final = 16  # statistics that may wait for the thread; more are dropped and counted
+WAITING: Final = 16  # statistics that wait for the thread; more are dropped and counted
+STATISTICS: Final = "statistics"
+COST: Final = "cost"
 
 
 @dataclass(frozen=True, slots=True)
-class Replica:
-    """Who ships."""
+class Identity:
+    """What a replica is comparable with. Names hold no "/": it separates the parts of a key."""
 
-    model: str  # replicas of the same model and features are comparable; no "/"
-    name: str  # no "/"; must not start with "="
+    model: str
+    name: str  # of the replica
     block: str  # hardware, parallel layout, quantisation
-    sites: tuple[str, ...]  # [S] labels: layers, or one where whole steps are timed
-    probe: tuple[tuple[float, ...], ...]  # [q, d] loads whose times tell replicas apart
 
-    def __post_init__(self) -> None:
-        if "/" in self.model + self.name or self.name.startswith("="):
-            raise ValueError(f'no "/" or leading "=" in model and name, got {self!r}')
+    @classmethod
+    def of(cls, model: str, name: str, block: str) -> Identity:
+        """With "/" in names replaced by "-"."""
+        return cls(*(each.strip("/").replace("/", "-") for each in (model, name, block)))
+
+    @property
+    def statistics_key(self) -> str:
+        return f"{STATISTICS}/{self.model}/{self.name}"
+
+    @property
+    def cost_key(self) -> str:
+        return f"{COST}/{self.model}/{self.block}"
 
 
 class Exchange:
-    """One replica's side. `failures` and `dropped` are for telemetry."""
+    """Ships statistics and fetches the block's cost. `failures`, `dropped`: for telemetry."""
 
     def __init__(
-        self, store: Store, replica: Replica, interval_s: float = 10.0, keep: float = 0.9
+        self, store: Store, identity: Identity, interval_s: float = 10.0, keep: float = 0.9
     ) -> None:
-        """`keep`: what is left of older statistics at each shipment."""
-        self.replica = replica
+        """`keep`: weight of older statistics that each shipment leaves."""
         self.failures = self.dropped = 0
-        self._store, self._interval_s, self._keep = store, interval_s, keep
-        self._offered: queue.Queue[Statistics] = queue.Queue(WAITING)
-        self._law: Sites | None = None
-        self._total: Statistics | None = None
+        self._store, self._identity = store, identity
+        self._interval_s, self._keep = interval_s, keep
+        self._offered: queue.Queue[StepStatistics] = queue.Queue(WAITING)
+        self._cost: StepCost | None = None
+        self._total: StepStatistics | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lynx-fleet", daemon=True)
         self._thread.start()
 
-    def offer(self, statistics: Statistics) -> None:
-        """Step path: hand over what `Recorder.take` gave."""
+    def offer(self, statistics: StepStatistics) -> None:
+        """Step path: hand over statistics to be shipped."""
         try:
             self._offered.put_nowait(statistics)
         except queue.Full:
             self.dropped += 1
 
-    def law(self) -> Sites | None:
-        """Step path: a law that came since the last call, its own or its block's."""
-        law, self._law = self._law, None
-        return law
+    def cost(self) -> StepCost | None:
+        """Step path: the block's cost if it arrived since the last call."""
+        cost, self._cost = self._cost, None
+        return cost
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Ship what is left, if the store lets it."""
+        """Ship the rest, if the store lets it."""
         self._stop.set()
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
-        known = ""
+        known, interval_s = "", 0.0
         while True:
-            is_last = self._stop.wait(self._interval_s if known else 0.0)
+            is_last = self._stop.wait(interval_s)
+            interval_s = self._interval_s
             try:
                 self._ship()
-                known = self._fetch(known) or "none yet"
+                known = self._fetch(known)
             except (StoreError, ValueError, LookupError, TypeError) as error:  # lost, or nonsense
                 self.failures += 1
                 if self.failures == 1:
                     logger.warning("the store fails, and is tried again: %s", error)
-                known = known or "none yet"
             if is_last:
                 return
 
     def _ship(self) -> None:
-        fresh: Statistics | None = None
+        fresh: StepStatistics | None = None
         while not self._offered.empty():
             each = self._offered.get_nowait()
             fresh = each if fresh is None else fresh.merged(each)
         if fresh is None:
             return
         self._total = fresh if self._total is None else self._total.merged(fresh, self._keep)
-        replica = self.replica
-        record = {
-            "block": replica.block,
-            "sites": replica.sites,
-            "probe": replica.probe,
-            "statistics": self._total.to_dict(),
-        }
-        self._store.put(f"share/{replica.model}/{replica.name}", json.dumps(record))
+        record = {"block": self._identity.block, "statistics": self._total.to_dict()}
+        self._store.put(self._identity.statistics_key, json.dumps(record))
 
     def _fetch(self, known: str) -> str:
-        """Take the replica's law if it has one, else its block's; the text it came from."""
-        start = f"law/{self.replica.model}/"
-        for key in (start + self.replica.name, start + "=" + self.replica.block):
-            text = self._store.find(key).get(key)
-            if text is not None:
-                if text != known:
-                    self._law = matched(json.loads(text), self.replica.sites)
-                return text
-        return known
-
-
-def matched(record: dict[str, Any], sites: tuple[str, ...]) -> Sites:
-    """The law of these sites; a block's has an entry, None, for sites that nobody has seen."""
-    known = record["sites"]
-    at = [known.index(each if each in known else None) for each in sites]  # ValueError: no entry
-    whole = Sites.from_dict(record["law"])
-    law = Sites(whole.mean[:, at], whole.covariance[:, :, at], whole.noise, whole.forgetting)
-    law.open(whole.prior[:, :, at])
-    return law
-
-
-def refit(store: Store, model: str) -> groups.Fit | None:
-    """Fit all replicas of a model from what they shipped, and leave every one its law.
-
-    None where nobody has shipped yet. Raises StoreError, and ValueError for shares that don't fit
-    together.
-    """
-    shares = {
-        key.rsplit("/", 1)[1]: json.loads(text)
-        for key, text in sorted(store.find(f"share/{model}/").items())
-    }
-    if not shares:
-        return None
-    replica = [name for name, share in shares.items() for _ in share["sites"]]
-    label = [each for share in shares.values() for each in share["sites"]]
-    block = [share["block"] for share in shares.values() for _ in share["sites"]]
-    layout = groups.Layout.of(replica, label, block)
-    parts = [Statistics.from_dict(share["statistics"]) for share in shares.values()]
-    probe = np.array(next(iter(shares.values()))["probe"])
-    fit = groups.fit(
-        Statistics(
-            np.concatenate([each.count for each in parts], axis=-1),
-            np.concatenate([each.gram for each in parts], axis=-1),
-            np.concatenate([each.moment for each in parts], axis=-1),
-        ),
-        layout,
-        probe,
-    )
-    for name, share in shares.items():
-        which = np.array([i for i, each in enumerate(replica) if each == name])
-        record = {"sites": share["sites"], "law": fit.sites(which).to_dict()}
-        store.put(f"law/{model}/{name}", json.dumps(record))
-    labels = list(dict.fromkeys(label))
-    for number, name in enumerate(dict.fromkeys(block)):
-        law = fit.newcomer(number, [*range(len(labels)), None])
-        record = {"sites": [*labels, None], "law": law.to_dict()}
-        store.put(f"law/{model}/={name}", json.dumps(record))
-    return fit
+        """Take the block's cost unless its text is `known`; the text."""
+        key = self._identity.cost_key
+        text = self._store.find(key).get(key, known)
+        if text != known:
+            self._cost = StepCost(**json.loads(text))
+        return text

@@ -45,18 +45,19 @@ PLAUSIBLE: Final = 2.0  # times the expected step: a slower first sample is take
 NOTICEABLE: Final = 2.0  # standard deviations of a step, above which an excess is a disturbance
 LEAST_RIDGE: Final = 1e-15
 LEAST_ACTIVE: Final = 1e-9
+LEAST_SLOPE_MS: Final = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
-class Inherited:
-    """Step cost of other replicas, for as long as no step of its own is known."""
+class StepCost:
+    """ms = base + row * rows + slope * sum of T. Raises ValueError for an impossible term."""
 
     base_ms: float
     row_ms: float
     slope_ms: float  # per expert and layer
 
     def __post_init__(self) -> None:
-        for name, least in (("base_ms", 0.0), ("row_ms", 0.0), ("slope_ms", 1e-9)):
+        for name, least in (("base_ms", 0.0), ("row_ms", 0.0), ("slope_ms", LEAST_SLOPE_MS)):
             value = getattr(self, name)
             if not least <= value < 1e6:
                 raise ValueError(f"{name} must be in [{least:g}, 1e6) ms, got {value!r}")
@@ -126,7 +127,7 @@ class CostModel:
     """
 
     config: ControllerConfig
-    inherited: Inherited | None = None
+    inherited: StepCost | None = None
     classes: dict[Key, ClassCost] = field(default_factory=dict)
     slope_ms: float = 0.0
     row_ms: float = 0.0
@@ -138,7 +139,7 @@ class CostModel:
     def __post_init__(self) -> None:
         self.sigma = self.config.prior_noise
 
-    def inherit(self, inherited: Inherited) -> None:
+    def inherit(self, inherited: StepCost) -> None:
         """Start from another's cost; once a class was seen, only the slope's prior is taken."""
         self.inherited = inherited
         if not any(cost.samples for cost in self.classes.values()):

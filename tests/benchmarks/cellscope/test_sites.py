@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lynx_controller.fleet.site import CLIP, Recorder, Sites, Statistics, posterior
+from benchmarks.cellscope.models.sites import CLIP, Recorder, Sites, Statistics, posterior
 
 D, S = 4, 5
 LAW = np.array([20.0, 0.5, 1.0, 2.0])

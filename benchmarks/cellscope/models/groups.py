@@ -20,9 +20,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from lynx_controller.fleet import crossed
-from lynx_controller.fleet.crossed import Crossed
-from lynx_controller.fleet.site import Sites, Statistics, posterior
+from benchmarks.cellscope.models import crossed
+from benchmarks.cellscope.models.crossed import Crossed
+from benchmarks.cellscope.models.sites import Sites, Statistics, posterior
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]

@@ -1,8 +1,16 @@
 import numpy as np
 import pytest
 
-from lynx_controller.fleet.groups import Fit, Layout, Structure, fit, linkage, numbered, shuffle
-from lynx_controller.fleet.site import Statistics
+from benchmarks.cellscope.models.groups import (
+    Fit,
+    Layout,
+    Structure,
+    fit,
+    linkage,
+    numbered,
+    shuffle,
+)
+from benchmarks.cellscope.models.sites import Statistics
 
 REPLICAS, LAYERS = 12, 3
 REPLICA, LAYER = np.repeat(np.arange(REPLICAS), LAYERS), np.tile(np.arange(LAYERS), REPLICAS)
