@@ -21,7 +21,7 @@ from lynx_kernels.select.selection import RowClass
 
 Array = NDArray[Any]
 PAD, FLEXIBLE = int(RowClass.PAD), int(RowClass.FLEXIBLE)
-# Positions of the enums' members, which compiled code takes as numbers (select_cpu.py).
+# Positions of the enums' members, which compiled code takes as numbers (`Rules` in cpu.py).
 ALL, MASS, RANK, NONE = 0, 1, 2, 3
 SHARE_6, SHARE, VOTES = 0, 1, 2
 EXACT_WEIGHTS, SURVIVORS, SCALED, MOVED = 0, 1, 2, 3
@@ -33,9 +33,7 @@ def demand_row(
     weights: Array,  # [K]
     share: float,
     floor_k: int,
-    demand_rule: int,
-    importance_rule: int,
-    confidence: float,
+    rules: Any,  # `Rules`
     contribution: Array,  # [E] or [0]
     fixed: Array,  # [K] out: fixed-point mass
     protected: Array,  # [E] in, out
@@ -63,28 +61,28 @@ def demand_row(
         total += fixed[k]
     num_ranked = max(np.ceil(share * num_own - RANK_SLACK), floor_k)
     before = 0
-    has_floor = num_own > 0 and fixed[order[0]] >= confidence * total
+    has_floor = num_own > 0 and fixed[order[0]] >= rules.confidence * total
     for rank in range(num_own):
         k = order[rank]
         expert = ids[k]
         if rank < floor_k and has_floor:
             protected[expert] = True
-        if demand_rule == MASS:
+        if rules.demand == MASS:
             is_demanded = share == 1.0 or before < share * total or rank < floor_k
         else:
-            is_demanded = demand_rule == RANK and rank < num_ranked
+            is_demanded = rules.demand == RANK and rank < num_ranked
         before += fixed[k]
         if not is_demanded:
             continue
         wanted[expert] = True
         part = fixed[k] / total if total > 0 else 0.0
-        if importance_rule == SHARE_6:
+        if rules.importance == SHARE_6:
             gain = np.float64(contribution[expert]) if contribution.shape[0] else 1.0
             if not 0.0 <= gain <= 1.0:
                 gain = 1.0
             square = part * part
             importance[expert] += np.int64(np.rint(square * square * square * gain * ONE))
-        elif importance_rule == VOTES:
+        elif rules.importance == VOTES:
             importance[expert] += VOTE + np.int64(np.rint(part * TIE_ONE))
         else:
             importance[expert] += np.int64(np.rint(part * ONE))
@@ -138,8 +136,7 @@ def rebuild_row(
     scores: Array,  # [E]
     bias: Array,  # [E] or [0]
     allowed: Array,  # [E]
-    is_refilling: bool,
-    weights_rule: int,
+    rules: Any,  # `Rules`
     out_ids: Array,  # [K] out
     out_weights: Array,  # [K] out
 ) -> None:
@@ -160,11 +157,11 @@ def rebuild_row(
         if not 0 <= ids[k] < num_experts:
             continue
         if allowed[ids[k]]:
-            if weights_rule != EXACT_WEIGHTS:
+            if rules.weights != EXACT_WEIGHTS:
                 gate_sum += finite(scores[ids[k]])
             continue
         best, best_key = -1, np.float32(0.0)
-        if is_refilling:
+        if rules.is_refilling:
             for expert in range(num_experts):
                 if not is_taken[expert] and finite(scores[expert]) > 0.0:
                     key = scores[expert] + bias[expert] if bias.shape[0] else scores[expert]
@@ -174,15 +171,17 @@ def rebuild_row(
         if best >= 0:
             is_taken[best] = True
             gate_sum += finite(scores[best])
-    mass = REFILL_SHARE * lost_mass if weights_rule == EXACT_WEIGHTS else lost_mass + kept_mass
+    mass = REFILL_SHARE * lost_mass if rules.weights == EXACT_WEIGHTS else lost_mass + kept_mass
     for k in range(top_k):
         if not 0 <= ids[k] < num_experts:
             continue
         is_kept = allowed[ids[k]]
-        if weights_rule == SURVIVORS:
+        if rules.weights == SURVIVORS:
             if is_kept and kept_mass > 0.0:
                 out_weights[k] = weights[k] * ((lost_mass + kept_mass) / kept_mass)
-        elif out_ids[k] >= 0 and gate_sum > 0.0 and not (is_kept and weights_rule == EXACT_WEIGHTS):
+        elif (
+            out_ids[k] >= 0 and gate_sum > 0.0 and not (is_kept and rules.weights == EXACT_WEIGHTS)
+        ):
             out_weights[k] = finite(scores[out_ids[k]]) * (mass / gate_sum)
 
 
@@ -193,19 +192,13 @@ def select_rows(
     weights: Array,  # [M, K]
     classes: Array,  # [M]
     bias: Array,  # [E] or [0]
+    similarity: Array,  # [E, E] or [0, 0]
+    contribution: Array,  # [E] or [0]
     cap: int,
     floor_k: int,
     share: float,
-    demand_rule: int,
-    importance_rule: int,
-    is_refilling: bool,
-    weights_rule: int,
-    confidence: float,
+    rules: Any,  # `Rules`
     bin_edges: Array,  # [num_bins]
-    max_vote_base: int,
-    similarity: Array,  # [E, E] or [0, 0]
-    min_similarity: float,
-    contribution: Array,  # [E] or [0]
     out_ids: Array,  # [M, K] out
     out_weights: Array,  # [M, K] out
     retained: Array,  # [M] out
@@ -221,25 +214,25 @@ def select_rows(
     for r in range(num_rows):
         if classes[r] == FLEXIBLE:
             demand_row(
-                ids[r], weights[r], share, floor_k, demand_rule, importance_rule, confidence,
-                contribution, fixed[r], protected, wanted, importance,
+                ids[r], weights[r], share, floor_k, rules, contribution, fixed[r], protected,
+                wanted, importance,
             )  # fmt: skip
         elif classes[r] != PAD:
             for k in range(top_k):
                 if 0 <= ids[r, k] < num_experts:
                     protected[ids[r, k]] = True
-    if importance_rule >= SCORES:
-        importance = common_importance(scores, classes, importance_rule, bin_edges, max_vote_base)
-    if demand_rule == NONE:
+    if rules.importance >= SCORES:
+        importance = common_importance(scores, classes, rules, bin_edges)
+    if rules.demand == NONE:
         wanted[:] = True
-    if demand_rule == ALL:
+    if rules.demand == ALL:
         protected[:] = True
     allowed = cut(protected, wanted, importance, cap)
     targets = np.empty(0, np.int64)
-    if weights_rule == MOVED:
+    if rules.weights == MOVED:
         targets = find_targets(similarity, allowed)
         allowed = keep_unlike(
-            ids, fixed, classes, similarity, min_similarity, targets, allowed, cap
+            ids, fixed, classes, similarity, rules.min_similarity, targets, allowed, cap
         )
 
     active[:] = False
@@ -260,12 +253,11 @@ def select_rows(
             out_ids[r], out_weights[r] = ids[r], weights[r]
         else:
             retained[r] = kept / total if total > 0 else 1.0
-            if weights_rule == MOVED:
+            if rules.weights == MOVED:
                 move_row(ids[r], weights[r], allowed, targets, out_ids[r], out_weights[r])
             else:
                 rebuild_row(
-                    ids[r], weights[r], scores[r], bias, allowed, is_refilling, weights_rule,
-                    out_ids[r], out_weights[r],
+                    ids[r], weights[r], scores[r], bias, allowed, rules, out_ids[r], out_weights[r],
                 )  # fmt: skip
         for k in range(top_k):
             if 0 <= out_ids[r, k] < num_experts:

@@ -13,7 +13,7 @@ from lynx_kernels.select.selection import RowClass
 
 Array = NDArray[Any]
 PAD = int(RowClass.PAD)
-# Positions of the members of `Importance` whose sums are over all rows (select_cpu.py).
+# Positions of the members of `Importance` whose sums are over all rows (`Rules` in cpu.py).
 SCORES, BINS, HASH = 3, 4, 5
 
 
@@ -53,13 +53,12 @@ def count_noise(gates: Array, importance: Array) -> None:
 def common_importance(
     scores: Array,  # [M, E]
     classes: Array,  # [M]
-    importance_rule: int,
+    rules: Any,  # `Rules`
     bin_edges: Array,  # [num_bins]
-    max_vote_base: int,
 ) -> Array:
-    """What all rows that are not pads say of each expert, whoever demands it: [E]."""
+    """Importance [E] of each expert to all rows that are not pads, whoever demands it."""
     importance = np.zeros(scores.shape[1], np.int64)
-    base = min((classes != PAD).sum() + 1, max_vote_base)
+    base = min((classes != PAD).sum() + 1, rules.max_vote_base)
     vote_of = np.ones(bin_edges.shape[0], np.int64)
     for place in range(bin_edges.shape[0] - 2, -1, -1):
         vote_of[place] = vote_of[place + 1] * base
@@ -69,12 +68,12 @@ def common_importance(
             continue
         for expert in range(scores.shape[1]):
             gates[expert] = finite(scores[r, expert])
-            if importance_rule == SCORES:
+            if rules.importance == SCORES:
                 gate = np.float64(min(gates[expert], SCORE_MAX))
                 importance[expert] += np.int64(np.rint(gate * ONE))
-        if importance_rule == BINS:
+        if rules.importance == BINS:
             count_bins(gates, bin_edges, vote_of, importance)
-        elif importance_rule == HASH:
+        elif rules.importance == HASH:
             count_noise(gates, importance)
     return importance
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -70,26 +70,27 @@ def select(
     check_arguments(
         scores, topk_ids, topk_weights, row_class, budget, floor, demand, correction_bias
     )
-    if scheduled is not None and (scheduled.step != 1 or scheduled.start < 0 or not scheduled):
-        raise ValueError(f"scheduled: expected a range of ids without gaps, got {scheduled}")
-    if scores.device.type == "cpu":
-        run = cpu_path()
-    elif scores.device.type == "cuda":
-        given = (scores, topk_ids, topk_weights, row_class, correction_bias, contribution)
-        run = cuda_path(given, scores.shape[1], topk_ids.shape[1], chosen, scheduled)
-    else:
-        run = select_torch
-    if chosen.needs_similarity:
-        if similarity is None:
-            raise ValueError(f"similarity: expected a tensor for policy {chosen.name}, got None")
-        num_experts = scores.shape[1]
-        _check("similarity", similarity, torch.float32, (num_experts, num_experts), scores.device)
-        run = partial(run, similarity=similarity)
-    if contribution is not None:
-        if not chosen.takes_contribution:
-            raise ValueError(f"contribution: expected None for policy {chosen.name}, got a tensor")
-        _check("contribution", contribution, torch.float32, scores.shape[1:], scores.device)
-        run = partial(run, contribution=contribution)
+    check_options(scores, chosen, similarity, contribution, scheduled)
+    given = (scores, topk_ids, topk_weights, row_class, correction_bias, contribution)
+    if scores.device.type == "cuda" and can_launch(
+        given, scores.shape[1], topk_ids.shape[1], chosen
+    ):
+        from lynx_kernels.select.triton_form import select_triton
+
+        return select_triton(
+            scores,
+            topk_ids,
+            topk_weights,
+            row_class,
+            budget=budget,
+            floor=floor,
+            demand=demand,
+            policy=chosen,
+            correction_bias=correction_bias,
+            contribution=contribution,
+            scheduled=scheduled or range(scores.shape[1]),
+        )
+    run = cpu_form() if scores.device.type == "cpu" else select_torch
     return run(
         scores,
         topk_ids,
@@ -100,11 +101,13 @@ def select(
         demand=demand,
         policy=chosen,
         correction_bias=correction_bias,
+        similarity=similarity if chosen.needs_similarity else None,
+        contribution=contribution,
     )
 
 
 @cache
-def cpu_path() -> Callable[..., Selection]:
+def cpu_form() -> Callable[..., Selection]:
     """The compiled rows where numba is installed (SGLang brings it), else torch operations."""
     if importlib.util.find_spec("numba") is None:
         logger.warning("numba is not installed: selection on CPU runs five times slower, in torch")
@@ -114,30 +117,22 @@ def cpu_path() -> Callable[..., Selection]:
     return select_cpu
 
 
-def cuda_path(
-    given: tuple[Tensor | None, ...],
-    num_experts: int,
-    top_k: int,
-    policy: Policy,
-    scheduled: range | None,
-) -> Callable[..., Selection]:
-    """The Triton kernels, or torch operations where these do not serve the inputs."""
+def can_launch(
+    given: tuple[Tensor | None, ...], num_experts: int, top_k: int, policy: Policy
+) -> bool:
+    """Whether the Triton kernels serve these inputs; a warning says why they do not."""
     reason = missing_for_triton()
     if reason is None and not policy.has_triton_form:
         reason = f"policy {policy.name} has no Triton form"
-    if reason is None:
-        if num_experts > MAX_EXPERTS or top_k > MAX_TOP_K:
-            reason = (
-                f"{num_experts} experts and {top_k} slots, of at most {MAX_EXPERTS} and {MAX_TOP_K}"
-            )
-        elif not all(tensor is None or tensor.is_contiguous() for tensor in given):
-            reason = "an input is not contiguous"
+    if reason is None and (num_experts > MAX_EXPERTS or top_k > MAX_TOP_K):
+        reason = (
+            f"{num_experts} experts and {top_k} slots, of at most {MAX_EXPERTS} and {MAX_TOP_K}"
+        )
+    if reason is None and not all(each is None or each.is_contiguous() for each in given):
+        reason = "an input is not contiguous"
     if reason is not None:
         note_torch_on_cuda(reason)
-        return select_torch
-    from lynx_kernels.select.triton_form import select_triton
-
-    return partial(select_triton, scheduled=scheduled or range(num_experts))
+    return reason is None
 
 
 @cache
@@ -198,6 +193,27 @@ def check_arguments(
         _check("demand", demand, torch.float32, (), device)
     if correction_bias is not None:
         _check("correction_bias", correction_bias, torch.float32, (num_experts,), device)
+
+
+def check_options(
+    scores: Tensor,
+    policy: Policy,
+    similarity: Tensor | None,
+    contribution: Tensor | None,
+    scheduled: range | None,
+) -> None:
+    """Raise ValueError for the first option that does not fit the policy or the scores."""
+    num_experts, device = scores.shape[1], scores.device
+    if scheduled is not None and (scheduled.step != 1 or scheduled.start < 0 or not scheduled):
+        raise ValueError(f"scheduled: expected a range of ids without gaps, got {scheduled}")
+    if policy.needs_similarity:
+        if similarity is None:
+            raise ValueError(f"similarity: expected a tensor for policy {policy.name}, got None")
+        _check("similarity", similarity, torch.float32, (num_experts, num_experts), device)
+    if contribution is not None:
+        if not policy.takes_contribution:
+            raise ValueError(f"contribution: expected None for policy {policy.name}, got a tensor")
+        _check("contribution", contribution, torch.float32, (num_experts,), device)
 
 
 def _check(
