@@ -59,7 +59,7 @@ def _compile(shape: Shape, num_rows: int, tiles: Tiles | None, arch: int) -> Non
         variants.append(replace(variant, is_tma=True))
     select = SelectVariant(num_rows, shape.num_experts, shape.top_k, arch)
     if tiles is not None:
-        tuning.TABLE[variant.layer, tuning.slot_of(num_rows)] = tiles
+        tuning.TABLE[variant.layer, tuning.size_class_of(num_rows)] = tiles
     launches = [launch for variant in variants for launch in variant.record()]
     launches += select.record() if tiles is None else []
     for launch in launches:

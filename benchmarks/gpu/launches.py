@@ -90,7 +90,7 @@ class Variant:
 
     @property
     def tiles(self) -> Tiles:
-        tiles = tuning.tiles_for(self.layer, tuning.slot_of(self.slot))
+        tiles = tuning.tiles_for(self.layer, tuning.size_class_of(self.slot))
         return replace(
             tiles,
             num_prefetched=self.num_prefetched or tiles.num_prefetched,
@@ -134,7 +134,7 @@ class Variant:
             sums=meta(1, 1, dtype=torch.float32),
             arrivals=meta(1, dtype=torch.int32),
         )
-        tiles = {(self.layer, tuning.slot_of(self.slot)): self.tiles}
+        tiles = {(self.layer, tuning.size_class_of(self.slot)): self.tiles}
         with (
             recorded(fused_host, FUSED_KERNELS) as launches,
             mock.patch.dict(tuning.TABLE, tiles),
@@ -217,7 +217,7 @@ def all_variants() -> list[Variant | SelectVariant]:
             for arch in NUM_SMS
             for is_tma in (False, True)
             for shape in SHAPES.values()
-            for slot in tuning.M_SLOTS
+            for slot in tuning.SIZE_CLASSES
             if arch >= (89 if shape.scaled else 80)
             if not is_tma or (arch >= 90 and shape.name in WITH_TMA)
         ),

@@ -129,7 +129,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", nargs="+", choices=SHAPES, default=["qwen3-30b"])
-    parser.add_argument("--slots", nargs="+", type=int, choices=tuning.M_SLOTS, default=[8, 32])
+    parser.add_argument(
+        "--slots", nargs="+", type=int, choices=tuning.SIZE_CLASSES, default=[8, 32]
+    )
     parser.add_argument("--limit-min", type=float, default=9.0)
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu" / "tune.jsonl")
     parser.add_argument("--dry-run", action="store_true", help="on a CPU, interpreted")

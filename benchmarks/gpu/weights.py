@@ -89,7 +89,7 @@ class Weights:
         self, hidden: Tensor, schedule: Schedule, workspace: Workspace, out: Tensor
     ) -> Tensor:
         """`run` with the tiles of its rule, their weights copied by the accelerator."""
-        slot = tuning.slot_of(hidden.shape[0])
+        slot = tuning.size_class_of(hidden.shape[0])
         tiles = replace(tuning.tiles_for(workspace.layer, slot), is_tma=True)
         with mock.patch.dict(tuning.TABLE, {(workspace.layer, slot): tiles}):
             return self.run(hidden, schedule, workspace, out)

@@ -1,4 +1,4 @@
-"""What the GPU path asks of the device it runs on; anything else is an interpreted CPU."""
+"""Properties of the device that kernels run on; anything but CUDA is an interpreted CPU."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def has_pdl(arch: int) -> bool:
 
 @cache
 def missing_for_triton() -> str | None:
-    """Why no CUDA device of this process can run the Triton kernels; None where they can."""
+    """The reason that CUDA devices of this process cannot run Triton kernels; None if they can."""
     if torch.version.hip is not None:
         return "the Triton kernels are for NVIDIA GPUs, this torch is built for ROCm"
     if importlib.util.find_spec("triton") is None:

@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,13 +41,13 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def rows():
+def rows() -> list[dict[str, Any]]:
     done = run("--only", *VARIANTS)
     assert done.stdout, done.stderr[-4000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_every_kernel_stays_within_its_limits(rows):
+def test_every_kernel_stays_within_its_limits(rows: list[dict[str, Any]]) -> None:
     assert {row["kernel"] for row in rows} == {
         "gate_up_kernel",
         "down_concat_kernel",
@@ -61,7 +62,9 @@ def test_every_kernel_stays_within_its_limits(rows):
     assert all(row["registers"] <= 255 and row["spilled_bytes"] == 0 for row in rows)
 
 
-def products_of(rows, *, is_narrow=False, **wanted):
+def products_of(
+    rows: list[dict[str, Any]], *, is_narrow: bool = False, **wanted: Any
+) -> list[dict[str, Any]]:
     """Rows of GEMM kernels: the others have no tile of weights."""
     return [
         row
@@ -72,26 +75,30 @@ def products_of(rows, *, is_narrow=False, **wanted):
     ]
 
 
-def test_selection_needs_no_more_shared_memory_than_every_device_has(rows):
+def test_selection_needs_no_more_shared_memory_than_every_device_has(
+    rows: list[dict[str, Any]],
+) -> None:
     selects = [row for row in rows if row["cells"][0] == "select"]
     assert {row["arch"] for row in selects} == {80, 90, 100}
     assert all(row["shared_bytes"] <= MAX_SELECT_SHARED_BYTES for row in selects)
 
 
 @pytest.mark.parametrize(("arch", "kind"), [(80, "HMMA"), (90, "HGMMA"), (100, "UTCHMMA")])
-def test_products_run_on_the_tensor_cores_of_each_architecture(rows, arch, kind):
+def test_products_run_on_the_tensor_cores_of_each_architecture(
+    rows: list[dict[str, Any]], arch: int, kind: str
+) -> None:
     products = products_of(rows, arch=arch)
     assert products
     assert all(row["products"][kind] > 0 for row in products)
 
 
-def test_narrow_products_keep_the_older_instruction(rows):
+def test_narrow_products_keep_the_older_instruction(rows: list[dict[str, Any]]) -> None:
     narrow = products_of(rows, is_narrow=True)
     assert narrow
     assert all(row["products"]["HMMA"] > 0 for row in narrow)
 
 
-def test_tiles_are_copied_asynchronously_and_16_bytes_at_a_time(rows):
+def test_tiles_are_copied_asynchronously_and_16_bytes_at_a_time(rows: list[dict[str, Any]]) -> None:
     """On sm_90, a tile of fp8 weights is copied by 8 bytes, as it is widened for its product."""
     for row in products_of(rows) + products_of(rows, is_narrow=True):
         copies, loads = row["copies"], row["loads"]
@@ -100,22 +107,28 @@ def test_tiles_are_copied_asynchronously_and_16_bytes_at_a_time(rows):
         assert copies["16"] + copies["8"] > 8 * (loads["16"] + loads["8"])
 
 
-def test_weights_are_copied_by_the_tensor_memory_accelerator_where_tiles_say_so(rows):
+def test_weights_are_copied_by_the_tensor_memory_accelerator_where_tiles_say_so(
+    rows: list[dict[str, Any]],
+) -> None:
     for row in products_of(rows) + products_of(rows, is_narrow=True):
         assert (row["tma_copies"] > 0) == ("tma" in row["cells"][0])
 
 
-def test_down_weights_are_fetched_before_the_wait_where_tiles_say_so(rows):
+def test_down_weights_are_fetched_before_the_wait_where_tiles_say_so(
+    rows: list[dict[str, Any]],
+) -> None:
     for row in rows:
         is_wanted = "prefetch" in row["cells"][0] and row["kernel"] == "down_concat_kernel"
         assert (row["prefetches"] > 0) == is_wanted
 
 
-def test_kernels_wait_for_the_launch_before_where_they_overlap_it(rows):
+def test_kernels_wait_for_the_launch_before_where_they_overlap_it(
+    rows: list[dict[str, Any]],
+) -> None:
     assert all(row["waits"] == (row["arch"] >= 90) for row in rows)
 
 
-def test_the_listing_is_of_these_kernels():
+def test_the_listing_is_of_these_kernels() -> None:
     done = run("--is-current")
     message = "run python -m benchmarks.gpu.resources"
     assert done.returncode == 0, f"{message}\n{done.stderr[-2000:]}"

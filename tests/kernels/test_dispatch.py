@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from lynx_kernels import RowClass, device, fused_moe, select
@@ -19,15 +22,15 @@ FUSED_KERNELS = ("gate_up_kernel", "down_concat_kernel", "down_kernel", "combine
 
 
 @pytest.fixture
-def launched(monkeypatch):
+def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Names of the kernels that would be launched on an H100."""
     names: list[str] = []
 
     class Recorder:
-        def __init__(self, name):
+        def __init__(self, name: str) -> None:
             self.name = name
 
-        def __getitem__(self, grid):
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
             return lambda **given: names.append(self.name)
 
     for host, kernels in ((select_triton, SELECT_KERNELS), (fused_moe_triton, FUSED_KERNELS)):
@@ -45,7 +48,9 @@ def launched(monkeypatch):
         function.cache_clear()
 
 
-def routing(num_rows: int, num_experts: int = NUM_EXPERTS, top_k: int = TOP_K, where="cuda"):
+def routing(
+    num_rows: int, num_experts: int = NUM_EXPERTS, top_k: int = TOP_K, where: str = "cuda"
+) -> dict[str, Any]:
     return {
         "scores": torch.rand(num_rows, num_experts, device=where),
         "topk_ids": torch.zeros(num_rows, top_k, dtype=torch.int32, device=where),
@@ -56,26 +61,26 @@ def routing(num_rows: int, num_experts: int = NUM_EXPERTS, top_k: int = TOP_K, w
     }
 
 
-def layer(num_rows: int, dtype: torch.dtype = torch.bfloat16):
+def layer(num_rows: int, dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
     sizes = ((num_rows, HIDDEN), (NUM_EXPERTS, 2 * INNER, HIDDEN), (NUM_EXPERTS, HIDDEN, INNER))
     return [torch.empty(size, dtype=dtype, device="cuda") for size in sizes]
 
 
-def test_a_decode_layer_is_three_launches(launched):
+def test_a_decode_layer_is_three_launches(launched: list[str]) -> None:
     chosen = select(**routing(8))
     out = fused_moe(*layer(8), chosen.topk_ids, chosen.topk_weights, schedule=chosen.schedule)
     assert launched == ["select_kernel", "gate_up_kernel", "down_concat_kernel"]
     assert (out.shape, out.dtype) == ((8, HIDDEN), torch.bfloat16)
 
 
-def test_large_batches_take_more_launches(launched):
+def test_large_batches_take_more_launches(launched: list[str]) -> None:
     chosen = select(**routing(300))
     fused_moe(*layer(300), chosen.topk_ids, chosen.topk_weights, schedule=chosen.schedule)
     kernels = ["demand_kernel", "decide_kernel", "place_kernel"]
     assert launched == [*kernels, "gate_up_kernel", "down_kernel", "combine_kernel"]
 
 
-def test_without_a_schedule_one_is_made(launched):
+def test_without_a_schedule_one_is_made(launched: list[str]) -> None:
     given = routing(8)
     fused_moe(*layer(8), given["topk_ids"], given["topk_weights"])
     assert launched == ["select_kernel", "gate_up_kernel", "down_concat_kernel"]
@@ -92,7 +97,12 @@ def test_without_a_schedule_one_is_made(launched):
         ),
     ],
 )
-def test_selection_says_why_it_runs_in_torch(launched, caplog, given, reason):
+def test_selection_says_why_it_runs_in_torch(
+    launched: list[str],
+    caplog: pytest.LogCaptureFixture,
+    given: Callable[[], dict[str, Any]],
+    reason: str,
+) -> None:
     with caplog.at_level(logging.WARNING):
         chosen = select(**given())
     assert reason in caplog.text
@@ -101,7 +111,9 @@ def test_selection_says_why_it_runs_in_torch(launched, caplog, given, reason):
 
 
 @pytest.mark.parametrize("policy", ["lynx-v3", "sere", "random"])
-def test_policies_for_comparison_run_in_torch(launched, caplog, policy):
+def test_policies_for_comparison_run_in_torch(
+    launched: list[str], caplog: pytest.LogCaptureFixture, policy: str
+) -> None:
     likeness = torch.rand(NUM_EXPERTS, NUM_EXPERTS, device="cuda")
     with caplog.at_level(logging.WARNING):
         select(**routing(8), policy=policy, similarity=likeness)
@@ -109,7 +121,9 @@ def test_policies_for_comparison_run_in_torch(launched, caplog, policy):
     assert launched == []
 
 
-def test_selection_runs_in_torch_without_triton(launched, caplog, monkeypatch):
+def test_selection_runs_in_torch_without_triton(
+    launched: list[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.version, "hip", "7.0")
     with caplog.at_level(logging.WARNING):
         select(**routing(8))
@@ -124,7 +138,9 @@ def test_selection_runs_in_torch_without_triton(launched, caplog, monkeypatch):
         ("w13", {1: lambda: torch.empty(NUM_EXPERTS, HIDDEN, 2 * INNER, device="cuda").mT}),
     ],
 )
-def test_fused_moe_refuses_what_cuda_does_not_serve(launched, name, changes):
+def test_fused_moe_refuses_what_cuda_does_not_serve(
+    launched: list[str], name: str, changes: dict[int, Callable[[], Tensor]]
+) -> None:
     dtype = torch.float64 if name == "hidden" else torch.float32
     given = layer(8, dtype)
     for position, make in changes.items():
@@ -134,7 +150,7 @@ def test_fused_moe_refuses_what_cuda_does_not_serve(launched, name, changes):
         fused_moe(*given, rows["topk_ids"], rows["topk_weights"])
 
 
-def test_a_schedule_holds_the_experts_of_the_weights(launched):
+def test_a_schedule_holds_the_experts_of_the_weights(launched: list[str]) -> None:
     """Fused shared experts, and a rank's part of twice as many experts."""
     for num_routed, held in ((NUM_EXPERTS - 1, range(16)), (2 * NUM_EXPERTS, range(16, 32))):
         chosen = select(**routing(8, num_experts=num_routed), scheduled=held)
@@ -143,18 +159,20 @@ def test_a_schedule_holds_the_experts_of_the_weights(launched):
 
 
 @pytest.mark.parametrize("held", [range(0, 16, 2), range(-1, 16), range(4, 4)])
-def test_a_range_that_is_none_is_refused(held):
+def test_a_range_that_is_none_is_refused(held: range) -> None:
     with pytest.raises(ValueError, match=r"scheduled: expected a range .* got range"):
         select(**routing(8, where="cpu"), scheduled=held)
 
 
-def test_a_schedule_without_the_shared_experts_is_refused(launched):
+def test_a_schedule_without_the_shared_experts_is_refused(launched: list[str]) -> None:
     chosen = select(**routing(8, num_experts=NUM_EXPERTS - 1))  # w13 holds one expert more
     with pytest.raises(ValueError, match="schedule: expected one over the 16 experts of w13"):
         fused_moe(*layer(8), chosen.topk_ids, chosen.topk_weights, schedule=chosen.schedule)
 
 
-def test_fused_moe_refuses_a_device_without_kernels(launched, monkeypatch):
+def test_fused_moe_refuses_a_device_without_kernels(
+    launched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = routing(8)
     monkeypatch.setattr(torch.version, "hip", "7.0")
     with pytest.raises(ValueError, match=r"hidden: expected .* built for ROCm"):
@@ -162,14 +180,14 @@ def test_fused_moe_refuses_a_device_without_kernels(launched, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["w13_scale", "w2_scale", "is_interleaved", "schedule"])
-def test_fused_moe_names_what_a_cpu_does_not_serve(name):
+def test_fused_moe_names_what_a_cpu_does_not_serve(name: str) -> None:
     given = [torch.zeros(2, 4), torch.zeros(3, 4, 4), torch.zeros(3, 4, 2)]
     ids, weights = torch.zeros(2, 1, dtype=torch.int32), torch.ones(2, 1)
     with pytest.raises(ValueError, match=f"{name}: expected CUDA tensors"):
         fused_moe(*given, ids, weights, **{name: torch.ones(1)})
 
 
-def test_other_devices_are_refused():
+def test_other_devices_are_refused() -> None:
     given = [torch.zeros(2, 4), torch.zeros(3, 4, 4), torch.zeros(3, 4, 2)]
     ids, weights = torch.zeros(2, 1, dtype=torch.int32), torch.ones(2, 1)
     with pytest.raises(ValueError, match="hidden: expected a tensor on a CPU or CUDA"):

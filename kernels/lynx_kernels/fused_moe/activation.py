@@ -24,7 +24,7 @@ def gelu_and_mul(gate_up: Tensor) -> Tensor:
 
 
 def swiglu_clamped(gate_up: Tensor) -> Tensor:
-    """Of gpt-oss."""
+    """The clamped SwiGLU of gpt-oss."""
     gate, up = gate_up.chunk(2, dim=-1)
     gate, up = gate.clamp(max=SWIGLU_LIMIT), up.clamp(-SWIGLU_LIMIT, SWIGLU_LIMIT)
     return gate * torch.sigmoid(SWIGLU_ALPHA * gate) * (up + 1)

@@ -1,7 +1,7 @@
 """Fused MoE on CPU: one grouped product of the active experts each way.
 
 The rows of each expert, their order and each element's operations are those of SGLang's
-`moe_forward_native`, so the result is the same bit for bit. What is saved is everything around the
+`moe_forward_native`, so the result is the same bit for bit. The form saves the work around the
 products: the loop over idle experts, an activation per expert, concatenation and weight views.
 """
 

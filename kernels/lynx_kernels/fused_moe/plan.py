@@ -1,4 +1,4 @@
-"""How the fused MoE runs a batch size on a device: the same for every schedule of it."""
+"""The plan of a fused MoE by batch size and device; no schedule changes it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Plan:
 
 
 def make_plan(layer: Layer, num_sms: int, num_rows: int, top_k: int) -> Plan:
-    tiles = tuning.tiles_for(layer, tuning.slot_of(num_rows))
+    tiles = tuning.tiles_for(layer, tuning.size_class_of(num_rows))
 
     def num_programs(gemm: GemmTiles, num_columns: int) -> int:
         """Enough to fill the device, no more than there can be tiles."""

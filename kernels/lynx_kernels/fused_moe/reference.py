@@ -1,4 +1,4 @@
-"""Fused MoE as a plain loop over experts, float32 inside: what `fused_moe` is tested against."""
+"""Fused MoE as a plain loop over experts, float32 inside: the definition of `fused_moe`."""
 
 from __future__ import annotations
 

@@ -97,11 +97,11 @@ def down_concat_kernel(
     offs_k = tl.arange(0, BK)
     acc = tl.zeros((BN, BT), tl.float32)
     for unit in tl.range(split, tl.load(num_active_ptr) * num_parts, num_splits, flatten=True):
-        slot = unit // num_parts
+        index = unit // num_parts  # of the active expert
         start = unit % num_parts * (unit_steps * BK)
-        expert = tl.load(experts_ptr + slot).to(tl.int64)
-        first = tl.load(offsets_ptr + slot)
-        is_own = (slot_rows >= first) & (slot_rows < first + tl.load(counts_ptr + slot))
+        expert = tl.load(experts_ptr + index).to(tl.int64)
+        first = tl.load(offsets_ptr + index)
+        is_own = (slot_rows >= first) & (slot_rows < first + tl.load(counts_ptr + index))
         # [BT]: the row of inner that holds the token's share of this expert
         row = tl.max(tl.where(is_own, slot_rows, -1), axis=1)
         mask_t = row >= 0
@@ -177,12 +177,12 @@ def down_kernel(
     ends = chunk_ends(counts_ptr, tl.load(num_active_ptr), E, BT)
     num_tiles = tl.max(ends) * num_blocks
     for tile in tl.range(tl.program_id(0), num_tiles, tl.num_programs(0), flatten=True):
-        slot, first = find_chunk(ends, tile // num_blocks, BT)
-        expert = tl.load(experts_ptr + slot).to(tl.int64)
+        index, first = find_chunk(ends, tile // num_blocks, BT)
+        expert = tl.load(experts_ptr + index).to(tl.int64)
         # [BT]
         offs_t = first + tl.arange(0, BT)
-        mask_t = offs_t < tl.load(counts_ptr + slot)
-        row = (tl.load(offsets_ptr + slot) + offs_t).to(tl.int64)
+        mask_t = offs_t < tl.load(counts_ptr + index)
+        row = (tl.load(offsets_ptr + index) + offs_t).to(tl.int64)
         # [BN]
         offs_n = (tile % num_blocks) * BN + tl.arange(0, BN)
         mask_n = offs_n < H

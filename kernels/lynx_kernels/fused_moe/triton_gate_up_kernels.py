@@ -1,4 +1,4 @@
-"""Device code of the fused MoE: what its products share, and gate-up with its activation.
+"""Device code of the fused MoE: parts of all products, and gate-up with its activation.
 
 Weights are the wide (M) operand of every product and an expert's tokens the narrow (N) one, so that
 few tokens waste no weight bandwidth. H, I and E are constants of the model, hence of the kernel.
@@ -132,15 +132,15 @@ def gate_up_kernel(
 
     num_tiles = num_chunks * num_blocks
     for tile in tl.range(tl.program_id(0), num_tiles, tl.num_programs(0), flatten=True):
-        slot = tile // num_blocks
+        index = tile // num_blocks  # of the active expert
         first = 0
         if IS_CHUNKED:
-            slot, first = find_chunk(ends, slot, BT)
-        expert = tl.load(experts_ptr + slot).to(tl.int64)
+            index, first = find_chunk(ends, index, BT)
+        expert = tl.load(experts_ptr + index).to(tl.int64)
         # [BT]
         offs_t = first + tl.arange(0, BT)
-        mask_t = offs_t < tl.load(counts_ptr + slot)
-        row = (tl.load(offsets_ptr + slot) + offs_t).to(tl.int64)
+        mask_t = offs_t < tl.load(counts_ptr + index)
+        row = (tl.load(offsets_ptr + index) + offs_t).to(tl.int64)
         token = tl.load(tokens_ptr + row, mask=mask_t, other=0).to(tl.int64)
         weight = tl.load(weights_ptr + row, mask=mask_t, other=0.0)[None, :]
         # [BN]

@@ -1,8 +1,8 @@
-"""Tile shapes of the fused MoE per device, weights and M-slot: fixed before a graph is captured.
+"""Tile shapes of the fused MoE by device, layer and size class: fixed before a graph is captured.
 
-Never chosen by T, which a captured graph does not know. `RULES` follow from counting: enough bytes
-in flight on every SM, little traffic between L2 and SMs. A measured row in `TABLE` comes before
-them; rows are made on the device by
+T never chooses a tile: a captured graph does not know it. `RULES` follow from counting: enough
+bytes in flight on every SM, little traffic between L2 and SMs. A measured row in `TABLE` comes
+before them. This makes rows, on the device:
 
     python -m benchmarks.gpu.tune
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-M_SLOTS = (8, 16, 32, 64, 128)  # the last serves every M above, too
+SIZE_CLASSES = (8, 16, 32, 64, 128)  # of M; the last serves every M above it, too
 MAX_CONCAT_ROWS = 64  # above, a product per expert costs less than its zeros
 MAX_SPLIT_BYTES = 64 * 1024  # partial sums that one program adds up
 MAX_SPLIT_PROGRAMS = 2  # per SM: with more, each has too little to read
@@ -40,15 +40,14 @@ class Tiles:
     down: GemmTiles
     is_concatenated: bool  # down is one product over all active experts
     num_prefetched: int = 0  # units of down weights a program brings to L2 while gate-up ends
-    # From sm_90, where rows of weights start at multiples of 16 bytes and gate and up rows do not
-    # alternate: the tensor memory accelerator copies weights. No rule sets it: it is for a device
-    # to say whether that is faster.
+    # The tensor memory accelerator copies weights. It needs sm_90, rows of weights at multiples of
+    # 16 bytes, and gate rows before up rows. No rule sets it before a device shows that it pays.
     is_tma: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """What the tiles of a MoE layer depend on. arch is 10 * major + minor."""
+    """Sizes of a MoE layer that its tiles depend on. arch is 10 * major + minor."""
 
     arch: int
     element_bytes: int  # of the weights
@@ -59,7 +58,7 @@ class Layer:
 
 TABLE: dict[tuple[Layer, int], Tiles] = {}
 
-# By M-slot: (BT, BN, BK, warps, stages).
+# By size class: (BT, BN, BK, warps, stages).
 RULES = {
     8: ((16, 16, 128, 2, 6), (16, 64, 64, 4, 6)),
     16: ((16, 32, 128, 4, 4), (16, 64, 64, 4, 6)),
@@ -69,18 +68,18 @@ RULES = {
 }
 
 
-def slot_of(num_rows: int) -> int:
-    return next((slot for slot in M_SLOTS if num_rows <= slot), M_SLOTS[-1])
+def size_class_of(num_rows: int) -> int:
+    return next((size for size in SIZE_CLASSES if num_rows <= size), SIZE_CLASSES[-1])
 
 
-def tiles_for(layer: Layer, slot: int) -> Tiles:
-    return TABLE.get((layer, slot)) or _tiles_by_rule(layer, slot)
+def tiles_for(layer: Layer, size_class: int) -> Tiles:
+    return TABLE.get((layer, size_class)) or _tiles_by_rule(layer, size_class)
 
 
-def _tiles_by_rule(layer: Layer, slot: int) -> Tiles:
-    gate_up, down = (GemmTiles(*sizes, programs_per_sm=1) for sizes in RULES[slot])
-    is_concatenated = slot <= MAX_CONCAT_ROWS
-    if slot > FEW_EXPERTS and layer.num_experts < FEW_EXPERTS:
+def _tiles_by_rule(layer: Layer, size_class: int) -> Tiles:
+    gate_up, down = (GemmTiles(*sizes, programs_per_sm=1) for sizes in RULES[size_class])
+    is_concatenated = size_class <= MAX_CONCAT_ROWS
+    if size_class > FEW_EXPERTS and layer.num_experts < FEW_EXPERTS:
         gate_up = replace(gate_up, block_tokens=64, num_warps=8)
         down = replace(down, block_tokens=64)
     if layer.arch >= 100 and down.block_tokens == 64:  # more would spill with biases

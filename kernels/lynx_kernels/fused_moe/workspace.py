@@ -10,12 +10,12 @@ from torch import Tensor
 from lynx_kernels import scratch
 from lynx_kernels.device import arch_of, sm_count
 from lynx_kernels.fused_moe.plan import make_plan
-from lynx_kernels.fused_moe.tuning import M_SLOTS, Layer
+from lynx_kernels.fused_moe.tuning import SIZE_CLASSES, Layer
 
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """What a layer's kernels write for each other. Layers that run in turn may share one."""
+    """Arrays that pass between a layer's kernels. Layers that run in turn may share them."""
 
     layer: Layer
     num_sms: int
@@ -34,7 +34,7 @@ class Workspace:
         w13 [E, 2I, H], w2 [E, H, I]
         """
         layer, num_sms = layer_of(w13, w2), sm_count(w13.device)
-        sizes = {max_rows, *(slot for slot in M_SLOTS if slot < max_rows)}
+        sizes = {max_rows, *(size for size in SIZE_CLASSES if size < max_rows)}
         plans = [make_plan(layer, num_sms, num_rows, top_k) for num_rows in sizes]
         num_sums = max(plan.num_sums for plan in plans)
         num_blocks = max(plan.num_down_blocks for plan in plans)

@@ -34,7 +34,7 @@ def flat(slots):
 
 @triton.jit
 def gather_by(pointer, slots, mask):
-    """What lies at the pointer's `slots`, 0 where not mask; past the cache of this processor."""
+    """Values at `pointer + slots`, 0 where not mask; read from L2, where other SMs write."""
     found = tl.load(pointer + flat(slots), mask=flat(mask), other=0, cache_modifier=".cg")
     return tl.reshape(found, slots.shape)
 
@@ -54,6 +54,6 @@ def read_slots(ids_ptr, weights_ptr, row_class_ptr, offs_m, num_rows, K, BLOCK_K
 
 @triton.jit
 def add_rows(ids, mask, offs_m, word_ptr, BLOCK_M):
-    """Tell each slot's expert that the row uses it."""
+    """Set the bit of each slot's row in the word of its expert."""
     bits = tl.zeros_like(ids).to(tl.int64) + bit_of(offs_m % BLOCK_M)[:, None]
     tl.atomic_or(word_ptr + flat(ids), flat(bits), mask=flat(mask), sem="relaxed")

@@ -23,7 +23,7 @@ from lynx_kernels.select.policies import Demand, Importance, Policy, Weights
 from lynx_kernels.select.selection import Selection
 
 DEMANDS, IMPORTANCES, WEIGHTS = list(Demand), list(Importance), list(Weights)
-# What is compiled into an entry, with its constants: numba's cache looks at this file alone.
+# Files whose code and constants are compiled into an entry. numba's cache watches this one alone.
 SOURCES = ("policies.py", "cpu_kernels.py", "cpu_peers.py")
 
 
@@ -86,13 +86,13 @@ def pointer(typing_context: Any, address: Any) -> Any:
 
 
 def version() -> int:
-    """Of the sources."""
+    """Checksum of the sources."""
     here = Path(__file__)
     return zlib.crc32(b"".join(here.with_name(name).read_bytes() for name in SOURCES))
 
 
 def entry(id_type: type[np.signedinteger[Any]]) -> Any:
-    """`select_rows` of a `Batch` and `Rules` at addresses, for ids of this type."""
+    """Compiled `select_rows` of the `Batch` and `Rules` at two addresses, for ids of this type."""
     compiled_from = version()
 
     @cfunc("void(voidptr, voidptr)", cache=True)

@@ -21,7 +21,7 @@ from lynx_kernels.select.selection import RowClass
 
 Array = NDArray[Any]
 PAD, FLEXIBLE = int(RowClass.PAD), int(RowClass.FLEXIBLE)
-# Positions of the enums' members, which compiled code takes as numbers (`Rules` in cpu.py).
+# Positions of the enums' members, as in `Rules` of cpu.py.
 ALL, MASS, RANK, NONE = 0, 1, 2, 3
 SHARE_6, SHARE, VOTES = 0, 1, 2
 EXACT_WEIGHTS, SURVIVORS, SCALED, MOVED = 0, 1, 2, 3

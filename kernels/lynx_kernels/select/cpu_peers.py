@@ -1,4 +1,4 @@
-"""Selection on a CPU, compiled: what only policies for comparison need."""
+"""Selection on a CPU, compiled: the parts that only policies for comparison need."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def common_importance(
 
 @njit
 def find_targets(similarity: Array, allowed: Array) -> Array:
-    """For every expert the allowed one that is most like it, ties by lower id: [E], or -1."""
+    """The most similar allowed expert of every expert, ties by lower id, or -1: [E]."""
     targets = np.full(allowed.shape[0], -1, np.int64)
     for expert in range(allowed.shape[0]):
         for other in range(allowed.shape[0]):
@@ -94,7 +94,7 @@ def find_targets(similarity: Array, allowed: Array) -> Array:
 
 @njit
 def find_alone(similarity: Array, targets: Array, min_similarity: float) -> Array:
-    """Experts that are too unlike their targets, or have none: [E] bool."""
+    """Experts without a target, or with one that is too unlike: [E] bool."""
     alone = targets < 0
     for expert in range(targets.shape[0]):
         if targets[expert] >= 0 and similarity[expert, targets[expert]] < min_similarity:

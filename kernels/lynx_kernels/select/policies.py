@@ -2,8 +2,7 @@
 
 Every policy goes through the same frame: the demanded experts of all rows are joined, cut to the
 budget by importance, lost slots are re-filled (or not), weights are set. The frame gives the six
-guarantees of kernels/README.md; a policy decides only what is demanded, who survives the cut, and
-what the weights become.
+guarantees of kernels/README.md. A policy decides on the demand, the importance and the weights.
 
 Importance is summed over rows in integer fixed point: integer addition has no order, so permuting
 the rows cannot change a bit, on any device. The scales below keep every sum under 2**63 for up to
@@ -24,13 +23,13 @@ SCORE_MAX = 64.0  # scores above it count as it (softmax and sigmoid stay below 
 VOTE = 2**46  # fixed point of a vote; the share that breaks ties between equal votes uses TIE_ONE
 TIE_ONE = 2**29
 RANK_SLACK = 1e-4  # ceil(demand * K) must not grow by float32's rounding of demand
-REFILL_SHARE = 0.3  # of a row's lost mass, given to its refills: facts behind it in the README
-HASH_FACTOR, HASH_MASK = 1_103_515_245, 2**32 - 1  # float32 bits to noise: times, and, shift
+REFILL_SHARE = 0.3  # of a row's lost mass, given to its refills
+HASH_FACTOR, HASH_MASK = 1_103_515_245, 2**32 - 1  # noise of float32 bits: multiply, mask, shift
 HASH_SHIFT = 8
 
 
 class Demand(Enum):
-    """Which of its own experts a flexible row insists on, beyond its floor."""
+    """Own experts that a flexible row insists on, beyond its floor."""
 
     ALL = "all"  # every one; the budget does not apply
     MASS = "mass"  # strongest first, until they hold the share `demand` of its top-k mass
@@ -60,6 +59,16 @@ class Weights(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Rules:
+    """A policy as the GPU kernels take it, at compile time: policies of equal rules share one."""
+
+    demand: str
+    importance: str
+    weights: str
+    is_refilling: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """One point in the design space, with the paper it follows and where it departs from it."""
 
@@ -75,8 +84,17 @@ class Policy:
     min_similarity: float = 0.0  # MOVED: experts that are less similar to all demanded ones stay
 
     @property
+    def rules(self) -> Rules:
+        return Rules(
+            demand=self.demand.value,
+            importance=self.importance.value,
+            weights=self.weights.value,
+            is_refilling=self.is_refilling,
+        )
+
+    @property
     def has_triton_form(self) -> bool:
-        """False for what only comparisons need."""
+        """Whether the GPU kernels run it; False for policies that only comparisons need."""
         is_known = self.importance not in (Importance.BINS, Importance.HASH)
         return is_known and not self.needs_similarity and self.confidence == 0.0
 

@@ -1,4 +1,4 @@
-"""Selection as plain loops over rows and experts: what `select` is tested against."""
+"""Selection as plain loops over rows and experts: the definition of `select`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def select_reference(
     similarity: Tensor | None = None,
     contribution: Tensor | None = None,
 ) -> Selection:
-    """Same contract as `select`; unhurried."""
+    """`select`, without regard to speed."""
     rules = policy if isinstance(policy, Policy) else POLICIES[policy]
     num_experts = scores.shape[1]
     share = 1.0 if demand is None or math.isnan(float(demand)) else float(demand)
@@ -132,7 +132,7 @@ def strongest_first(ids: list[int], weights: list[float], num_experts: int) -> d
 def votes(
     own: dict[int, int], share: float, floor: int, rules: Policy, gains: list[float]
 ) -> dict[int, int]:
-    """What a flexible row adds to the importance of each expert that it demands."""
+    """The votes of a flexible row, by the experts that it demands."""
     total = sum(own.values())
     before = 0
     result: dict[int, int] = {}
@@ -159,7 +159,7 @@ def votes(
 
 
 def common_importance(expert: int, gates: list[list[float]], rules: Policy) -> int:
-    """What all rows that are not pads say of an expert, whoever demands it."""
+    """Importance of an expert to all rows that are not pads, whoever demands it."""
     if rules.importance is Importance.SCORES:
         return sum(round(min(row[expert], SCORE_MAX) * ONE) for row in gates)
     if rules.importance is Importance.HASH:

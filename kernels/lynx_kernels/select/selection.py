@@ -1,4 +1,4 @@
-"""The vocabulary of selection: what a row may ask for, and what comes out."""
+"""The nouns of selection: the class of a row, and the result."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lynx_kernels.schedule import Schedule
 
 
 class RowClass(IntEnum):
-    """What selection may do with a row (set by the caller, one uint8 per row)."""
+    """Freedom of selection over a row; the caller sets one uint8 per row."""
 
     PAD = 0  # demands nothing, comes out as -1
     EXACT = 1  # comes out bit for bit as it went in

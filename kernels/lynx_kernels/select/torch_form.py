@@ -48,6 +48,7 @@ def select_torch(
     similarity: Tensor | None = None,
     contribution: Tensor | None = None,
 ) -> Selection:
+    """`select` in torch operations."""
     num_experts = scores.shape[1]
     is_pad, is_flexible = (row_class == PAD)[:, None], (row_class == FLEXIBLE)[:, None]
     ids = topk_ids.masked_fill(is_pad, -1)
@@ -155,7 +156,7 @@ def _importance(
 
 
 def _common_importance(gates: Tensor, is_pad: Tensor, policy: Policy) -> Tensor:
-    """What all rows that are not pads say of each expert, whoever demands it: int64 [E]."""
+    """Importance of each expert to all rows that are not pads, whoever demands it: int64 [E]."""
     if policy.importance is Importance.SCORES:
         said = (gates.clamp(max=SCORE_MAX).double() * ONE).round().long()
     elif policy.importance is Importance.HASH:
@@ -172,7 +173,7 @@ def _common_importance(gates: Tensor, is_pad: Tensor, policy: Policy) -> Tensor:
 
 
 def _targets(similarity: Tensor, allowed: Tensor, policy: Policy) -> tuple[Tensor, Tensor]:
-    """For every expert the allowed one that is most like it, E if there is none; and whether it is
+    """For every expert the most similar allowed one, or E without any; and whether even that one is
     too unlike: both [E + 1].
     """
     likeness = similarity.double().masked_fill(~allowed[:-1], -math.inf)

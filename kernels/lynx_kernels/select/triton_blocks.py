@@ -1,10 +1,10 @@
 """Building blocks of the selection kernels: what rows demand, and which experts they may use.
 
-A slot is one (row, k) of the routing. POLICY is (demand, importance, is_refilling, weights), the
-values of a `Policy`. All sums that decide are integers, so no order of addition exists.
+POLICY is the `Rules` of a policy, LAYOUT the `Layout` of the buffers. All sums that decide are
+integers, so no order of addition exists.
 
 Threads meet in scratch memory, not in shuffles: per expert an importance and flags (`counters`,
-int64 [4, BLOCK_E]), and one `word` in which bit r says that row r of the program uses it.
+int64 [4, block_experts]), and the words of schedule/triton_words.py.
 """
 # mypy: ignore-errors
 # Device code is Triton's language, not Python's types.
@@ -51,20 +51,20 @@ def read_share(demand_ptr):
 
 
 @triton.jit
-def is_bounded(budget, share, E, POLICY):
+def is_bounded(budget, share, LAYOUT, POLICY):
     """Whether any row can lose an expert."""
-    result = budget < E
-    if POLICY[0] != "none":
+    result = budget < LAYOUT.num_experts
+    if POLICY.demand != "none":
         result = result | (share < 1.0)
     return result
 
 
 @triton.jit
-def read_scores(scores_ptr, offs_m, num_rows, E, BLOCK_E):
-    """Router scores [BLOCK_M, BLOCK_E], 0 where not positive and finite."""
-    offs_e = tl.arange(0, BLOCK_E)
-    mask = (offs_m < num_rows)[:, None] & (offs_e < E)[None, :]
-    offs = offs_m[:, None] * E + offs_e[None, :]
+def read_scores(scores_ptr, offs_m, num_rows, LAYOUT):
+    """Router scores [BLOCK_M, block_experts], 0 where not positive and finite."""
+    offs_e = tl.arange(0, LAYOUT.block_experts)
+    mask = (offs_m < num_rows)[:, None] & (offs_e < LAYOUT.num_experts)[None, :]
+    offs = offs_m[:, None] * LAYOUT.num_experts + offs_e[None, :]
     return positive(tl.load(scores_ptr + offs, mask=mask, other=0.0))
 
 
@@ -79,7 +79,7 @@ def fixed_mass(weights, is_own):
 
 @triton.jit
 def place_in_row(mass, fixed, is_own, BLOCK_K):
-    """For each slot the number of stronger own slots of its row, and their fixed-point mass."""
+    """For each slot, the number of stronger own slots of its row, and their fixed-point mass."""
     strength = tl.where(is_own, mass.to(tl.int32, bitcast=True), -1)  # [BLOCK_M, BLOCK_K]
     offs_k = tl.arange(0, BLOCK_K)
     is_before = (offs_k[:, None] < offs_k[None, :])[:, None, :]
@@ -93,57 +93,57 @@ def place_in_row(mass, fixed, is_own, BLOCK_K):
 
 @triton.jit
 def add_demand(
-    kind, ids, weights, contribution_ptr, share, floor, is_capped, counters_ptr,
-    E, POLICY, BLOCK_K, BLOCK_E,
-):  # fmt: skip
+    kind, ids, weights, contribution_ptr, share, floor, is_capped, counters_ptr, LAYOUT, POLICY
+):
     """Scatter what these rows protect, what they want, and how much."""
-    DEMAND: tl.constexpr = POLICY[0]
-    IMPORTANCE: tl.constexpr = POLICY[1]
-    is_own = (ids >= 0) & (ids < E)
+    is_own = (ids >= 0) & (ids < LAYOUT.num_experts)
     mass, fixed = fixed_mass(weights, is_own)
-    rank, before = place_in_row(mass, fixed, is_own, BLOCK_K)
+    rank, before = place_in_row(mass, fixed, is_own, LAYOUT.block_slots)
     total = tl.sum(fixed, axis=1)[:, None]
     is_protected = is_own & ((kind == EXACT) | (rank < floor))
-    if DEMAND == "mass":
+    if POLICY.demand == "mass":
         enough = tl.where(share < 1.0, share * total.to(tl.float64), ROUNDER)
         is_wanted = before.to(tl.float64) < enough
-    elif DEMAND == "rank":
+    elif POLICY.demand == "rank":
         num_own = tl.sum(is_own.to(tl.int32), axis=1)[:, None]
         is_wanted = rank.to(tl.float64) < share * num_own.to(tl.float64) - RANK_SLACK
     else:
-        tl.static_assert(DEMAND == "none" or DEMAND == "all", "no kernel for this demand")
+        is_free: tl.constexpr = POLICY.demand == "none" or POLICY.demand == "all"
+        tl.static_assert(is_free, "no kernel for this demand")
         is_wanted = rank < 0
     is_wanted = is_wanted & is_own & ~is_protected
-    flag = flat(ids + tl.where(is_protected, PROTECTED, WANTED) * BLOCK_E)
+    flag = flat(ids + tl.where(is_protected, PROTECTED, WANTED) * LAYOUT.block_experts)
     tl.store(counters_ptr + flag, tl.full([], 1, tl.int64), mask=flat(is_protected | is_wanted))
-    if IMPORTANCE != "scores":  # noqa: SIM102 (known at compile time, the next is not)
+    if POLICY.importance != "scores":  # noqa: SIM102 (known at compile time, the next is not)
         if is_capped:
             part = fixed.to(tl.float64) / tl.maximum(total, 1).to(tl.float64)
-            if IMPORTANCE == "share_6":
+            if POLICY.importance == "share_6":
                 square = part * part
                 part = square * square * square
                 if contribution_ptr is not None:
                     gain = gather_by(contribution_ptr, ids, is_wanted).to(tl.float64)
                     part = part * tl.where((gain >= 0.0) & (gain <= 1.0), gain, 1.0)
                 vote = rounded(part * ONE)
-            elif IMPORTANCE == "share":
+            elif POLICY.importance == "share":
                 vote = rounded(part * ONE)
             else:
-                tl.static_assert(IMPORTANCE == "votes", "no kernel for this importance")
+                tl.static_assert(POLICY.importance == "votes", "no kernel for this importance")
                 vote = rounded(part * TIE_ONE) + VOTE
             mask = flat(is_wanted)
             tl.atomic_add(counters_ptr + flat(ids), flat(vote), mask=mask, sem="relaxed")
 
 
 @triton.jit
-def add_scores(scores, row_class_ptr, offs_m, num_rows, counters_ptr, E, BLOCK_E):
+def add_scores(scores, row_class_ptr, offs_m, num_rows, counters_ptr, LAYOUT):
     """Importance by score: every expert is wanted, by all rows that are not pads."""
-    offs_e = tl.arange(0, BLOCK_E)
+    offs_e = tl.arange(0, LAYOUT.block_experts)
+    mask = offs_e < LAYOUT.num_experts
     is_live = tl.load(row_class_ptr + offs_m, mask=offs_m < num_rows, other=PAD) != PAD
     counted = tl.where(is_live[:, None], tl.minimum(scores, SCORE_MAX), 0.0)
     sums = tl.sum(rounded(counted.to(tl.float64) * ONE), axis=0)
-    tl.atomic_add(counters_ptr + offs_e, sums, mask=offs_e < E, sem="relaxed")
-    tl.store(counters_ptr + WANTED * BLOCK_E + offs_e, tl.full([], 1, tl.int64), mask=offs_e < E)
+    tl.atomic_add(counters_ptr + offs_e, sums, mask=mask, sem="relaxed")
+    wanted_ptr = counters_ptr + WANTED * LAYOUT.block_experts
+    tl.store(wanted_ptr + offs_e, tl.full([], 1, tl.int64), mask=mask)
 
 
 @triton.jit
@@ -186,10 +186,11 @@ def write_winners(counters_ptr, room, BLOCK_E):
 
 
 @triton.jit
-def cut(counters_ptr, ids, is_own, budget, BLOCK_E):
-    """Which experts [BLOCK_E] rows may use: protected ones, then by importance up to the budget;
-    and which slots keep theirs.
+def cut(counters_ptr, ids, is_own, budget, LAYOUT):
+    """Experts [block_experts] that rows may use: protected ones, then by importance up to the
+    budget; and the slots that keep theirs.
     """
+    BLOCK_E: tl.constexpr = LAYOUT.block_experts
     offs_e = tl.arange(0, BLOCK_E)
     is_protected = read_flags(counters_ptr, PROTECTED, offs_e, BLOCK_E)
     is_contest = read_flags(counters_ptr, WANTED, offs_e, BLOCK_E) & ~is_protected

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lynx_kernels.device import arch_of, has_pdl
+from lynx_kernels.select.layout import SelectTiles, power_of_2
 from lynx_kernels.select.limits import MAX_FUSED_ROWS
 from lynx_kernels.select.policies import Policy, policies_for_triton
 from lynx_kernels.select.selection import Selection
-from lynx_kernels.select.triton_buffers import SelectBuffers, SelectTiles, tiles_for
+from lynx_kernels.select.triton_buffers import SelectBuffers
 from lynx_kernels.select.triton_kernels import (
-    COUNTERS,
-    HEADER,
-    block_of,
     decide_kernel,
     demand_kernel,
     place_kernel,
@@ -26,7 +24,7 @@ REGISTERS = 64 * 1024  # of an SM
 
 @dataclass(frozen=True, slots=True)
 class SelectInputs:
-    """What the kernels read, as `select` names it."""
+    """Tensors that the kernels read, by the names of `select`."""
 
     scores: Tensor
     topk_ids: Tensor
@@ -61,13 +59,16 @@ def select_triton(
     Args:
         scheduled: ids of the experts in w13: the work list over them is returned too. Where `out`
             is given, its own sizes say whether, and over which experts.
-        out: where results and scratch lie; allocated where not given.
+        out: buffers of results and scratch; allocated where not given.
+
+    Raises:
+        ValueError: a policy without a Triton form, or a tensor that does not fit the buffers.
     """
     num_rows, num_experts = scores.shape
     top_k = topk_ids.shape[1]
     if out is None:
         out = SelectBuffers.allocate(
-            max_rows=max(num_rows, 1),
+            max_rows=power_of_2(num_rows),  # a kernel is compiled for it
             top_k=top_k,
             num_experts=num_experts,
             num_scheduled=len(scheduled or ()),
@@ -89,7 +90,7 @@ def select_triton(
     check_policy(policy)
     check_inputs(given, out)
 
-    tiles = tiles_for(num_rows, num_experts, top_k)
+    tiles = SelectTiles.of(num_rows, num_experts, top_k)
 
     launch = launch_fused if num_rows <= MAX_FUSED_ROWS else launch_in_three
     launch(tiles, given, policy, out, has_pdl(arch_of(scores.device)))
@@ -112,15 +113,11 @@ def launch_fused(
         out_ids_ptr=out.ids,
         out_weights_ptr=out.weights,
         active_ptr=out.active,
-        out_ptr=out.numbers,
+        numbers_ptr=out.numbers,
         scratch_ptr=out.scratch,
         num_rows=given.scores.shape[0],
-        capacity=out.max_rows,
-        E=out.num_experts,
-        K=out.top_k,
-        FIRST_EXPERT=out.first_expert,
-        NUM_SCHEDULED=out.num_scheduled,
-        POLICY=policy_key(policy),
+        LAYOUT=out.layout,
+        POLICY=policy.rules,
         BLOCK_M=tiles.rows,
         BLOCK_R=tiles.demand_rows,
         NUM_PROGRAMS=tiles.num_programs,
@@ -135,8 +132,8 @@ def launch_in_three(
     tiles: SelectTiles, given: SelectInputs, policy: Policy, out: SelectBuffers, is_pdl: bool
 ) -> None:
     grid, num_rows = (tiles.num_programs,), given.scores.shape[0]
-    end_of_counters = HEADER.value + COUNTERS.value * block_of(out.num_experts)
-    out.scratch[0, HEADER.value : end_of_counters].zero_()
+    counters = out.layout.counters
+    out.scratch[0, counters : counters + out.layout.num_counters].zero_()
     demand_kernel[grid](
         scores_ptr=given.scores,
         ids_ptr=given.topk_ids,
@@ -148,9 +145,8 @@ def launch_in_three(
         demand_ptr=given.demand,
         scratch_ptr=out.scratch,
         num_rows=num_rows,
-        E=out.num_experts,
-        K=out.top_k,
-        POLICY=policy_key(policy),
+        LAYOUT=out.layout,
+        POLICY=policy.rules,
         BLOCK_M=tiles.rows,
         BLOCK_R=min(tiles.rows, tiles.demand_rows),
         HAS_PDL=is_pdl,
@@ -167,14 +163,11 @@ def launch_in_three(
         demand_ptr=given.demand,
         out_ids_ptr=out.ids,
         out_weights_ptr=out.weights,
-        out_ptr=out.numbers,
+        numbers_ptr=out.numbers,
         scratch_ptr=out.scratch,
         num_rows=num_rows,
-        E=out.num_experts,
-        K=out.top_k,
-        FIRST_EXPERT=out.first_expert,
-        NUM_SCHEDULED=out.num_scheduled,
-        POLICY=policy_key(policy),
+        LAYOUT=out.layout,
+        POLICY=policy.rules,
         BLOCK_M=tiles.rows,
         HAS_PDL=is_pdl,
         num_warps=tiles.num_warps,
@@ -185,14 +178,10 @@ def launch_in_three(
         out_weights_ptr=out.weights,
         row_class_ptr=given.row_class,
         active_ptr=out.active,
-        out_ptr=out.numbers,
+        numbers_ptr=out.numbers,
         scratch_ptr=out.scratch,
         num_rows=num_rows,
-        capacity=out.max_rows,
-        E=out.num_experts,
-        K=out.top_k,
-        FIRST_EXPERT=out.first_expert,
-        NUM_SCHEDULED=out.num_scheduled,
+        LAYOUT=out.layout,
         BLOCK_M=tiles.rows,
         HAS_PDL=is_pdl,
         num_warps=tiles.num_warps,
@@ -209,19 +198,9 @@ def check_policy(policy: Policy) -> None:
         )
 
 
-def policy_key(policy: Policy) -> tuple[str, str, bool, str]:
-    """The policy as the kernels take it."""
-    return (
-        policy.demand.value,
-        policy.importance.value,
-        policy.is_refilling,
-        policy.weights.value,
-    )
-
-
 def check_inputs(given: SelectInputs, out: SelectBuffers) -> None:
     """Raise ValueError for the first tensor that the kernels could not read or that does not fit
-    the buffers; what `select` checks is not checked again.
+    the buffers. It repeats no check of `select`.
     """
     names = ("scores", "topk_ids", "topk_weights", "row_class", "correction_bias", "contribution")
     for name in names:
@@ -229,11 +208,12 @@ def check_inputs(given: SelectInputs, out: SelectBuffers) -> None:
         if tensor is not None and not tensor.is_contiguous():
             raise ValueError(f"{name}: expected a contiguous tensor, got strides {tensor.stride()}")
     num_rows, top_k = given.topk_ids.shape
-    if num_rows > out.max_rows:
-        raise ValueError(f"topk_ids: expected at most {out.max_rows} rows, got {num_rows}")
+    layout = out.layout
+    if num_rows > layout.max_rows:
+        raise ValueError(f"topk_ids: expected at most {layout.max_rows} rows, got {num_rows}")
     for name, got, expected in (
-        ("scores", given.scores.shape[1], out.num_experts),
-        ("topk_ids", top_k, out.top_k),
+        ("scores", given.scores.shape[1], layout.num_experts),
+        ("topk_ids", top_k, layout.top_k),
         ("topk_ids", given.topk_ids.dtype, out.ids.dtype),
         ("topk_ids", given.topk_ids.device, out.ids.device),
     ):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lynx_kernels.schedule import Schedule
+from lynx_kernels.select.layout import power_of_2
 from lynx_kernels.select.policies import FULL
 from lynx_kernels.select.selection import RowClass
 from lynx_kernels.select.triton_buffers import SelectBuffers
@@ -27,7 +28,7 @@ def build_schedule(
     """
     num_rows, top_k = topk_ids.shape
     buffers = SelectBuffers.allocate(
-        max_rows=max(num_rows, 1),
+        max_rows=power_of_2(num_rows),
         top_k=top_k,
         num_experts=1,
         num_scheduled=num_experts,

@@ -39,7 +39,7 @@ def run(given: dict[str, Tensor], **changes: Tensor | str | None) -> Selection:
 SHARED = [[0.5, 0.3, 0.1, 0.1], [0.6, 0.05, 0.25, 0.1]]
 
 
-def test_lynx_keeps_exact_survivors_and_discounts_refills():
+def test_lynx_keeps_exact_survivors_and_discounts_refills() -> None:
     got = run(batch(SHARED, 2), budget=scalar(2))
     # Expert 0 is both rows' floor; (0.3 / 0.8)^6 beats (0.25 / 0.85)^6, so 1 stays and 2 goes.
     assert got.topk_ids.tolist() == [[0, 1], [0, 1]]
@@ -50,7 +50,7 @@ def test_lynx_keeps_exact_survivors_and_discounts_refills():
     assert got.num_active.item() == 2
 
 
-def test_lynx_demand_lets_the_active_set_emerge():
+def test_lynx_demand_lets_the_active_set_emerge() -> None:
     # Shares of the top-2 mass: 0.625 and 0.71, so a demand of 0.6 is met by expert 0 alone.
     got = run(batch(SHARED, 2), demand=scalar(0.6, torch.float32))
     assert got.topk_ids.tolist() == [[0, -1], [0, -1]]
@@ -58,7 +58,7 @@ def test_lynx_demand_lets_the_active_set_emerge():
     assert run(batch(SHARED, 2), demand=scalar(0.7, torch.float32)).num_active.item() == 2
 
 
-def test_lynx_weighs_shares_by_what_experts_contribute():
+def test_lynx_weighs_shares_by_what_experts_contribute() -> None:
     # Expert 2's share is the smaller one, but the other expert's output hardly counts.
     weights = torch.tensor([1.0, 0.2, 1.0, 1.0])
     got = run(batch(SHARED, 2), budget=scalar(2), contribution=weights)
@@ -69,26 +69,26 @@ def test_lynx_weighs_shares_by_what_experts_contribute():
     assert kept.topk_ids.tolist() == [[0, 1], [0, 1]]
 
 
-def test_only_lynx_takes_contributions():
+def test_only_lynx_takes_contributions() -> None:
     with pytest.raises(ValueError, match="contribution: expected None for policy oea, got a ten"):
         run(batch(SHARED, 2), policy="oea", contribution=torch.ones(4))
 
 
-def test_topk_drops_and_renormalises():
+def test_topk_drops_and_renormalises() -> None:
     got = run(batch(SHARED, 2), policy="topk", demand=scalar(0.5, torch.float32))
     assert got.topk_ids.tolist() == [[0, -1], [0, -1]]
     expected = torch.tensor([[0.8, 0], [0.85, 0]])
     torch.testing.assert_close(got.topk_weights, expected, rtol=1e-6, atol=0)
 
 
-def test_oea_refills_by_score_and_keeps_the_row_total():
+def test_oea_refills_by_score_and_keeps_the_row_total() -> None:
     got = run(batch(SHARED, 2), policy="oea", budget=scalar(2))
     assert got.topk_ids.tolist() == [[0, 1], [0, 1]]  # one vote each, 1 has the larger share
     expected = torch.tensor([0.6, 0.05]) * (0.85 / 0.65)
     torch.testing.assert_close(got.topk_weights[1], expected, rtol=1e-6, atol=0)
 
 
-def test_xshare_follows_the_scores_of_the_whole_batch():
+def test_xshare_follows_the_scores_of_the_whole_batch() -> None:
     scores = [[0.5, 0.26, 0.24], [0.6, 0.14, 0.26]]
     got = run(batch(scores, 2), policy="xshare", budget=scalar(2))
     assert got.topk_ids.tolist() == [[0, 2], [0, 2]]  # 0.24 + 0.26 beats 0.26 + 0.14
@@ -96,7 +96,7 @@ def test_xshare_follows_the_scores_of_the_whole_batch():
     torch.testing.assert_close(got.topk_weights[0], expected, rtol=1e-6, atol=0)
 
 
-def test_lynx_v1_keeps_the_top_expert_of_confident_rows_only():
+def test_lynx_v1_keeps_the_top_expert_of_confident_rows_only() -> None:
     scores = [[0.9, 0.1, 0.0], [0.0, 0.4, 0.6], [0.0, 0.55, 0.45]]
     given = batch(scores, 2)  # votes: 1 from row 0, 3 for expert 1, 2 for expert 2
     assert run(given, policy="lynx-v1", budget=scalar(1)).num_active.item() == 3  # the three tops
@@ -105,7 +105,7 @@ def test_lynx_v1_keeps_the_top_expert_of_confident_rows_only():
     assert got.topk_ids.tolist() == [[0, 1], [-1, 1], [1, -1]]
 
 
-def test_lynx_v3_lets_one_near_vote_outweigh_all_far_ones():
+def test_lynx_v3_lets_one_near_vote_outweigh_all_far_ones() -> None:
     # Expert 1 is far from the best in three rows, expert 2 is near in one.
     scores = [[0.8, 0.2, 0.0], [0.8, 0.2, 0.0], [0.8, 0.2, 0.0], [0.5, 0.05, 0.45]]
     policy = replace(POLICIES["lynx-v3"], bin_width=1.0, num_bins=3)
@@ -113,13 +113,13 @@ def test_lynx_v3_lets_one_near_vote_outweigh_all_far_ones():
     assert got.active.tolist() == [True, False, True]
 
 
-def test_des_vote_keeps_the_largest_sums_of_own_weights():
+def test_des_vote_keeps_the_largest_sums_of_own_weights() -> None:
     scores = [[0.5, 0.4, 0.1], [0.45, 0.1, 0.45], [0.0, 0.45, 0.55]]
     got = run(batch(scores, 2), policy="des-vote", budget=scalar(2), floor=scalar(0))
     assert got.active.tolist() == [True, False, True]  # 1.06, 0.89, 1.05 of the top-2 mass
 
 
-def test_sere_moves_weights_to_the_most_similar_primary_expert():
+def test_sere_moves_weights_to_the_most_similar_primary_expert() -> None:
     given = batch([[0.5, 0.3, 0.2, 0.0], [0.0, 0.1, 0.2, 0.7]], 3)
     given["similarity"] = torch.tensor(
         [[1, 0, 0, 0.1], [0.6, 1, 0, 0.1], [0.1, 0, 1, 0.4], [0.1, 0.1, 0.1, 1]]
@@ -133,7 +133,7 @@ def test_sere_moves_weights_to_the_most_similar_primary_expert():
     assert got.active.tolist() == [True, False, True, True]  # 2 is like none of them and stays
 
 
-def test_sere_asks_for_its_similarity():
+def test_sere_asks_for_its_similarity() -> None:
     given = batch(SHARED, 2)
     with pytest.raises(ValueError, match="similarity: expected a tensor for policy sere, got None"):
         run(given, policy="sere", similarity=None)
@@ -141,7 +141,7 @@ def test_sere_asks_for_its_similarity():
         run(given, policy="sere", similarity=torch.eye(3))
 
 
-def test_random_draws_anew_from_each_step():
+def test_random_draws_anew_from_each_step() -> None:
     drawn = set()
     for seed in range(20):
         rows = torch.rand(4, 16, generator=torch.Generator().manual_seed(seed)).softmax(1)
@@ -151,12 +151,12 @@ def test_random_draws_anew_from_each_step():
     assert len(drawn) > 12
 
 
-def test_full_ignores_budget_and_demand():
+def test_full_ignores_budget_and_demand() -> None:
     got = run(batch(SHARED, 2), policy="full", budget=scalar(0), demand=scalar(0, torch.float32))
     assert got.topk_ids.tolist() == [[0, 1], [0, 2]]
 
 
-def test_refills_are_ranked_by_biased_scores_and_weighed_by_scores():
+def test_refills_are_ranked_by_biased_scores_and_weighed_by_scores() -> None:
     scores = [[0.6, 0.3, 0.0, 0.0], [0.0, 0.0, 0.6, 0.1], [0.04, 0.3, 0.2, 0.5]]
     given = batch(scores, 1)
     given["topk_ids"] = torch.tensor([[0, 1], [2, 3], [3, 1]], dtype=torch.int32)
@@ -167,7 +167,7 @@ def test_refills_are_ranked_by_biased_scores_and_weighed_by_scores():
     torch.testing.assert_close(got.topk_weights[2], torch.tensor([0.5, 0.09]), rtol=1e-6, atol=0)
 
 
-def test_exact_rows_are_free_for_the_others():
+def test_exact_rows_are_free_for_the_others() -> None:
     given = batch(SHARED, 2)
     given["row_class"][0] = RowClass.EXACT
     got = run(given, budget=scalar(0))
@@ -175,20 +175,20 @@ def test_exact_rows_are_free_for_the_others():
     assert got.num_active.item() == 2  # what is protected wins over the budget
 
 
-def test_ties_go_to_the_lower_expert():
+def test_ties_go_to_the_lower_expert() -> None:
     scores = [[0.5, 0.25, 0.25, 0.0], [0.5, 0.25, 0.25, 0.0]]
     given = batch(scores, 2)
     given["topk_ids"] = torch.tensor([[0, 2], [0, 1]], dtype=torch.int32)
     assert run(given, budget=scalar(2)).topk_ids.tolist() == [[0, 1], [0, 1]]
 
 
-def test_one_live_expert():
+def test_one_live_expert() -> None:
     got = run(batch([[0.9, 0.1], [0.8, 0.2]], 1), budget=scalar(0))
     assert got.active.tolist() == [True, False]
 
 
 @every_policy
-def test_all_pads(policy):
+def test_all_pads(policy: str) -> None:
     given = batch(SHARED, 2)
     given["row_class"].fill_(RowClass.PAD)
     got = run(given, policy=policy, budget=scalar(1))
@@ -199,7 +199,7 @@ def test_all_pads(policy):
 
 @every_policy
 @pytest.mark.parametrize("value", [1.0, 7.0, float("nan")])
-def test_demand_beyond_one_and_nan_act_as_one(policy, value):
+def test_demand_beyond_one_and_nan_act_as_one(policy: str, value: float) -> None:
     given = batch(SHARED, 2)
     expected = run(given, policy=policy, budget=scalar(2))
     got = run(given, policy=policy, budget=scalar(2), demand=scalar(value, torch.float32))
@@ -208,7 +208,7 @@ def test_demand_beyond_one_and_nan_act_as_one(policy, value):
 
 @every_policy
 @pytest.mark.parametrize("demand", [None, 0.5])
-def test_the_device_path_reads_no_value_on_the_host(policy, demand):
+def test_the_device_path_reads_no_value_on_the_host(policy: str, demand: float | None) -> None:
     """Meta tensors hold no values: a sync or a data-dependent shape would raise."""
     given = batch(SHARED, 2, device="meta")
     phi = None if demand is None else scalar(demand, torch.float32).to("meta")
@@ -221,7 +221,7 @@ def test_the_device_path_reads_no_value_on_the_host(policy, demand):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @every_policy
-def test_a_captured_graph_follows_the_budget(policy):
+def test_a_captured_graph_follows_the_budget(policy: str) -> None:
     given = batch(SHARED, 2, device="cuda")
     run(given, policy=policy)
     graph = torch.cuda.CUDAGraph()
@@ -255,11 +255,11 @@ def test_a_captured_graph_follows_the_budget(policy):
         ("contribution", torch.ones(4, dtype=torch.float64)),
     ],
 )
-def test_bad_arguments_are_named(name, value):
+def test_bad_arguments_are_named(name: str, value: Tensor) -> None:
     with pytest.raises(ValueError, match=f"{name}.*expected.*got|topk_ids.*expected.*got"):
         run(batch(SHARED, 2), **{name: value})
 
 
-def test_an_unknown_policy_lists_the_known_ones():
+def test_an_unknown_policy_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"lynx, full, .*, sere, random; got 'best'"):
         run(batch(SHARED, 2), policy="best")

@@ -37,20 +37,20 @@ def run_cases(is_interpreted: bool) -> None:
     assert done.returncode == 0, done.stdout[-6000:]
 
 
-def test_cases_under_the_interpreter():
+def test_cases_under_the_interpreter() -> None:
     run_cases(is_interpreted=True)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cases_on_the_device():
+def test_cases_on_the_device() -> None:
     run_cases(is_interpreted=False)
 
 
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
-@pytest.mark.parametrize("slot", tuning.M_SLOTS)
-def test_tiles_fit_the_device(layer, slot):
-    tiles = tuning.tiles_for(layer, slot)
+@pytest.mark.parametrize("size_class", tuning.SIZE_CLASSES)
+def test_tiles_fit_the_device(layer: Layer, size_class: int) -> None:
+    tiles = tuning.tiles_for(layer, size_class)
     shared_bytes = tuning.SHARED_BYTES.get(layer.arch, tuning.SHARED_BYTES_ELSEWHERE)
     for gemm, num_weights in ((tiles.gate_up, 2), (tiles.down, 1)):
         weight_bytes = num_weights * gemm.block_rows * layer.element_bytes
@@ -58,13 +58,15 @@ def test_tiles_fit_the_device(layer, slot):
         assert gemm.programs_per_sm * gemm.num_stages * stage_bytes <= shared_bytes
         assert gemm.num_stages >= 2
     if tiles.is_concatenated:
-        assert tiles.down.block_tokens >= slot
+        assert tiles.down.block_tokens >= size_class
 
 
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
-@pytest.mark.parametrize("slot", [s for s in tuning.M_SLOTS if s <= tuning.MAX_CONCAT_ROWS])
-def test_splits_fill_the_device_and_no_more(layer, slot):
-    down = tuning.tiles_for(layer, slot).down
+@pytest.mark.parametrize(
+    "size_class", [size for size in tuning.SIZE_CLASSES if size <= tuning.MAX_CONCAT_ROWS]
+)
+def test_splits_fill_the_device_and_no_more(layer: Layer, size_class: int) -> None:
+    down = tuning.tiles_for(layer, size_class).down
     splits = tuning.num_splits(down, layer, num_sms=132)
     num_blocks = -(-layer.hidden_size // down.block_rows)
     assert num_blocks * splits <= 132 * down.programs_per_sm
@@ -72,12 +74,12 @@ def test_splits_fill_the_device_and_no_more(layer, slot):
     assert num_blocks * splits > 132 // 2
 
 
-def test_a_measured_row_comes_before_the_rules(monkeypatch):
+def test_a_measured_row_comes_before_the_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = LAYERS["Qwen3-30B-A3B"]
     measured = tuning.tiles_for(layer, 64)
     monkeypatch.setitem(tuning.TABLE, (layer, 8), measured)
     assert tuning.tiles_for(layer, 8) == measured
 
 
-def test_slots_cover_every_batch_size():
-    assert [tuning.slot_of(m) for m in (1, 8, 9, 64, 65, 4096)] == [8, 8, 16, 64, 128, 128]
+def test_size_classes_cover_every_batch_size() -> None:
+    assert [tuning.size_class_of(m) for m in (1, 8, 9, 64, 65, 4096)] == [8, 8, 16, 64, 128, 128]

@@ -1,12 +1,13 @@
 """`select_triton` against the reference: under Triton's interpreter, or on a GPU.
 
 Run by test_select_triton.py in a process of its own, since Triton reads TRITON_INTERPRET once,
-when it is first imported. On a GPU: python -m pytest tests/kernels/select_triton_cases.py
+when it is first imported. On a GPU: python -m pytest tests/kernels/select/select_triton_cases.py
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from lynx_kernels.select import (
     select_triton,
     triton_form,
 )
-from lynx_kernels.select.triton_form import policy_key
+from tests.kernels.cases import Case, Controls, softmax_case
 
 IS_INTERPRETED = triton.knobs.runtime.interpret
 DEVICE = "cpu" if IS_INTERPRETED else "cuda"
@@ -39,7 +40,7 @@ pytestmark = pytest.mark.skipif(
 # Policies that the kernels cannot tell apart (lynx-v1, oea) are tested once.
 every_policy = pytest.mark.parametrize(
     "policy",
-    {policy_key(POLICIES[name]): name for name in policies_for_triton()}.values(),
+    {POLICIES[name].rules: name for name in policies_for_triton()}.values(),
 )
 
 # (M, E, K). A program decides for at most 64 rows of 128 experts, 32 of 256, 16 of 512.
@@ -65,64 +66,6 @@ CONTROLS = {
     "both bind": (0.5, 2, 0.7),
     "floors over the budget": (0.0, 2, 0.3),
 }
-
-
-@dataclass(frozen=True)
-class Case:
-    """Arguments of `select` but for the policy."""
-
-    scores: Tensor
-    topk_ids: Tensor
-    topk_weights: Tensor
-    row_class: Tensor
-    budget: Tensor
-    floor: Tensor
-    demand: Tensor | None
-    correction_bias: Tensor | None = None
-    contribution: Tensor | None = None
-
-    @property
-    def num_experts(self) -> int:
-        return self.scores.shape[1]
-
-    def arguments(self, device: str) -> dict[str, Any]:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: None if t is None else t.to(device) for name, t in values.items()}
-
-    def with_rows(self, rows: Tensor) -> Case:
-        names = ("scores", "topk_ids", "topk_weights", "row_class")
-        return replace(self, **{name: getattr(self, name)[rows] for name in names})
-
-    def with_controls(self, share: float, floor: int, demand: float | None) -> Case:
-        return replace(
-            self,
-            budget=torch.tensor(int(share * self.num_experts), dtype=torch.int32),
-            floor=torch.tensor(floor, dtype=torch.int32),
-            demand=None if demand is None else torch.tensor(demand),
-        )
-
-
-def make_case(
-    num_rows: int, num_experts: int, top_k: int, controls: tuple[float, int, float | None]
-) -> Case:
-    """Softmax routing with popular experts; one row in eight is a pad, one in eight exact."""
-    random = torch.Generator().manual_seed(num_rows * num_experts + top_k)
-    logits = 2 * torch.randn(num_rows, num_experts, generator=random)
-    scores = (logits + torch.randn(num_experts, generator=random)).softmax(dim=1)
-    weights, ids = scores.topk(top_k, dim=1)
-    row_class = torch.randint(0, 16, (num_rows,), generator=random).add(1).div(2).clamp(max=2)
-    if num_rows == 1:
-        row_class = torch.tensor([2.0])
-    case = Case(
-        scores=scores,
-        topk_ids=ids.int(),
-        topk_weights=weights,
-        row_class=row_class.to(torch.uint8),
-        budget=torch.tensor(0),
-        floor=torch.tensor(0),
-        demand=None,
-    )
-    return case.with_controls(*controls)
 
 
 def make_buffers(case: Case, **given: Any) -> SelectBuffers:
@@ -160,15 +103,15 @@ def run(case: Case, policy: str, buffers: SelectBuffers | None = None) -> Select
 def check(case: Case, policy: str, buffers: SelectBuffers | None = None) -> Selection:
     """Everything that `select_triton` returns, against the references."""
     got = run(case, policy, buffers)
-    expected = select_reference(**case.arguments("cpu"), policy=policy)
+    expected = select_reference(**case.arguments(), policy=policy)
     for name in ("topk_ids", "active", "num_active"):
         assert torch.equal(getattr(got, name).cpu(), getattr(expected, name)), name
     weights, retained = got.topk_weights.cpu(), got.retained_mass.cpu()
     torch.testing.assert_close(weights, expected.topk_weights, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(retained, expected.retained_mass, rtol=1e-6, atol=0)
     assert got.schedule is not None
-    num_scheduled = case.num_experts if buffers is None else buffers.num_scheduled
-    first_expert = 0 if buffers is None else buffers.first_expert
+    num_scheduled = case.num_experts if buffers is None else buffers.layout.num_scheduled
+    first_expert = 0 if buffers is None else buffers.layout.first_expert
     check_schedule(
         got.schedule,
         build_schedule_reference(
@@ -196,26 +139,26 @@ def check_schedule(got: Schedule, expected: Schedule) -> None:
 
 @every_policy
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_every_shape(policy, shape):
-    case = make_case(*shape, CONTROLS["both bind"])
+def test_every_shape(policy: str, shape: tuple[int, ...]) -> None:
+    case = softmax_case(*shape, CONTROLS["both bind"])
     check(case, policy, make_buffers(case, num_scheduled=shape[1]))
 
 
 @every_policy
 @pytest.mark.parametrize("controls", CONTROLS.values(), ids=CONTROLS)
-def test_every_control(policy, controls):
-    check(make_case(12, 24, 4, controls), policy)
+def test_every_control(policy: str, controls: Controls) -> None:
+    check(softmax_case(12, 24, 4, controls), policy)
 
 
 @every_policy
 @pytest.mark.parametrize("demand", [None, 0.0, 1.0, 7.0, -1.0, NAN])
-def test_demand_at_and_beyond_its_ends(policy, demand):
-    check(make_case(6, 12, 3, (0.5, 1, demand)), policy)
+def test_demand_at_and_beyond_its_ends(policy: str, demand: float | None) -> None:
+    check(softmax_case(6, 12, 3, (0.5, 1, demand)), policy)
 
 
 @every_policy
-def test_full_budget_and_demand_change_no_bit(policy):
-    case = make_case(12, 24, 4, (1.0, 1, 1.0))
+def test_full_budget_and_demand_change_no_bit(policy: str) -> None:
+    case = softmax_case(12, 24, 4, (1.0, 1, 1.0))
     got = run(case, policy)
     is_live = case.row_class != RowClass.PAD
     assert torch.equal(got.topk_ids.cpu()[is_live], case.topk_ids[is_live])
@@ -225,28 +168,28 @@ def test_full_budget_and_demand_change_no_bit(policy):
 
 @every_policy
 @pytest.mark.parametrize("kind", list(RowClass))
-def test_rows_of_one_class(policy, kind):
-    case = make_case(8, 12, 3, CONTROLS["both bind"])
+def test_rows_of_one_class(policy: str, kind: RowClass) -> None:
+    case = softmax_case(8, 12, 3, CONTROLS["both bind"])
     check(replace(case, row_class=torch.full((8,), kind, dtype=torch.uint8)), policy)
 
 
 @every_policy
-def test_no_rows(policy):
-    case = make_case(2, 12, 3, CONTROLS["both bind"]).with_rows(torch.arange(0))
+def test_no_rows(policy: str) -> None:
+    case = softmax_case(2, 12, 3, CONTROLS["both bind"]).with_rows(torch.arange(0))
     check(case, policy)
 
 
 @every_policy
-def test_ties_go_to_the_lower_expert(policy):
-    case = make_case(12, 24, 4, CONTROLS["both bind"])
+def test_ties_go_to_the_lower_expert(policy: str) -> None:
+    case = softmax_case(12, 24, 4, CONTROLS["both bind"])
     scores = (8 * case.scores).round() / 8
     weights, ids = scores.topk(4, dim=1)
     check(replace(case, scores=scores, topk_weights=weights, topk_ids=ids.int()), policy)
 
 
 @every_policy
-def test_scores_and_weights_that_are_no_mass(policy):
-    case = make_case(12, 24, 4, CONTROLS["both bind"])
+def test_scores_and_weights_that_are_no_mass(policy: str) -> None:
+    case = softmax_case(12, 24, 4, CONTROLS["both bind"])
     scores, weights = case.scores.clone(), case.topk_weights.clone()
     for row, value in enumerate((NAN, INF, -INF, -1.0, 0.0)):
         scores[row, ::2] = value
@@ -254,15 +197,15 @@ def test_scores_and_weights_that_are_no_mass(policy):
     weights[5] = 0.0
     case = replace(case, scores=scores, topk_weights=weights)
     got = run(case, policy)
-    expected = select_reference(**case.arguments("cpu"), policy=policy)
+    expected = select_reference(**case.arguments(), policy=policy)
     assert torch.equal(got.topk_ids.cpu(), expected.topk_ids)
     assert torch.equal(got.topk_weights.cpu()[6:], expected.topk_weights[6:])
     torch.testing.assert_close(got.retained_mass.cpu(), expected.retained_mass, rtol=1e-6, atol=0)
 
 
 @every_policy
-def test_empty_slots_and_shared_experts_pass_through(policy):
-    case = make_case(12, 24, 5, CONTROLS["both bind"])
+def test_empty_slots_and_shared_experts_pass_through(policy: str) -> None:
+    case = softmax_case(12, 24, 5, CONTROLS["both bind"])
     ids, weights = case.topk_ids.clone(), case.topk_weights.clone()
     ids[:, 1], weights[:, 1] = 24, 1.0
     ids[::3, 2] = -1
@@ -274,15 +217,15 @@ def test_empty_slots_and_shared_experts_pass_through(policy):
 
 
 @every_policy
-def test_refills_follow_the_correction_bias(policy):
-    case = make_case(12, 24, 4, CONTROLS["cap binds"])
+def test_refills_follow_the_correction_bias(policy: str) -> None:
+    case = softmax_case(12, 24, 4, CONTROLS["cap binds"])
     bias = torch.randn(24, generator=torch.Generator().manual_seed(0))
     check(replace(case, correction_bias=bias, scores=case.scores.sqrt()), policy)
 
 
 @pytest.mark.parametrize("num_rows", [12, 70, 258])
-def test_contributions_weigh_importance(num_rows):
-    case = make_case(num_rows, 24, 4, (0.4, 0, 1.0))
+def test_contributions_weigh_importance(num_rows: int) -> None:
+    case = softmax_case(num_rows, 24, 4, (0.4, 0, 1.0))
     # No floors and no exact rows: importance decides alone.
     case = replace(case, row_class=torch.full((num_rows,), RowClass.FLEXIBLE, dtype=torch.uint8))
     before = run(case, "lynx").active.cpu().clone()
@@ -294,20 +237,20 @@ def test_contributions_weigh_importance(num_rows):
 
 
 @pytest.mark.parametrize("num_rows", [12, 70, 258])
-def test_ids_of_64_bits(num_rows):
-    case = make_case(num_rows, 24, 4, CONTROLS["both bind"])
+def test_ids_of_64_bits(num_rows: int) -> None:
+    case = softmax_case(num_rows, 24, 4, CONTROLS["both bind"])
     check(replace(case, topk_ids=case.topk_ids.long()), "lynx")
 
 
 @pytest.mark.parametrize("num_rows", [12, 70, 258])
-def test_a_local_range_of_experts(num_rows):
-    case = make_case(num_rows, 24, 4, CONTROLS["both bind"])
+def test_a_local_range_of_experts(num_rows: int) -> None:
+    case = softmax_case(num_rows, 24, 4, CONTROLS["both bind"])
     check(case, "lynx", make_buffers(case, num_scheduled=7, first_expert=13))
 
 
 @pytest.mark.parametrize("num_rows", [12, 70, 258])
-def test_a_local_range_that_no_row_wants(num_rows):
-    case = make_case(num_rows, 24, 4, CONTROLS["both bind"])
+def test_a_local_range_that_no_row_wants(num_rows: int) -> None:
+    case = softmax_case(num_rows, 24, 4, CONTROLS["both bind"])
     scores, ids = case.scores.clone(), case.topk_ids % 20
     scores[:, 20:] = 0.0
     is_distinct = (ids[:, :, None] == ids[:, None, :]).sum(dim=(1, 2)) == 4
@@ -318,8 +261,8 @@ def test_a_local_range_that_no_row_wants(num_rows):
 
 
 @pytest.mark.parametrize("num_rows", [12, 70, 258])
-def test_without_a_schedule(num_rows):
-    case = make_case(num_rows, 24, 4, CONTROLS["both bind"])
+def test_without_a_schedule(num_rows: int) -> None:
+    case = softmax_case(num_rows, 24, 4, CONTROLS["both bind"])
     got = select_triton(**case.arguments(DEVICE), policy=POLICIES["lynx"])
     assert got.schedule is None
     assert torch.equal(got.active.cpu(), run(case, "lynx").active.cpu())
@@ -327,7 +270,7 @@ def test_without_a_schedule(num_rows):
 
 @pytest.mark.parametrize("num_rows", [0, 12, 70, 258])
 @pytest.mark.parametrize("first_expert", [0, 13])
-def test_schedule_of_any_routing(num_rows, first_expert):
+def test_schedule_of_any_routing(num_rows: int, first_expert: int) -> None:
     rng = torch.Generator().manual_seed(num_rows)
     weights, ids = torch.rand(num_rows, 24, generator=rng).topk(4, dim=1)
     ids = ids.masked_fill(weights < 0.85, -1)
@@ -337,8 +280,8 @@ def test_schedule_of_any_routing(num_rows, first_expert):
 
 @every_policy
 @pytest.mark.parametrize("num_rows", [12, 70])
-def test_permuting_rows_permutes_the_output(policy, num_rows):
-    case = make_case(num_rows, 24, 4, CONTROLS["both bind"])
+def test_permuting_rows_permutes_the_output(policy: str, num_rows: int) -> None:
+    case = softmax_case(num_rows, 24, 4, CONTROLS["both bind"])
     order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(0))
     got, expected = run(case.with_rows(order), policy), run(case, policy)
     for name in ("topk_ids", "topk_weights", "retained_mass"):
@@ -347,9 +290,9 @@ def test_permuting_rows_permutes_the_output(policy, num_rows):
 
 
 @pytest.mark.parametrize("num_rows", [12, 70, 258])
-def test_buffers_serve_launch_after_launch(num_rows):
+def test_buffers_serve_launch_after_launch(num_rows: int) -> None:
     """As in a captured graph: same addresses, changed controls, whatever the last launch left."""
-    case = make_case(num_rows, 24, 4, CONTROLS["both bind"])
+    case = softmax_case(num_rows, 24, 4, CONTROLS["both bind"])
     buffers = make_buffers(case, num_scheduled=24)
     for controls in CONTROLS.values():
         check(case.with_controls(*controls), "lynx", buffers)
@@ -370,8 +313,10 @@ def test_buffers_serve_launch_after_launch(num_rows):
         ("topk_ids", lambda t: t.repeat(2, 1)),
     ],
 )
-def test_what_does_not_fit_the_buffers_is_named(name, change):
-    case = make_case(6, 12, 3, CONTROLS["both bind"])
+def test_what_does_not_fit_the_buffers_is_named(
+    name: str, change: Callable[[Tensor], Tensor]
+) -> None:
+    case = softmax_case(6, 12, 3, CONTROLS["both bind"])
     buffers = make_buffers(case)
     with pytest.raises(ValueError, match=f"{name}: expected.*got"):
         run(replace(case, **{name: change(getattr(case, name))}), "lynx", buffers)
@@ -380,8 +325,8 @@ def test_what_does_not_fit_the_buffers_is_named(name, change):
 REFUSED = sorted(POLICIES.keys() - policies_for_triton())
 
 
-def test_policies_for_comparison_are_refused_with_those_that_are_served():
-    case = make_case(6, 12, 3, CONTROLS["both bind"])
+def test_policies_for_comparison_are_refused_with_those_that_are_served() -> None:
+    case = softmax_case(6, 12, 3, CONTROLS["both bind"])
     assert REFUSED == ["lynx-v3", "random", "sere"]
     for name in REFUSED:
         with pytest.raises(ValueError, match=rf"policy: expected .*lynx, full.* got {name}$"):
@@ -390,10 +335,12 @@ def test_policies_for_comparison_are_refused_with_those_that_are_served():
 
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize("num_rows", [6, 258])
-def test_a_kernel_does_not_take_a_policy_for_another(monkeypatch, name, num_rows):
+def test_a_kernel_does_not_take_a_policy_for_another(
+    monkeypatch: pytest.MonkeyPatch, name: str, num_rows: int
+) -> None:
     """Behind the host's check: what a kernel has no branch for is no kernel."""
     monkeypatch.setattr(triton_form, "check_policy", lambda policy: None)
-    case = make_case(num_rows, 12, 3, CONTROLS["both bind"])
+    case = softmax_case(num_rows, 12, 3, CONTROLS["both bind"])
     with pytest.raises(TritonError, match="no kernel for"):
         run(case, name)
 
@@ -401,8 +348,8 @@ def test_a_kernel_does_not_take_a_policy_for_another(monkeypatch, name, num_rows
 @pytest.mark.skipif(IS_INTERPRETED, reason="needs a GPU")
 @every_policy
 @pytest.mark.parametrize("num_rows", [1, 8, 64, 70, 256, 258])
-def test_a_captured_graph_follows_the_controls(policy, num_rows):
-    case = make_case(num_rows, 128, 8, CONTROLS["both bind"])
+def test_a_captured_graph_follows_the_controls(policy: str, num_rows: int) -> None:
+    case = softmax_case(num_rows, 128, 8, CONTROLS["both bind"])
     buffers = make_buffers(case, num_scheduled=128)
     given = case.arguments(DEVICE)
     select_triton(**given, policy=POLICIES[policy], out=buffers)

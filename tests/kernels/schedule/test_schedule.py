@@ -16,7 +16,7 @@ def routing(num_rows: int, num_experts: int, top_k: int) -> tuple[torch.Tensor, 
     return ids.masked_fill(weights < 0.5, -1), weights
 
 
-def test_rows_are_sorted_by_expert_then_token():
+def test_rows_are_sorted_by_expert_then_token() -> None:
     ids = torch.tensor([[5, 2], [2, -1], [0, 5]], dtype=torch.int32)
     weights = torch.tensor([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]])
     got = build_schedule_reference(ids, weights, 6)
@@ -31,7 +31,7 @@ def test_rows_are_sorted_by_expert_then_token():
     assert got.slots.tolist() == [[3, 1], [2, -1], [0, 4]]
 
 
-def test_remote_experts_are_skipped():
+def test_remote_experts_are_skipped() -> None:
     ids = torch.tensor([[5, 2], [2, 3]])
     got = build_schedule_reference(ids, torch.ones(2, 2), 2, first_expert=2)
     assert got.num_active.tolist() == [2]
@@ -44,7 +44,7 @@ def test_remote_experts_are_skipped():
     [(1, 8, 2), (9, 13, 3), (6, 1, 1), (2, 64, 2), (5, 4, 4), (0, 8, 2)],
     ids=["M=1", "prime E", "one expert", "idle experts", "K=E", "no rows"],
 )
-def test_slots_and_rows_point_at_each_other(num_rows, num_experts, top_k):
+def test_slots_and_rows_point_at_each_other(num_rows: int, num_experts: int, top_k: int) -> None:
     ids, weights = routing(num_rows, num_experts, top_k)
     got = build_schedule_reference(ids, weights, num_experts)
     num_active = int(got.num_active)
@@ -61,13 +61,13 @@ def test_slots_and_rows_point_at_each_other(num_rows, num_experts, top_k):
             assert expert_of_row[row] == ids[token, slot]
 
 
-def test_all_slots_empty():
+def test_all_slots_empty() -> None:
     got = build_schedule_reference(torch.full((3, 2), -1), torch.ones(3, 2), 4)
     assert got.num_active.tolist() == [0]
     assert (got.slots == -1).all()
 
 
-def test_sizes_and_types_are_fixed():
+def test_sizes_and_types_are_fixed() -> None:
     """Meta tensors hold no values: a sync or a data-dependent shape would raise."""
     ids = torch.zeros(3, 2, dtype=torch.int64, device="meta")
     got = build_schedule_reference(ids, torch.zeros(3, 2, device="meta"), 8)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from lynx_kernels import POLICIES, Policy, RowClass, Selection, select, select_reference
 from lynx_kernels.select.torch_form import select_torch
+from tests.kernels.cases import Case, random_case
 
 SEEDS = st.integers(0, 2**32 - 1)
 # Constants that the named policies leave at their defaults.
@@ -39,7 +40,7 @@ def assert_same(got: Selection, expected: Selection) -> None:
     torch.testing.assert_close(got.retained_mass, expected.retained_mass, rtol=1e-6, atol=0)
 
 
-def floor_of(case, row: int, policy: Policy) -> set[int]:
+def floor_of(case: Case, row: int, policy: Policy) -> set[int]:
     """What the policy protects of a flexible row: none of a row that is not confident."""
     experts = floor_experts(case, row)
     pairs = zip(case.topk_ids[row].tolist(), case.topk_weights[row].tolist(), strict=True)
@@ -48,11 +49,11 @@ def floor_of(case, row: int, policy: Policy) -> set[int]:
     return set(experts) if is_sure else set()
 
 
-def own_experts(case, row: int) -> list[int]:
+def own_experts(case: Case, row: int) -> list[int]:
     return [e for e in case.topk_ids[row].tolist() if 0 <= e < case.num_experts]
 
 
-def floor_experts(case, row: int) -> list[int]:
+def floor_experts(case: Case, row: int) -> list[int]:
     pairs = zip(case.topk_ids[row].tolist(), case.topk_weights[row].tolist(), strict=True)
     own = [(e, w) for e, w in pairs if 0 <= e < case.num_experts]
     own.sort(key=lambda pair: -pair[1])
@@ -62,8 +63,8 @@ def floor_experts(case, row: int) -> list[int]:
 @every_policy
 @settings(examples, max_examples=700)
 @given(seed=SEEDS)
-def test_both_paths_equal_the_reference(case_of, policy, seed):
-    arguments = case_of(seed).arguments()
+def test_both_paths_equal_the_reference(policy: Policy, seed: int) -> None:
+    arguments = random_case(seed).arguments()
     expected = select_reference(**arguments, policy=policy)
     assert_same(select(**arguments, policy=policy), expected)
     assert_same(select_torch(**arguments, policy=policy), expected)
@@ -71,8 +72,8 @@ def test_both_paths_equal_the_reference(case_of, policy, seed):
 
 @settings(examples, max_examples=700)
 @given(seed=SEEDS)
-def test_contributions_weigh_alike_on_every_path(case_of, seed):
-    case = case_of(seed)
+def test_contributions_weigh_alike_on_every_path(seed: int) -> None:
+    case = random_case(seed)
     random = torch.Generator().manual_seed(seed)
     contribution = 1.2 * torch.rand(case.num_experts, generator=random)  # above 1 counts as 1
     contribution[:: 1 + seed % 5] = float("nan") if seed % 2 else -1.0
@@ -90,9 +91,9 @@ def test_contributions_weigh_alike_on_every_path(case_of, seed):
 @every_policy
 @examples
 @given(seed=SEEDS)
-def test_full_budget_and_demand_change_no_bit(case_of, policy, seed):
-    case = case_of(seed)
-    case = case.with_controls(budget=case.num_experts, demand=1.0)
+def test_full_budget_and_demand_change_no_bit(policy: Policy, seed: int) -> None:
+    case = random_case(seed)
+    case = case.with_controls(1.0, None, 1.0)
     is_live = case.row_class != RowClass.PAD
     for got in (
         select(**case.arguments(), policy=policy),
@@ -106,8 +107,8 @@ def test_full_budget_and_demand_change_no_bit(case_of, policy, seed):
 @every_policy
 @examples
 @given(seed=SEEDS)
-def test_pads_come_out_empty_and_exact_rows_untouched(case_of, policy, seed):
-    case = case_of(seed)
+def test_pads_come_out_empty_and_exact_rows_untouched(policy: Policy, seed: int) -> None:
+    case = random_case(seed)
     got = select(**case.arguments(), policy=policy)
     is_pad, is_exact = (case.row_class == kind for kind in (RowClass.PAD, RowClass.EXACT))
     assert (got.topk_ids[is_pad] == -1).all()
@@ -120,8 +121,8 @@ def test_pads_come_out_empty_and_exact_rows_untouched(case_of, policy, seed):
 @every_policy
 @examples
 @given(seed=SEEDS)
-def test_flexible_rows_keep_floor_and_every_active_own_expert(case_of, policy, seed):
-    case = case_of(seed)
+def test_flexible_rows_keep_floor_and_every_active_own_expert(policy: Policy, seed: int) -> None:
+    case = random_case(seed)
     got = select(**case.arguments(), policy=policy)
     active = set(got.active.nonzero().flatten().tolist())
     assert len(active) == int(got.num_active)
@@ -149,8 +150,8 @@ def test_flexible_rows_keep_floor_and_every_active_own_expert(case_of, policy, s
 @bounded_policy
 @examples
 @given(seed=SEEDS)
-def test_active_experts_stay_within_budget_or_protected_set(case_of, policy, seed):
-    case = case_of(seed)
+def test_active_experts_stay_within_budget_or_protected_set(policy: Policy, seed: int) -> None:
+    case = random_case(seed)
     protected: set[int] = set()
     for row, kind in enumerate(case.row_class.tolist()):
         if kind == RowClass.EXACT:
@@ -164,8 +165,8 @@ def test_active_experts_stay_within_budget_or_protected_set(case_of, policy, see
 @every_policy
 @examples
 @given(seed=SEEDS)
-def test_permuting_rows_permutes_the_output(case_of, policy, seed):
-    case = case_of(seed)
+def test_permuting_rows_permutes_the_output(policy: Policy, seed: int) -> None:
+    case = random_case(seed)
     order = torch.randperm(len(case.row_class), generator=torch.Generator().manual_seed(seed))
     got = select(**case.with_rows(order).arguments(), policy=policy)
     expected = select(**case.arguments(), policy=policy)
@@ -177,8 +178,8 @@ def test_permuting_rows_permutes_the_output(case_of, policy, seed):
 @every_policy
 @examples
 @given(seed=SEEDS)
-def test_inputs_are_not_written(case_of, policy, seed):
-    case, untouched = case_of(seed), case_of(seed).arguments()
+def test_inputs_are_not_written(policy: Policy, seed: int) -> None:
+    case, untouched = random_case(seed), random_case(seed).arguments()
     select(**case.arguments(), policy=policy)
     for name, value in case.arguments().items():
         assert value is untouched[name] is None or torch.equal(value, untouched[name])
@@ -187,8 +188,10 @@ def test_inputs_are_not_written(case_of, policy, seed):
 @every_policy
 @examples
 @given(seed=SEEDS, poison=st.sampled_from([float("nan"), float("inf"), -float("inf"), -1.0]))
-def test_a_poisoned_row_acts_as_zeros_for_the_others(case_of, policy, seed, poison):
-    bad, zero = case_of(seed), case_of(seed)
+def test_a_poisoned_row_acts_as_zeros_for_the_others(
+    policy: Policy, seed: int, poison: float
+) -> None:
+    bad, zero = random_case(seed), random_case(seed)
     if not len(bad.row_class):
         return
     for case, value in ((bad, poison), (zero, 0.0)):

@@ -1,7 +1,9 @@
 """`fused_moe_triton` against the reference: under Triton's interpreter, or on a GPU
 
 Run by test_fused_moe_triton.py in a process of its own, since Triton reads TRITON_INTERPRET once,
-when it is first imported. On a GPU: python -m pytest tests/kernels/fused_moe_triton_cases.py
+when it is first imported. On a GPU:
+
+    python -m pytest tests/kernels/fused_moe/fused_moe_triton_cases.py
 """
 
 from __future__ import annotations
@@ -124,32 +126,32 @@ def check(case: Case, **options: Any) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _wide_products(monkeypatch):
+def _wide_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter multiplies the bit patterns of bfloat16, and is slow at float16."""
     from triton.language import float32
     from triton.runtime.interpreter import InterpreterBuilder
 
     narrow_dot = InterpreterBuilder.create_dot
 
-    def dot(self, a, b, *rest):
+    def dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
         return narrow_dot(self, self.cast_impl(a, float32), self.cast_impl(b, float32), *rest)
 
     monkeypatch.setattr(InterpreterBuilder, "create_dot", dot)
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_equal_to_reference(shape):
+def test_equal_to_reference(shape: tuple[int, ...]) -> None:
     check(case_of(shape))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
 @pytest.mark.parametrize("name", ["M < BT", "M of a split down product", "prime E, in chunks"])
-def test_half_precision_is_near_the_reference(name, dtype):
+def test_half_precision_is_near_the_reference(name: str, dtype: torch.dtype) -> None:
     check(case_of(SHAPES[name], dtype))
 
 
 @pytest.fixture
-def _tma(monkeypatch):
+def _tma(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of the rules, their weights copied by the tensor memory accelerator."""
     by_rule = tuning.tiles_for
     monkeypatch.setattr(tuning, "tiles_for", lambda *key: replace(by_rule(*key), is_tma=True))
@@ -171,14 +173,14 @@ def _tma(monkeypatch):
         "one expert",
     ],
 )
-def test_weights_by_tma_are_equal_to_reference(name, dtype):
+def test_weights_by_tma_are_equal_to_reference(name: str, dtype: torch.dtype) -> None:
     check(case_of(SHAPES[name], dtype))
 
 
 @needs_tma
 @pytest.mark.usefixtures("_tma")
 @pytest.mark.parametrize("num_rows", [3, 70])
-def test_tma_stores_nothing_of_the_experts_next_to_a_tile(num_rows):
+def test_tma_stores_nothing_of_the_experts_next_to_a_tile(num_rows: int) -> None:
     """H and I end inside a block, whose other rows are of idle experts, all NaN."""
     case = case_of((num_rows, 9, 2, 48, 40))
     case = replace(case, topk_ids=case.topk_ids // 2 * 2)
@@ -190,7 +192,7 @@ def test_tma_stores_nothing_of_the_experts_next_to_a_tile(num_rows):
 
 
 @pytest.mark.usefixtures("_tma")
-def test_tma_has_no_alternating_rows():
+def test_tma_has_no_alternating_rows() -> None:
     with pytest.raises(ValueError, match="is_interleaved: expected gate rows first"):
         case_of(SHAPES["M < BT"]).run(is_interleaved=True)
 
@@ -198,7 +200,7 @@ def test_tma_has_no_alternating_rows():
 @pytest.mark.parametrize("num_rows", [3, 70])
 @pytest.mark.parametrize("weighs_input", [False, True])
 @pytest.mark.parametrize("activation", ["silu", "gelu"])
-def test_options(num_rows, weighs_input, activation):
+def test_options(num_rows: int, weighs_input: bool, activation: str) -> None:
     case = case_of((num_rows, 5, 2, 33, 21))
     rng = torch.Generator().manual_seed(1)
     check(
@@ -211,7 +213,7 @@ def test_options(num_rows, weighs_input, activation):
 
 
 @pytest.mark.parametrize("is_interleaved", [False, True])
-def test_clamped_swiglu(is_interleaved):
+def test_clamped_swiglu(is_interleaved: bool) -> None:
     case = case_of((3, 5, 2, 33, 21))
     case = replace(case, hidden=case.hidden * 8)  # some gates and ups beyond the limit
     options = {"activation": "swiglu_clamped", "is_interleaved": is_interleaved}
@@ -238,12 +240,12 @@ every_scale = pytest.mark.parametrize("scaled", ["block", "row", "expert"])
 
 @pytest.mark.parametrize("num_rows", [3, 70])
 @every_scale
-def test_fp8_weights(num_rows, scaled):
+def test_fp8_weights(num_rows: int, scaled: str) -> None:
     check_fp8(num_rows, scaled)
 
 
 @pytest.mark.parametrize("num_rows", [3, 70])
-def test_a_block_of_scales_may_be_as_wide_as_the_weights(num_rows):
+def test_a_block_of_scales_may_be_as_wide_as_the_weights(num_rows: int) -> None:
     check_fp8(num_rows, "block", hidden_size=96, inner_size=80)
 
 
@@ -251,13 +253,13 @@ def test_a_block_of_scales_may_be_as_wide_as_the_weights(num_rows):
 @pytest.mark.usefixtures("_tma")
 @pytest.mark.parametrize("num_rows", [3, 70])
 @every_scale
-def test_fp8_weights_by_tma(num_rows, scaled):
+def test_fp8_weights_by_tma(num_rows: int, scaled: str) -> None:
     check_fp8(num_rows, scaled)
 
 
 @pytest.mark.parametrize("num_rows", [3, 40, 70])
 @pytest.mark.parametrize("holes", ["some slots", "some rows", "all"])
-def test_empty_slots(num_rows, holes):
+def test_empty_slots(num_rows: int, holes: str) -> None:
     case = case_of((num_rows, 5, 2, 33, 21))
     is_empty = torch.zeros(num_rows, 2, dtype=torch.bool)
     is_empty[::2, 1] = True
@@ -272,7 +274,7 @@ def test_empty_slots(num_rows, holes):
 
 
 @pytest.mark.parametrize("num_rows", [3, 40, 70])
-def test_ranks_skip_remote_experts_and_sum_to_the_whole(num_rows):
+def test_ranks_skip_remote_experts_and_sum_to_the_whole(num_rows: int) -> None:
     case = case_of((num_rows, 13, 3, 48, 32))
     ids = case.topk_ids.clone()
     ids[0], ids[1] = torch.tensor([10, 11, 12]), torch.tensor([11, -1, 12])
@@ -290,7 +292,7 @@ def test_ranks_skip_remote_experts_and_sum_to_the_whole(num_rows):
 
 
 @pytest.mark.parametrize("num_rows", [1, 40, 70])
-def test_a_rank_whose_experts_no_row_wants_gives_zeros(num_rows):
+def test_a_rank_whose_experts_no_row_wants_gives_zeros(num_rows: int) -> None:
     case = case_of((num_rows, 13, 3, 48, 32))
     case = replace(case, topk_ids=case.topk_ids.clamp(max=9)).of_rank(range(10, 13))
     assert (case.run() == 0).all()
@@ -298,7 +300,9 @@ def test_a_rank_whose_experts_no_row_wants_gives_zeros(num_rows):
 
 @pytest.mark.parametrize("num_rows", [6, 70, 258])
 @pytest.mark.parametrize("num_shared", [1, 2])
-def test_selection_schedules_the_shared_experts_beside_the_routed_ones(num_rows, num_shared):
+def test_selection_schedules_the_shared_experts_beside_the_routed_ones(
+    num_rows: int, num_shared: int
+) -> None:
     """As DeepSeek's: every row has each of them, in a slot of its own, whatever the budget."""
     num_routed, top_k = 12, 3
     case = case_of((num_rows, num_routed, top_k, 48, 32))
@@ -329,7 +333,7 @@ def test_selection_schedules_the_shared_experts_beside_the_routed_ones(num_rows,
 
 
 @pytest.mark.parametrize("num_rows", [3, 70])
-def test_idle_experts_are_not_read(num_rows):
+def test_idle_experts_are_not_read(num_rows: int) -> None:
     """Times zero, a NaN would still show in the sums."""
     case = case_of((num_rows, 9, 2, 48, 32))
     case = replace(case, topk_ids=case.topk_ids % 5 * 2)
@@ -345,13 +349,13 @@ def test_idle_experts_are_not_read(num_rows):
 
 
 @pytest.mark.parametrize("num_rows", [40, 70])
-def test_one_live_expert_has_more_rows_than_a_tile(num_rows):
+def test_one_live_expert_has_more_rows_than_a_tile(num_rows: int) -> None:
     case = case_of((num_rows, 37, 1, 48, 32))
     check(replace(case, topk_ids=torch.full_like(case.topk_ids, 36)))
 
 
 @pytest.mark.parametrize("num_rows", [5, 33, 70])
-def test_same_bits_whatever_scratch_held(num_rows):
+def test_same_bits_whatever_scratch_held(num_rows: int) -> None:
     case = case_of((num_rows, 4, 3, 32, 192), torch.float16)
     workspace = case.workspace(poison=-7.0)
     first, second = (case.run(workspace=workspace) for _ in range(2))
@@ -360,7 +364,7 @@ def test_same_bits_whatever_scratch_held(num_rows):
     assert (workspace.arrivals == 0).all()
 
 
-def test_a_larger_workspace_serves_smaller_batches():
+def test_a_larger_workspace_serves_smaller_batches() -> None:
     small = case_of((3, 4, 3, 32, 192))
     large = case_of((70, 4, 3, 32, 192))
     workspace = large.workspace()
@@ -370,7 +374,7 @@ def test_a_larger_workspace_serves_smaller_batches():
         torch.testing.assert_close(got, case.expected(), **TOLERANCES[torch.float32])
 
 
-def test_inputs_are_not_written():
+def test_inputs_are_not_written() -> None:
     case, untouched = case_of(SHAPES["M < BT"]), case_of(SHAPES["M < BT"])
     schedule = case.schedule
     case.run()
@@ -392,7 +396,7 @@ def test_inputs_are_not_written():
         ("workspace", {"topk_ids": torch.zeros(6, 2).int(), "topk_weights": torch.rand(6, 2)}),
     ],
 )
-def test_bad_arguments_are_named(name, changes):
+def test_bad_arguments_are_named(name: str, changes: dict[str, Any]) -> None:
     case = case_of(SHAPES["M < BT"])
     workspace = case.workspace()
     changed = replace(case, **{key: value.to(DEVICE) for key, value in changes.items()})
@@ -400,6 +404,6 @@ def test_bad_arguments_are_named(name, changes):
         changed.run(workspace=workspace)
 
 
-def test_an_unknown_activation_lists_the_known_ones():
+def test_an_unknown_activation_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"silu, gelu, swiglu_clamped; got 'relu'"):
         case_of(SHAPES["M=1"]).run(activation="relu")

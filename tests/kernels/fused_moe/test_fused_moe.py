@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from lynx_kernels import CpuExperts, fused_moe, fused_moe_reference, scratch
 
+Native = Callable[..., Tensor]
 # (M, E, K, H, I)
 SHAPES = {
     "one row": (1, 64, 4, 128, 48),
@@ -27,7 +29,9 @@ every_dtype = pytest.mark.parametrize(
 )
 
 
-def layer(shape, dtype=torch.float32, *, seed: int = 0) -> tuple[Tensor, ...]:
+def layer(
+    shape: tuple[int, ...], dtype: torch.dtype = torch.float32, *, seed: int = 0
+) -> tuple[Tensor, ...]:
     """hidden, w13, w2, topk_ids, topk_weights"""
     num_rows, num_experts, top_k, hidden_size, inner_size = shape
     rng = torch.Generator().manual_seed(seed)
@@ -39,7 +43,7 @@ def layer(shape, dtype=torch.float32, *, seed: int = 0) -> tuple[Tensor, ...]:
     return hidden.to(dtype), w13.to(dtype), w2.to(dtype), ids.int(), weights
 
 
-def biases(shape, *, seed: int = 1) -> dict[str, Tensor]:
+def biases(shape: tuple[int, ...], *, seed: int = 1) -> dict[str, Tensor]:
     _, num_experts, _, hidden_size, inner_size = shape
     rng = torch.Generator().manual_seed(seed)
     return {
@@ -49,19 +53,29 @@ def biases(shape, *, seed: int = 1) -> dict[str, Tensor]:
 
 
 @pytest.fixture
-def _two_threads():
+def _two_threads() -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
-def native():
+def native() -> Native:
     from sglang.srt.layers.moe.fused_moe_native import moe_forward_native
     from sglang.srt.layers.moe.moe_runner import MoeRunnerConfig
     from sglang.srt.layers.moe.topk import StandardTopKOutput
 
-    def forward(hidden, w13, w2, ids, weights, *, w13_bias=None, w2_bias=None, activation="silu"):
+    def forward(
+        hidden: Tensor,
+        w13: Tensor,
+        w2: Tensor,
+        ids: Tensor,
+        weights: Tensor,
+        *,
+        w13_bias: Tensor | None = None,
+        w2_bias: Tensor | None = None,
+        activation: str = "silu",
+    ) -> Tensor:
         experts = SimpleNamespace(
             num_experts=w13.shape[0],
             w13_weight=w13,
@@ -78,7 +92,9 @@ def native():
 @every_dtype
 @every_shape
 @pytest.mark.parametrize("activation", ["silu", "gelu"])
-def test_bit_for_bit_equal_to_native(native, shape, dtype, activation):
+def test_bit_for_bit_equal_to_native(
+    native: Native, shape: tuple[int, ...], dtype: torch.dtype, activation: str
+) -> None:
     given = layer(shape, dtype)
     got = fused_moe(*given, activation=activation)
     assert torch.equal(got, native(*given, activation=activation))
@@ -87,13 +103,13 @@ def test_bit_for_bit_equal_to_native(native, shape, dtype, activation):
 @pytest.mark.usefixtures("_two_threads")
 @every_dtype
 @pytest.mark.parametrize("name", ["decode batch", "prefill", "prime E, odd H and I"])
-def test_threads_do_not_break_equality(native, name, dtype):
+def test_threads_do_not_break_equality(native: Native, name: str, dtype: torch.dtype) -> None:
     given = layer(SHAPES[name], dtype)
     assert torch.equal(fused_moe(*given), native(*given))
 
 
 @every_dtype
-def test_biases_are_bit_for_bit_equal_to_native(native, dtype):
+def test_biases_are_bit_for_bit_equal_to_native(native: Native, dtype: torch.dtype) -> None:
     shape = SHAPES["prime E, odd H and I"]
     given, bias = layer(shape, dtype), biases(shape)
     assert torch.equal(fused_moe(*given, **bias), native(*given, **bias))
@@ -103,7 +119,9 @@ def test_biases_are_bit_for_bit_equal_to_native(native, dtype):
 @pytest.mark.parametrize("is_weighing_input", [False, True])
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("has_holes", [False, True])
-def test_equal_to_reference(id_dtype, is_weighing_input, has_bias, has_holes):
+def test_equal_to_reference(
+    id_dtype: torch.dtype, is_weighing_input: bool, has_bias: bool, has_holes: bool
+) -> None:
     shape = SHAPES["prime E, odd H and I"]
     hidden, w13, w2, ids, weights = layer(shape)
     if has_holes:
@@ -118,14 +136,16 @@ def test_equal_to_reference(id_dtype, is_weighing_input, has_bias, has_holes):
         assert (got[3] == 0).all()
 
 
-def test_bf16_is_near_the_fp32_reference():
+def test_bf16_is_near_the_fp32_reference() -> None:
     given = layer(SHAPES["decode batch"], torch.bfloat16)
     torch.testing.assert_close(fused_moe(*given), fused_moe_reference(*given), rtol=2e-2, atol=2e-2)
 
 
 @every_shape
 @pytest.mark.parametrize("has_holes", [False, True])
-def test_no_uninitialised_memory_reaches_the_output(monkeypatch, shape, has_holes):
+def test_no_uninitialised_memory_reaches_the_output(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], has_holes: bool
+) -> None:
     given = layer(shape)
     if has_holes:
         given[3][0] = -1
@@ -136,7 +156,7 @@ def test_no_uninitialised_memory_reaches_the_output(monkeypatch, shape, has_hole
     assert torch.equal(fused_moe(*given), expected)
 
 
-def test_empty_slots_ignore_their_weight():
+def test_empty_slots_ignore_their_weight() -> None:
     hidden, w13, w2, ids, weights = layer(SHAPES["decode batch"])
     ids[:, 2] = -1
     expected = fused_moe(hidden, w13, w2, ids, weights)
@@ -145,7 +165,7 @@ def test_empty_slots_ignore_their_weight():
 
 
 @pytest.mark.parametrize("num_rows", [0, 3])
-def test_no_row_or_no_expert_gives_zeros(num_rows):
+def test_no_row_or_no_expert_gives_zeros(num_rows: int) -> None:
     hidden, w13, w2, ids, weights = layer((num_rows, 5, 2, 16, 8))
     ids.fill_(-1)
     assert torch.equal(fused_moe(hidden, w13, w2, ids, weights), torch.zeros(num_rows, 16))
@@ -153,7 +173,7 @@ def test_no_row_or_no_expert_gives_zeros(num_rows):
 
 @every_dtype
 @pytest.mark.parametrize("id_dtype", [torch.int32, torch.int64])
-def test_a_ranks_experts_skip_what_is_remote(dtype, id_dtype):
+def test_a_ranks_experts_skip_what_is_remote(dtype: torch.dtype, id_dtype: torch.dtype) -> None:
     """Each of three ranks against the reference, and their sum against one that has them all."""
     hidden, w13, w2, ids, weights = layer(SHAPES["prime E, odd H and I"], dtype)
     ids = ids.to(id_dtype)
@@ -173,19 +193,19 @@ def test_a_ranks_experts_skip_what_is_remote(dtype, id_dtype):
     torch.testing.assert_close(total, whole, rtol=tolerance, atol=2 * tolerance)
 
 
-def test_a_rank_without_a_local_expert_gives_zeros():
+def test_a_rank_without_a_local_expert_gives_zeros() -> None:
     hidden, w13, w2, ids, weights = layer(SHAPES["decode batch"])
     got = fused_moe(hidden, w13[:8], w2[:8], ids, weights, first_expert=64)
     assert torch.equal(got, torch.zeros_like(hidden))
 
 
-def test_inputs_are_not_written():
+def test_inputs_are_not_written() -> None:
     given, untouched = layer(SHAPES["decode batch"]), layer(SHAPES["decode batch"])
     fused_moe(*given)
     assert all(torch.equal(a, b) for a, b in zip(given, untouched, strict=True))
 
 
-def test_prepared_experts_see_weights_updated_in_place():
+def test_prepared_experts_see_weights_updated_in_place() -> None:
     hidden, w13, w2, ids, weights = layer(SHAPES["decode batch"])
     experts = CpuExperts(w13, w2)
     w13.mul_(2)
@@ -208,7 +228,7 @@ def test_prepared_experts_see_weights_updated_in_place():
         ("topk_weights", {4: torch.zeros(4, 2, dtype=torch.int32)}),
     ],
 )
-def test_bad_arguments_are_named(name, changes):
+def test_bad_arguments_are_named(name: str, changes: dict[int, Tensor]) -> None:
     given = list(layer((4, 5, 2, 16, 8)))
     for position, value in changes.items():
         given[position] = value
@@ -216,11 +236,11 @@ def test_bad_arguments_are_named(name, changes):
         fused_moe(*given)
 
 
-def test_a_negative_first_expert_is_refused():
+def test_a_negative_first_expert_is_refused() -> None:
     with pytest.raises(ValueError, match="first_expert: expected 0 or more, got -1"):
         fused_moe(*layer((4, 5, 2, 16, 8)), first_expert=-1)
 
 
-def test_an_unknown_activation_lists_the_known_ones():
+def test_an_unknown_activation_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match="silu, gelu, swiglu_clamped; got 'relu'"):
         fused_moe(*layer((4, 5, 2, 16, 8)), activation="relu")

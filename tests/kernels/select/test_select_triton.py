@@ -20,7 +20,7 @@ def run(*command: str, is_interpreted: bool) -> str:
             **os.environ,
             "TRITON_INTERPRET": "1" if is_interpreted else "0",
             "OMP_NUM_THREADS": "1",  # the tensors are tiny
-            "PYTHONPATH": os.pathsep.join([str(FOLDER.parents[1] / "kernels"), *sys.path]),
+            "PYTHONPATH": os.pathsep.join([str(FOLDER.parents[2] / "kernels"), *sys.path]),
         },
         capture_output=True,
         text=True,
@@ -34,11 +34,11 @@ def run_cases(is_interpreted: bool) -> None:
     run("-m", "pytest", "-q", "-p", "no:cacheprovider", cases, is_interpreted=is_interpreted)
 
 
-def test_cases_under_the_interpreter():
+def test_cases_under_the_interpreter() -> None:
     run_cases(is_interpreted=True)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cases_on_the_device():
+def test_cases_on_the_device() -> None:
     run_cases(is_interpreted=False)
