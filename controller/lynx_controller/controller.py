@@ -276,7 +276,7 @@ class Controller:
         return min(1.0, model + self._mass.lift(batch.key))
 
     def _hold_mass(self, seen: Observation, batch: Batch) -> None:
-        if self._operator.override is None:
+        if self._operator.override is None and batch.flexible_rows:
             floor, share = self.config.min_retained_mass, self._decision.share
             self._mass.observe(batch.key, seen.retained_mass, share, self._min_share(batch), floor)
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.plant.simulator import Load, Plant, Sample, simulate
-from lynx_controller import Controller, ControllerConfig, Observation, Phase, Slo
+from lynx_controller import Batch, Controller, ControllerConfig, Observation, Phase, Slo
 from lynx_controller.learn.mass_feedback import MassFeedback
 
 KEY = (Phase.DECODE, 8)
@@ -59,6 +59,23 @@ def test_what_alike_requests_taught_is_unlearned_slowly() -> None:
     samples = simulate(plant, decide, [Load(16)] * 800)
     assert all(sample.mass > FLOOR for sample in samples[203:230])
     assert fmean(sample.mass for sample in samples[700:]) < FLOOR + 0.03
+
+
+def test_steps_without_flexible_rows_teach_nothing() -> None:
+    config = ControllerConfig(min_retained_mass=FLOOR)
+    controller, plant = Controller(Slo(itl_ms=0.5), 8, 64, 4, config), Plant(spill=6.0, seed=3)
+
+    def decide(seen: Observation) -> tuple[float, tuple[int, ...]]:
+        decision = controller.step(seen)
+        return decision.demand, decision.budget
+
+    simulate(plant, decide, [Load(8)] * 100)
+    before = controller._mass.lift(KEY)
+    assert before > 0.0
+    exact = Batch.of(8, flexible_rows=0)
+    for step in range(1_000, 1_050):
+        controller.step(Observation(step, exact, 14.0, [20] * 8, [1.0] * 8))
+    assert controller._mass.lift(KEY) == before
 
 
 masses = st.lists(st.floats(0.0, 1.0), min_size=1, max_size=8)
