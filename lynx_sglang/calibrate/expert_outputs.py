@@ -1,7 +1,7 @@
-"""How much each expert's output usually weighs: what ``select`` takes as ``contribution``.
+"""Typical size of each expert's output: the ``contribution`` of ``select``.
 
-A router's weight does not say what an expert adds to a token: that is the weight times the
-expert's output, and outputs differ in size. ``calibrate`` sees them once, on its text.
+An expert adds its router weight times its output to a token, and outputs differ in size.
+``calibrate`` measures them once, on its text.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class ExpertOutputs:
 
     @property
     def layer_ids(self) -> list[int]:
-        """That were noted, ascending."""
+        """Layers with counts, ascending."""
         return sorted(self._weights)
 
     def contributions(self, layer_id: int) -> Tensor:
-        """Of a layer that was noted, float32 [E] in [0, 1]."""
+        """Contributions of one layer with counts: float32 [E] in [0, 1]."""
         return contributions_of(self._squares[layer_id], self._weights[layer_id])
 
 
@@ -67,7 +67,7 @@ def contributions_of(squares: Tensor, weights: Tensor) -> Tensor:
 def by_slot(
     run: Callable[..., Any], layer: Any, dispatch_output: Any
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Each slot's experts alone, whatever runs them.
+    """Run the experts of each top-k slot alone, with whatever runner the layer has.
 
     Args:
         run: SGLang's ``FusedMoE.run_moe_core``, called once for each routed slot.

@@ -1,11 +1,10 @@
-"""``lynx-sglang calibrate``: measure, on a text, what cutting a model costs.
+"""``lynx-sglang calibrate``: measure on a text how much quality a model loses under caps.
 
-The text runs through SGLang's engine as prefill, once with every expert and once for each cut. As
-in a server, prompts keep every expert; a cut lets the tokens behind them share experts in groups,
-as the rows of a decode step do (``prefill_cut``). KL is between their next-token probabilities in
-the two passes over the same text (teacher forcing), with all earlier answer tokens cut alike.
-The pass with every expert also tells how much each expert's output weighs, for the policies that
-rank experts by it.
+The text runs through SGLang's engine as prefill, once with every expert and once under each cap.
+Prompts keep every expert, as in a server. The tokens behind them share experts in groups, as the
+rows of a decode step do (``capped_prefill``). KL compares their next-token probabilities in the two
+passes over the same text (teacher forcing); earlier answer tokens were capped too. The pass with
+every expert also measures the size of each expert's output, for policies that rank experts by it.
 """
 
 from __future__ import annotations
@@ -19,112 +18,83 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from lynx_controller.decide.budget import offsets_at_least_kl
 from lynx_sglang import calibration
-from lynx_sglang.calibrate.prefill_cut import PROMPT, STATE, scheduler_process
-from lynx_sglang.calibrate.text import Sequence, read
+from lynx_sglang.calibrate.capped_prefill import scheduler_process
+from lynx_sglang.calibrate.passes import Passes
+from lynx_sglang.calibrate.text import read
 from lynx_sglang.calibration import FORMAT, Calibration
 from lynx_sglang.errors import LynxError
-from lynx_sglang.evaluation.divergence import TOP, Top, kl_of, top_of
 from lynx_sglang.evaluation.journal import Journal
 from lynx_sglang.evaluation.report import mean_interval
 from lynx_sglang.evaluation.server import EvaluationError
 
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.35, 0.3, 0.25, 0.2)
 LAYER_SHARE = 0.4
-SLOPE_SHARES = (0.6, 0.4)  # between which KL's growth is read
-LEAST_KL = 1e-7  # nats; below it a KL is rounding
-
-
-class Passes:
-    """An engine and a text, run again and again under other cuts."""
-
-    def __init__(self, engine: Any, sequences: list[Sequence], rows: int, policy: str) -> None:
-        self.engine, self.sequences, self.rows, self.policy = engine, sequences, rows, policy
-        self.full = self.run(1.0)
-        state = self.state()
-        self.contributions: list[list[float]] | None = state["contributions"]
-        layers, measured = len(state["layers"]), self.contributions
-        if measured is not None and len(measured) != layers:
-            raise EvaluationError(
-                f"the outputs of experts could be measured in {len(measured)} of {layers} layers"
-            )
-
-    def run(self, share: float, layer: int = -1) -> list[list[Top]]:
-        """The most probable next tokens at each position behind each sequence's prompt."""
-        self.engine.collective_rpc(
-            STATE, share=share, layer=layer, rows=self.rows, policy=self.policy
-        )
-        answers = self.engine.generate(
-            input_ids=[each.tokens for each in self.sequences],
-            sampling_params=[
-                {"temperature": 0, "max_new_tokens": 0, "custom_params": {PROMPT: each.prompt}}
-                for each in self.sequences
-            ],
-            return_logprob=True,
-            logprob_start_len=0,
-            top_logprobs_num=TOP,
-        )
-        tops = [  # the first token is predicted by nothing, the next by position 0
-            answer["meta_info"]["input_top_logprobs"][1 + each.prompt :]
-            for answer, each in zip(answers, self.sequences, strict=True)
-        ]
-        return [[top_of(entries) for entries in top] for top in tops]
-
-    def state(self) -> dict[str, Any]:
-        state: dict[str, Any] = self.engine.get_server_info()["internal_states"][0][STATE]
-        return state
-
-    def kl(self, share: float, layer: int = -1) -> list[list[float]]:
-        cut = self.run(share, layer)
-        return [
-            [kl_of(full, other) for full, other in zip(one, two, strict=True)]
-            for one, two in zip(self.full, cut, strict=True)
-        ]
+SLOPE_SHARES = (0.6, 0.4)  # KL's growth is read between them
+LEAST_KL = 1e-7  # nats; a smaller KL is rounding
 
 
 def measure(passes: Passes, journal: Journal) -> tuple[list[dict[str, Any]], list[float]]:
-    """What each share costs, and each layer alone; rows in ``journal`` are not run again."""
+    """Cost of each share in all layers, and KL of LAYER_SHARE in each layer alone.
+
+    Passes that ``journal`` has are not run again.
+
+    Raises:
+        EvaluationError: a pass capped nothing.
+    """
     done = {(row["share"], row["layer"]): row for row in journal.rows}
     layers = passes.state()["layers"]
     asked = [(share, -1) for share in SHARES] + [(LAYER_SHARE, layer) for layer in layers]
-    for share, layer in asked:
-        if (share, layer) in done:
-            continue
-        kl = passes.kl(share, layer)
-        state = passes.state()
-        if state["active_experts"] is None or not state["retained_mass"] < 1.0:
-            raise EvaluationError(
-                f"share {share:g}, layer {layer}: nothing was cut "
-                f"(active experts {state['active_experts']}, mass {state['retained_mass']})"
+    todo = [each for each in asked if each not in done]
+    with tqdm(total=len(asked), initial=len(asked) - len(todo), unit="pass") as bar:
+        for index, (share, layer) in enumerate(todo):
+            later = todo[index + 1 : index + 2]
+            bar.set_description(name_of(share, layer))
+            bar.set_postfix_str(f"next: {name_of(*later[0])}" if later else "the last pass")
+            row = cost_of(passes, share, layer)
+            journal.add(row)
+            done[share, layer] = row
+            bar.update()
+            bar.write(
+                f"{name_of(share, layer)}: {row['active_experts']:.1f} active experts, "
+                f"{row['retained_mass']:.4f} retained mass, KL {row['kl']:.2e} nats"
             )
-        row = {
-            "share": share,
-            "layer": layer,
-            "active_experts": state["active_experts"],
-            "retained_mass": state["retained_mass"],
-            "kl": float(np.concatenate(kl).mean()),
-            "kl_interval_95": mean_interval(kl),
-        }
-        journal.add(row)
-        done[share, layer] = row
-        what = f"share {share:g}" if layer < 0 else f"layer {layer} alone, share {share:g}"
-        print(
-            f"{what}: {row['active_experts']:.1f} active experts, "
-            f"{row['retained_mass']:.4f} retained mass, KL {row['kl']:.2e} nats",
-            flush=True,
-        )
     shares = [
         {key: value for key, value in done[share, -1].items() if key != "layer"} for share in SHARES
     ]
     return shares, [done[LAYER_SHARE, layer]["kl"] for layer in layers]
 
 
-def layer_offsets(shares: list[dict[str, Any]], layer_kl: list[float]) -> list[float]:
-    """[L] by how much each layer's share should differ from the mean share.
+def name_of(share: float, layer: int) -> str:
+    return f"share {share:g}" if layer < 0 else f"layer {layer} alone, share {share:g}"
 
-    The growth of KL with a cut is read off cuts of all layers, its level off cuts of each alone.
+
+def cost_of(passes: Passes, share: float, layer: int) -> dict[str, Any]:
+    """One pass under a cap: a row of the journal."""
+    kl = passes.kl(share, layer)
+    state = passes.state()
+    if state["active_experts"] is None or not state["retained_mass"] < 1.0:
+        raise EvaluationError(
+            f"{name_of(share, layer)}: nothing was capped "
+            f"(active experts {state['active_experts']}, retained mass {state['retained_mass']})"
+        )
+    return {
+        "share": share,
+        "layer": layer,
+        "active_experts": state["active_experts"],
+        "retained_mass": state["retained_mass"],
+        "kl": float(np.concatenate(kl).mean()),
+        "kl_interval_95": mean_interval(kl),
+    }
+
+
+def layer_offsets(shares: list[dict[str, Any]], layer_kl: list[float]) -> list[float]:
+    """[L] difference of each layer's share from the mean share at the least sum of KL.
+
+    Caps of all layers together give the growth of KL, caps of single layers give its level.
     """
     kl = {row["share"]: max(row["kl"], LEAST_KL) for row in shares}
     wide, narrow = SLOPE_SHARES
@@ -133,9 +103,9 @@ def layer_offsets(shares: list[dict[str, Any]], layer_kl: list[float]) -> list[f
 
 
 def least_share(shares: list[dict[str, Any]], quality_loss: float) -> dict[str, Any] | None:
-    """The least share whose KL, and that of all above it, is surely within ``quality_loss``.
+    """The smallest share within ``quality_loss``, as are all larger ones; None if there is none.
 
-    "Surely": the upper end of its 95 % interval. None where no measured share is.
+    A share is within it if the upper end of the 95 % interval of its KL is.
     """
     found = None
     for row in sorted(shares, key=lambda row: -row["share"]):
@@ -147,31 +117,42 @@ def least_share(shares: list[dict[str, Any]], quality_loss: float) -> dict[str, 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model-path", required=True, help="model folder or hub name")
+    default = "(default %(default)s)"
+    add("--model-path", required=True, help="model folder or name on the Hugging Face hub")
     add(
         "--text",
         type=Path,
         required=True,
-        help="like the model's traffic: .jsonl of prompt and answer, or text",
+        help="file that resembles the model's traffic: .jsonl of prompt and answer, or plain text",
     )
-    add("--out", type=Path, required=True, help="file for --lynx-calibration")
-    add("--quality-loss", type=float, default=0.01, help="KL, nats per token (default 0.01)")
-    add("--tokens", type=int, default=8192, help="of the text to run (default %(default)s)")
-    add("--rows", type=int, default=16, help="tokens that share, as running requests do")
-    add("--policy", default="lynx", help="as --lynx-policy (default %(default)s)")
-    add("--device", default=None, help="as SGLang's --device")
+    add("--out", type=Path, required=True, help="file to write, for --lynx-calibration")
+    add(
+        "--quality-loss",
+        type=float,
+        default=0.01,
+        help=f"KL to the full model that may be lost, nats per token {default}",
+    )
+    add("--tokens", type=int, default=8192, help=f"tokens of the text to run {default}")
+    add(
+        "--rows",
+        type=int,
+        default=16,
+        help=f"tokens that share experts, as a server's running requests do {default}",
+    )
+    add("--policy", default="lynx", help=f"the server's --lynx-policy {default}")
+    add("--device", default=None, help="SGLang's --device")
 
 
 def main(args: argparse.Namespace) -> int:
-    """0 when the file is written, 1 when it cannot be."""
+    """0 if the file was written, 1 with the reason on stderr if not."""
     try:
         made = calibrate(args)
     except (LynxError, OSError) as error:
-        print(f"lynx-sglang calibrate: {error}", file=sys.stderr)
+        report(str(error))
         return 1
     print(
-        f"KL of at most {made.quality_loss:g} nats a token: {made.min_retained_mass:g} of the "
-        f"mass kept; written: {args.out}"
+        f"{args.out}: a KL of at most {made.quality_loss:g} nats per token needs "
+        f"{made.min_retained_mass:g} retained mass"
     )
     return 0
 
@@ -180,7 +161,7 @@ def calibrate(args: argparse.Namespace) -> Calibration:
     """Run the engine on this machine and write the file.
 
     Raises:
-        LynxError, OSError: an option or the text does not do; the message says why.
+        LynxError, OSError: an option or the text cannot be used; the message says why.
     """
     for flag, value, least in (("--tokens", args.tokens, 512), ("--rows", args.rows, 2)):
         if value < least:
@@ -188,6 +169,7 @@ def calibrate(args: argparse.Namespace) -> Calibration:
     if not args.quality_loss > 0:
         raise EvaluationError(f"--quality-loss: expected above 0 nats, got {args.quality_loss}")
     text = args.text.read_bytes()
+    report(f"loading {args.model_path}; next: the text with every expert")
     engine = engine_of(args)
     try:
         encode = engine.tokenizer_manager.tokenizer.encode
@@ -204,6 +186,7 @@ def calibrate(args: argparse.Namespace) -> Calibration:
         }
         sample = {"text_sha256": hashlib.sha256(text).hexdigest()[:16]}
         journal = Journal(args.out.with_name(args.out.name + ".rows"), {**about, **sample})
+        report(f"running {about['tokens']} tokens with every expert; next: under caps")
         passes = Passes(engine, sequences, args.rows, args.policy)
         shares, layer_kl = measure(passes, journal)
     finally:
@@ -222,6 +205,10 @@ def calibrate(args: argparse.Namespace) -> Calibration:
     made.save(args.out)
     journal.path.unlink()
     return made
+
+
+def report(text: str) -> None:
+    print(f"lynx-sglang calibrate: {text}", file=sys.stderr, flush=True)
 
 
 def engine_of(args: argparse.Namespace) -> Any:

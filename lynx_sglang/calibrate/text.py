@@ -1,4 +1,4 @@
-"""The text that a calibration runs: sequences of tokens, of which the first are a prompt."""
+"""The text of a calibration: token sequences that each begin with a prompt."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ LEAST_TOKENS = 512  # of the whole sample
 
 @dataclass(frozen=True, slots=True)
 class Sequence:
-    """``prompt`` tokens run with every expert, as a server's prefill does; the others share."""
+    """The first ``prompt`` tokens run with every expert, as in a server; the others share."""
 
     tokens: list[int]
     prompt: int
 
 
 def read(path: Path, encode: Callable[..., list[int]], most: int) -> list[Sequence]:
-    """At most ``most`` tokens, as whole sequences.
+    """Whole sequences of at most ``most`` tokens in all.
 
     ``.jsonl``: one ``{"prompt": ..., "answer": ...}`` a line. Else plain text, cut in pieces.
 

@@ -16,11 +16,12 @@ from sglang.srt.layers.moe.topk import StandardTopKOutput
 
 from lynx_sglang import calibration
 from lynx_sglang.calibrate import text
+from lynx_sglang.calibrate.capped_prefill import PROMPT, STATE, CappedPrefill
 from lynx_sglang.calibrate.expert_outputs import ExpertOutputs, contributions_of
-from lynx_sglang.calibrate.measure import layer_offsets, least_share
-from lynx_sglang.calibrate.prefill_cut import PROMPT, STATE, Cut
+from lynx_sglang.calibrate.measure import LAYER_SHARE, SHARES, layer_offsets, least_share, measure
 from lynx_sglang.calibration import FORMAT, Calibration
 from lynx_sglang.errors import SettingError
+from lynx_sglang.evaluation.journal import Journal
 from lynx_sglang.evaluation.server import EvaluationError
 from lynx_sglang.settings import resolve
 
@@ -164,7 +165,7 @@ def batch(*requests: tuple[int, int, int | None]) -> Any:
 
 
 def test_prompts_keep_their_experts_in_chunks_too() -> None:
-    cut = Cut()
+    cut = CappedPrefill()
     cut.before_batch(None, batch((0, 4, 2), (0, 3, None), (4, 3, 5), (8, 2, 5), (0, 2, 5)))
     #                             0 1 2 3    4 5 6         7 8 9      10 11      12 13
     assert cut.flexible.tolist() == [2, 3, 8, 9, 10, 11]
@@ -202,7 +203,7 @@ def test_of_plain_text_half_of_each_piece_stands_for_a_prompt(tmp_path: Path) ->
 
 
 def test_a_cut_shares_within_groups_and_in_its_layer_alone() -> None:
-    cut = Cut()
+    cut = CappedPrefill()
     cut.set(share=0.5, layer=1, rows=8, policy="lynx")
     cut.before_batch(None, batch((0, 33, 0)))
     given = call(0)
@@ -224,7 +225,8 @@ def test_a_cut_shares_within_groups_and_in_its_layer_alone() -> None:
 
 def test_without_a_cut_nothing_changes() -> None:
     given = call(2)
-    assert Cut().around_topk(lambda **named: named, **given)["topk_ids"] is given["topk_ids"]
+    routed = CappedPrefill().around_topk(lambda **named: named, **given)
+    assert routed["topk_ids"] is given["topk_ids"]
 
 
 def test_contributions_are_root_mean_squares_over_squared_weights() -> None:
@@ -254,7 +256,7 @@ class Experts:
 
 
 def test_a_full_pass_measures_what_later_cuts_weigh_by() -> None:
-    cut, layer, given = Cut(), Experts(), call(0)
+    cut, layer, given = CappedPrefill(), Experts(), call(0)
     cut.set(share=1.0, layer=-1, rows=8, policy="lynx")
     cut.before_batch(None, batch((0, 33, 1)))
     routing = StandardTopKOutput(given["topk_weights"], given["topk_ids"], given["router_logits"])
@@ -268,7 +270,7 @@ def test_a_full_pass_measures_what_later_cuts_weigh_by() -> None:
     torch.testing.assert_close(measured, (used + 1) / (used.max() + 1), atol=1e-4, rtol=0)
 
     mean = {}
-    for weighs, each in ((True, cut), (False, Cut())):
+    for weighs, each in ((True, cut), (False, CappedPrefill())):
         each.set(share=0.8, layer=-1, rows=32, policy="lynx")
         each.before_batch(None, batch((0, 33, 1)))
         ids = each.around_topk(lambda **named: named, **given)["topk_ids"][1:]
@@ -282,3 +284,41 @@ def test_a_full_pass_measures_what_later_cuts_weigh_by() -> None:
     output = SimpleNamespace(internal_state={})
     cut.add_state(output, None, None)
     assert output.internal_state[STATE]["contributions"] is None
+
+
+class FakePasses:
+    """Passes whose KL falls with the share."""
+
+    def __init__(self) -> None:
+        self.runs: list[tuple[float, int]] = []
+
+    def kl(self, share: float, layer: int = -1) -> list[list[float]]:
+        self.runs.append((share, layer))
+        return [[1.0 - share, 1.0 - share], [1.0 - share]]
+
+    def state(self) -> dict[str, Any]:
+        return {"layers": [3, 5], "active_experts": 8.0, "retained_mass": 0.9}
+
+
+def test_passes_say_how_far_they_are_and_are_not_run_twice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    passes, path = FakePasses(), tmp_path / "rows"
+    shares, layer_kl = measure(passes, Journal(path, {}))  # type: ignore[arg-type]
+    assert [row["share"] for row in shares] == list(SHARES)
+    assert layer_kl == pytest.approx([1.0 - LAYER_SHARE] * 2)
+    assert passes.runs[-2:] == [(LAYER_SHARE, 3), (LAYER_SHARE, 5)]
+    shown = capsys.readouterr()
+    assert "share 0.9: 8.0 active experts, 0.9000 retained mass" in shown.out
+    for part in ("share 0.9: ", "next: share 0.8", "12/12", "next: layer 5 alone", "the last pass"):
+        assert part in shown.err
+    again = FakePasses()
+    assert measure(again, Journal(path, {})) == (shares, layer_kl)  # type: ignore[arg-type]
+    assert again.runs == []
+
+
+def test_a_pass_that_caps_nothing_is_an_error(tmp_path: Path) -> None:
+    passes = FakePasses()
+    passes.state = lambda: {"layers": [3], "active_experts": None, "retained_mass": None}  # type: ignore[method-assign]
+    with pytest.raises(EvaluationError, match=r"share 0\.9: nothing was capped"):
+        measure(passes, Journal(tmp_path / "rows", {}))  # type: ignore[arg-type]

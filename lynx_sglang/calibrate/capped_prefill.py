@@ -1,8 +1,9 @@
-"""What ``calibrate`` does in SGLang's scheduler process: prefill rows share experts, as asked.
+"""Capped prefill: ``calibrate``'s hooks in SGLang's scheduler process.
 
-The rows of a prompt keep every expert, as in a server; those behind it share in groups of ``rows``,
-as the rows of a decode step do. A group's positions are far apart. A pass that keeps all experts
-also measures what each puts out, and later cuts weigh by it, as a calibrated server's do.
+The rows of a prompt keep every expert, as in a server. The rows behind it share experts in groups
+of ``rows``, as the rows of a decode step do; a group's positions are far apart. A pass with every
+expert also measures the output of each, and later passes rank experts by it, as a calibrated server
+does.
 """
 
 from __future__ import annotations
@@ -18,24 +19,27 @@ from lynx_sglang import sglang_names
 from lynx_sglang.calibrate.expert_outputs import ExpertOutputs, by_slot
 from lynx_sglang.loop.scores import scores_of
 
-STATE = "lynx_cut"
+STATE = "lynx_capped_prefill"
 PROMPT = "calibration_prompt_tokens"  # of a request's custom_params
 DIGITS = 4  # kept of a contribution
 
 
-class Cut:
-    """What prefill rows may use now, and what they used."""
+class CappedPrefill:
+    """The cap of the pass that runs, and counts of what its rows used."""
 
     def __init__(self) -> None:
         self.layers: set[int] = set()
-        self.flexible = torch.empty(0, dtype=torch.long)  # rows of the batch that runs
-        self.outputs = ExpertOutputs()  # of the last pass that kept all experts
+        self.flexible = torch.empty(0, dtype=torch.long)  # rows behind prompts
+        self.outputs = ExpertOutputs()  # of the last pass with every expert
         self.set(share=1.0, layer=-1, rows=1, policy="lynx")
 
     def set(self, *, share: float, layer: int, rows: int, policy: str) -> None:
-        """``share`` of the experts that a group would use; ``layer`` -1: all of them.
+        """Set the cap of the next pass and start counting anew.
 
-        Forgets what was counted.
+        Args:
+            share: of the experts that a group would use uncapped; 1: no cap.
+            layer: id of the only layer that is capped; -1: all layers are.
+            rows: of a group.
         """
         if share >= 1.0:
             self.outputs = ExpertOutputs()
@@ -47,7 +51,7 @@ class Cut:
         return POLICIES[self.policy].takes_contribution
 
     def before_batch(self, _scheduler: Any, batch: Any, *_args: Any, **_kwargs: Any) -> None:
-        """The hook before ``run_batch``: which rows lie behind their prompt."""
+        """The hook before ``run_batch``: note the rows that lie behind their prompt."""
         if batch.forward_mode.is_extend():
             self.flexible = torch.from_numpy(flexible_rows(batch))
 
@@ -69,6 +73,7 @@ class Cut:
         return original(layer, dispatch_output)
 
     def share(self, call: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and weights [M, K] of one layer after selection, group by group."""
         scores = scores_of(call["router_logits"], call["topk_config"])
         ids, weights = call["topk_ids"].clone(), call["topk_weights"].clone()
         device, flexible = ids.device, self.flexible.to(ids.device)
@@ -105,15 +110,16 @@ class Cut:
         }
 
     def listed(self) -> list[list[float]]:
-        """Contributions [L][E], measured by now."""
+        """Contributions [L][E] of the layers measured so far."""
         outputs = self.outputs
         layers = [outputs.contributions(layer).tolist() for layer in outputs.layer_ids]
         return [[round(each, DIGITS) for each in layer] for layer in layers]
 
 
 def flexible_rows(batch: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Row numbers, [M], of a prefill's tokens behind their prompts; a prompt without number ends
-    with its request.
+    """Row numbers [M] of a prefill's tokens behind their prompts.
+
+    A request that does not say how long its prompt is has no other tokens.
     """
     found, first = [np.empty(0, dtype=np.int64)], 0
     for request, start, length in zip(
@@ -127,17 +133,17 @@ def flexible_rows(batch: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
 
 
 def scheduler_process(*args: Any, **kwargs: Any) -> None:
-    """SGLang's scheduler process with a ``Cut`` that the launcher sets by RPC."""
+    """SGLang's scheduler process with a ``CappedPrefill`` that the launcher sets by RPC."""
     from sglang.srt.managers.scheduler import Scheduler, run_scheduler_process
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    cut = Cut()
+    prefill = CappedPrefill()
     for name, hook, kind in (
-        (sglang_names.RUN_BATCH, cut.before_batch, HookType.BEFORE),
-        (sglang_names.POST_PROCESS_TOPK, cut.around_topk, HookType.AROUND),
-        (sglang_names.RUN_EXPERTS, cut.around_experts, HookType.AROUND),
-        (sglang_names.GET_STATE, cut.add_state, HookType.AFTER),
+        (sglang_names.RUN_BATCH, prefill.before_batch, HookType.BEFORE),
+        (sglang_names.POST_PROCESS_TOPK, prefill.around_topk, HookType.AROUND),
+        (sglang_names.RUN_EXPERTS, prefill.around_experts, HookType.AROUND),
+        (sglang_names.GET_STATE, prefill.add_state, HookType.AFTER),
     ):
         HookRegistry.register(name.hook_path, hook, kind)
-    Scheduler.lynx_cut = staticmethod(cut.set)
+    setattr(Scheduler, STATE, staticmethod(prefill.set))
     run_scheduler_process(*args, **kwargs)
