@@ -30,7 +30,7 @@ demo: $(STAMP)  ## run one load on plain SGLang and on Lynx (8 minutes, CPU); re
 serve: $(STAMP)  ## start a Lynx server on this CPU; SLO_MS=20 and PORT=30000 can be changed
 	@printf '%s\n' "The server is ready when its log says 'The server is fired up'. Then:" \
 	  "  curl -s http://127.0.0.1:$(PORT)/v1/chat/completions -H 'Content-Type: application/json' -d \
-	'{\"model\": \"lynx\", \"messages\": [{\"role\": \"user\", \"content\": \"Ann has 5 apples and buys 7 more. How many apples does she have?\"}]}'" \
+	'{\"model\": \"lynx\", \"messages\": [{\"role\": \"user\", \"content\": \"Dan has 57 toys. He collects 32 more. He loses 35 of them. How many toys does Dan have now?\"}]}'" \
 	  "  $(VENV)/bin/lynx-sglang status --url http://127.0.0.1:$(PORT)"
 	$(PYTHON) -m sglang.launch_server $(SERVER) --enable-metrics \
 	  --moe-backend lynx --lynx-slo-itl-ms $(SLO_MS)
