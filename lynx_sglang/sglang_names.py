@@ -434,6 +434,17 @@ TIMING_INTERVAL = Name(
     "replaced on the CPU platform: no device to record events on",
 )
 HOOK_REGISTRY = Name("sglang.srt.plugins.hook_registry:HookRegistry", use="every hook")
+APPLY_HOOKS = Name(
+    "sglang.srt.plugins.hook_registry:HookRegistry.apply_hooks",
+    use="where hooks are proven to be in place",
+)
+HOOK_TABLE = Name(
+    "sglang.srt.plugins.hook_registry:HookRegistry._hooks", use="which hooks are registered"
+)
+FREE_MEMORY = Name(
+    "sglang.srt.utils.common:get_free_cpu_memory",
+    use="replaced on the CPU platform: the growth of other processes is not ours",
+)
 HOOK_TYPE = Name("sglang.srt.plugins.hook_registry:HookType", use="every hook")
 SCHEDULER_PROCESS = Name(
     "sglang.srt.managers.scheduler:run_scheduler_process", use="calibration's scheduler"

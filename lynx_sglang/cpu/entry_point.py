@@ -5,12 +5,16 @@ SGLang loads this module while it is itself being imported, so nothing here impo
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
 import torch
 
+logger = logging.getLogger(__name__)
+
 ATTENTION_BACKEND = "torch_batched"
+FAST_DTYPE = "float32"  # of the compiled operators
 
 
 def activate() -> str | None:
@@ -28,12 +32,29 @@ def activate() -> str | None:
 
 
 def register_defaults() -> None:
-    """Choose the batched attention where the operator chose none.
+    """Choose dtype and attention where the operator chose none.
 
-    SGLang's CPU step comes before the platform's own defaults and would choose AMX kernels.
+    The compiled operators are for float32; SGLang serves a float32 checkpoint in float16. Its CPU
+    step comes before the platform's own defaults and would choose attention with AMX kernels.
     """
     from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
     from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
+
+    @register_resolution_hook("handle_deprecated_dp_attention")  # before the model's configuration
+    def choose_dtype(server_args: Any, previous: Any) -> None:
+        previous(server_args)
+        view = resolving_view(server_args)
+        if view.device not in (None, "cpu"):
+            return
+        if view.dtype == "auto":
+            declare_resolution(server_args, __name__, dtype=FAST_DTYPE)
+            logger.info("CPU platform: serving in %s, its fast dtype; see --dtype", FAST_DTYPE)
+        elif view.dtype not in (FAST_DTYPE, "float"):
+            logger.warning(
+                "CPU platform: --dtype %s runs without the compiled operators, which take %s",
+                view.dtype,
+                FAST_DTYPE,
+            )
 
     @register_resolution_hook("handle_cpu_backends")
     def choose_attention(server_args: Any, previous: Any) -> None:

@@ -69,13 +69,14 @@ class CpuPlatform(SRTPlatform):
             register_attention_backend,
         )
 
-        from lynx_sglang.cpu import operators, timer
+        from lynx_sglang.cpu import memory, operators, timer
         from lynx_sglang.cpu.attention import BatchedDecodeAttention
 
         if ATTENTION_BACKEND not in ATTENTION_BACKENDS:
             register_attention_backend(ATTENTION_BACKEND)(BatchedDecodeAttention)
         operators.install(self.get_dispatch_key_name())
         timer.install()
+        memory.install()
         _keep_freed_memory()
         if "OMP_NUM_THREADS" not in os.environ:
             # One core stays free for SGLang's other processes: a worker that waits for a core in

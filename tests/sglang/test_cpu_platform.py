@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
+import torch
+from sglang.srt.arg_groups import overrides, resolution_hooks
 from sglang.srt.server_args import ServerArgs  # before the platform, which SGLang itself imports
 
+from lynx_sglang.cpu import entry_point
 from lynx_sglang.cpu.platform import CORES_VARIABLE, CpuPlatform
+
+MODEL = Path(__file__).parents[2] / "models" / "lynx-moe-tiny"
 
 
 @pytest.fixture(autouse=True)
@@ -32,3 +38,23 @@ def test_an_operators_cores_stay() -> None:
     os.environ[CORES_VARIABLE] = "0-1|2-3"
     start(2)
     assert os.environ[CORES_VARIABLE] == "0-1|2-3"
+
+
+@pytest.mark.parametrize(
+    ("named", "served"), [("auto", torch.float32), ("bfloat16", torch.bfloat16)]
+)
+def test_the_dtype_is_the_fast_one_unless_named(
+    named: str,
+    served: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """SGLang's own resolution, of a float32 checkpoint."""
+    monkeypatch.setattr(resolution_hooks, "_HOOKS", {})
+    entry_point.register_defaults()
+    args = ServerArgs(model_path=str(MODEL), device="cpu", dtype=named)
+    with caplog.at_level("INFO"):
+        args.resolve_once()
+    assert overrides.model_config_of(args).dtype is served
+    said = "serving in float32" if named == "auto" else "--dtype bfloat16 runs without the compiled"
+    assert said in caplog.text
