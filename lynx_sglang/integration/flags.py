@@ -11,8 +11,9 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lynx_sglang import settings
+from lynx_sglang import settings, sglang_names
 from lynx_sglang.errors import LynxError, SettingError
+from lynx_sglang.integration import proof
 from lynx_sglang.settings import BACKEND, OPTIONS, Settings
 
 UNSET = (None, "auto")  # --moe-runner-backend, where the operator named none
@@ -20,7 +21,13 @@ _engines: dict[int, str] = {}  # published settings, by the id of an Engine's Se
 
 
 def add_cli_args(_result: None, parser: argparse.ArgumentParser) -> None:
-    """Hook after ``ServerArgs.add_cli_args``."""
+    """Hook after ``ServerArgs.add_cli_args``.
+
+    Without the hook that takes the options out, SGLang would parse them and serve without Lynx:
+    then they stay out, and it does not know them.
+    """
+    if sglang_names.FROM_CLI_ARGS.hook_path in proof.unhooked():
+        return
     group = parser.add_argument_group(
         "lynx", "Batch-aware expert sharing for MoE decoding; active with --moe-backend lynx."
     )
@@ -56,7 +63,8 @@ def from_cli_args(build: Callable[..., Any], cls: type, args: argparse.Namespace
     """Hook around ``ServerArgs.from_cli_args``: a wrong setting ends the launcher with its text."""
     given = _take_options(vars(args))
     try:
-        publish(_take_backend(vars(args)), given)
+        if publish(_take_backend(vars(args)), given) is not None:
+            proof.stop_unless_hooked()
     except LynxError as error:
         raise SystemExit(f"lynx: {error}") from None
     return build(cls, args)
@@ -69,6 +77,8 @@ def engine_args(build: Callable[..., Any]) -> Callable[..., Any]:
         given = _take_options(kwargs)
         published = publish(_take_backend(kwargs), given)
         try:
+            if published is not None:
+                proof.require_hooks()
             args = build(**kwargs)
         except BaseException:
             os.environ.pop(settings.TRANSPORT_VARIABLE, None)

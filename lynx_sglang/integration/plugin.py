@@ -10,7 +10,7 @@ import logging
 import sys
 
 from lynx_sglang import settings, sglang_names
-from lynx_sglang.integration import flags
+from lynx_sglang.integration import flags, proof
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +30,21 @@ def register() -> None:
             sglang_names.sglang_version(),
         )
         return
-    _register_launcher()
-    if (published := flags.published()) is not None:
+    published = flags.published()
+    if published is None:
+        _register_launcher()
+        return
+    try:
+        proof.guard()
+        _register_launcher()
         _register_server(published)
+    except Exception as error:
+        # SGLang would log it and serve without Lynx.
+        raise SystemExit(f"lynx: --moe-backend lynx did not start: {error!r}") from error
 
 
 def _register_launcher() -> None:
+    """The options come last: where a step before them fails, SGLang does not know the flag."""
     from sglang.srt.arg_groups.choices import (
         add_attention_backend_choices,
         add_moe_runner_backend_choices,
@@ -45,6 +54,10 @@ def _register_launcher() -> None:
     from lynx_sglang.cpu import entry_point
     from lynx_sglang.integration import compatibility, frontend
 
+    compatibility.register()
+    if entry_point.activate() is not None:
+        add_attention_backend_choices([entry_point.ATTENTION_BACKEND])
+        entry_point.register_defaults()
     add_moe_runner_backend_choices([settings.BACKEND])
     HookRegistry.register(sglang_names.ADD_CLI_ARGS.hook_path, flags.add_cli_args, HookType.AFTER)
     HookRegistry.register(
@@ -55,10 +68,6 @@ def _register_launcher() -> None:
         # Engine.__init__ loads the plugins itself: a hook on it would come too late, and the
         # registry would replace every binding of ServerArgs rather than this attribute.
         flags.extend_engine(engine.Engine)
-    compatibility.register()
-    if entry_point.activate() is not None:
-        add_attention_backend_choices([entry_point.ATTENTION_BACKEND])
-        entry_point.register_defaults()
 
 
 def _register_server(published: settings.Settings) -> None:
