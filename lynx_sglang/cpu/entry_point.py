@@ -44,7 +44,7 @@ def register_defaults() -> None:
     def choose_dtype(server_args: Any, previous: Any) -> None:
         previous(server_args)
         view = resolving_view(server_args)
-        if view.device not in (None, "cpu"):
+        if view.device not in (None, "cpu") or activate() is None:
             return
         if view.dtype == "auto":
             declare_resolution(server_args, __name__, dtype=FAST_DTYPE)

@@ -7,6 +7,7 @@ the experts' format; elsewhere SGLang's own choice stays, behind Lynx's selectio
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -16,10 +17,12 @@ from lynx_kernels.device import arch_of
 from lynx_sglang import calibration
 from lynx_sglang.cpu import entry_point
 from lynx_sglang.errors import UnsupportedError
-from lynx_sglang.integration import features, flags
+from lynx_sglang.integration import features, flags, model_files
 from lynx_sglang.integration.formats import Experts, routes_inside
 from lynx_sglang.loop import shadow
 from lynx_sglang.settings import BACKEND, Settings
+
+logger = logging.getLogger(__name__)
 
 SHADOWS = "shadow passes (--lynx-shadow-share, --lynx-max-quality-loss)"
 FIRST_STEP = "handle_deprecated_dp_attention"
@@ -61,9 +64,19 @@ def admit(settings: Settings, server_args: Any) -> None:
     view, model_config = resolving_view(server_args), model_config_of(server_args)
     experts = Experts.of(model_config, view.quantization)
     is_ours = server_args.moe_runner_backend == BACKEND
+    chosen: dict[str, Any] = {}
     if device_of(view) == "cuda" and is_ours and experts.uncovered(gpu_arch()) is None:
-        declare_resolution(server_args, __name__, moe_runner_backend="triton")
+        chosen["moe_runner_backend"] = "triton"
+    architectures = getattr(model_config.hf_config, "architectures", None)
+    if model_files.has_appended_shared_experts(architectures):
+        # Appended after selection, they would be slots that it does not know.
+        chosen["disable_shared_experts_fusion"] = True
+        logger.info("lynx: --disable-shared-experts-fusion is set for this model")
+    if chosen:
+        declare_resolution(server_args, __name__, **chosen)
         view = resolving_view(server_args)
+    if reason := model_files.refusal(architectures):
+        raise UnsupportedError(f"--moe-backend lynx: {reason}")
     if reason := refusal(settings, view, experts):
         raise UnsupportedError(f"--moe-backend lynx: {reason}")
     if settings.calibration is not None:

@@ -9,7 +9,6 @@ import importlib
 import json
 import os
 import re
-import sys
 import tempfile
 from typing import Any
 
@@ -18,21 +17,29 @@ from sglang.srt import plugins
 from sglang.srt.plugins.hook_registry import HookRegistry
 from sglang.srt.server_args import ServerArgs
 
+from lynx_sglang import sglang_names
 from lynx_sglang.settings import TRANSPORT_VARIABLE, Settings
 
+LAUNCHER = [
+    name.hook_path
+    for name in (sglang_names.ADD_CLI_ARGS, sglang_names.FROM_CLI_ARGS, sglang_names.START)
+]
 
-def main(device: str) -> None:
-    if device != "launcher":  # once, before the forks
-        form = "gpu.runtime" if device == "cuda" else "cpu.runner"
-        importlib.import_module(f"lynx_sglang.{form}")
-        importlib.import_module("lynx_sglang.integration.hooks")
-    torch.cuda.is_available = lambda: device == "cuda"
-    is_server = device != "launcher"
-    if is_server:
-        os.environ[TRANSPORT_VARIABLE] = Settings().to_json()
-    for target in ["", *targets()]:
-        status, said = in_a_fork(target, is_server)
-        print(json.dumps({"target": target, "status": status, "said": said}), flush=True)
+
+def main() -> None:
+    for module in ("lynx_sglang.cpu.runner", "lynx_sglang.gpu.runtime"):
+        importlib.import_module(module)
+    for name in sglang_names.NAMES:  # all that is hooked, once, before the forks
+        name.fault()
+    for process in ("launcher", "cpu", "cuda"):
+        is_server = process != "launcher"
+        torch.cuda.is_available = lambda: process == "cuda"  # noqa: B023 - read in this round
+        if is_server:
+            os.environ[TRANSPORT_VARIABLE] = Settings().to_json()
+        for target in ["", *(targets() if is_server else LAUNCHER)]:
+            status, said = in_a_fork(target, is_server)
+            line = {"process": process, "target": target, "status": status, "said": said}
+            print(json.dumps(line), flush=True)
 
 
 def targets() -> list[str]:
@@ -88,4 +95,4 @@ def parse() -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()
