@@ -183,6 +183,10 @@ def summarise(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
     return summary
 
 
+def pi_of(slo_ms: float, kp: float, ki: float) -> Callable[[Plant], Decider]:
+    return lambda plant: Pi(slo_ms, plant.caps, kp=kp, ki=ki)
+
+
 def tune() -> None:
     """PI's gains: mass delivered on time over four scenarios."""
     for kp in (0.0, 0.1, 0.3, 1.0, 3.0):
@@ -191,8 +195,7 @@ def tune() -> None:
             for name in ("load_step", "constant", "wander", "slope_drift"):
                 for seed in TUNING:
                     scenario = make(name, seed)
-                    slo_ms = scenario.slo_at(0)
-                    run = play(scenario, lambda plant, s=slo_ms: Pi(s, plant.caps, kp=kp, ki=ki))  # type: ignore[misc]  # noqa: B023
+                    run = play(scenario, pi_of(scenario.slo_at(0), kp, ki))
                     found.append(judge(scenario, run, [])["on_time"])
             print(f"kp {kp} ki {ki}: on time {statistics.fmean(found):.4f}", flush=True)
 
