@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lynx_sglang.integration.features import rows
 from lynx_sglang.integration.formats import ROUTING_RUNNERS
+from lynx_sglang.integration.model_files import MODEL_FILES, Way
 from scripts.docs.markdown import table
 
 REMOVE = "Remove it."  # the remedy of most
@@ -32,3 +33,24 @@ def runners_table() -> str:
     """SGLang's runners that no selection can stand before, and one to name instead."""
     lines = [(f"`{runner}`", f"`{other}`") for runner, other in ROUTING_RUNNERS.items()]
     return table(("`--moe-runner-backend`, refused", "Name instead"), lines)
+
+
+def served_models_table() -> str:
+    """SGLang's model files whose layers are served, by the way they are."""
+    ways = [way for way in Way if way is not Way.REFUSED]
+    lines = []
+    for way in ways:
+        files = [file.path.removeprefix("models/").removesuffix(".py") for file in MODEL_FILES
+                 if file.way is way]  # fmt: skip
+        lines.append((way.value, ", ".join(f"`{file}`" for file in files)))
+    return table(("Served by", "SGLang's model files"), lines)
+
+
+def refused_models_table() -> str:
+    """Architectures that are refused, with the reason."""
+    lines = [
+        (", ".join(f"`{name}`" for name in file.architectures), f"{file.reason}.")
+        for file in MODEL_FILES
+        if file.way is Way.REFUSED
+    ]
+    return table(("Refused architecture", "Reason"), lines)

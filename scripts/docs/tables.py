@@ -15,6 +15,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "names": reference.names_table,
     "versions": reference.versions_table,
     "features": features.features_table,
+    "served-models": features.served_models_table,
+    "refused-models": features.refused_models_table,
     "runners": features.runners_table,
     "modules": modules.modules_table,
     "demo": results.demo_table,
