@@ -125,6 +125,18 @@ def test_files_exist(page: Path) -> None:
     assert not [path for path in sorted(paths) if not exists(path)]
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_modules_named_without_a_folder_exist(page: Path) -> None:
+    named = {line for line in code_of(page) if re.fullmatch(r"\w+\.py", line)}
+    assert not named - module_files()
+
+
+@cache
+def module_files() -> frozenset[str]:
+    folders = (ROOT / folder for folder in OWN_FOLDERS if not folder.startswith("."))
+    return frozenset(path.name for folder in folders for path in folder.rglob("*.py"))
+
+
 def exists(path: str) -> bool:
     made = path.startswith(("models/NAME", "build/"))
     return made or (ROOT / path).exists() or bool(list(ROOT.glob(f"{path}*")))
