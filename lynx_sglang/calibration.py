@@ -1,7 +1,7 @@
-"""A model's calibration: what cutting it costs, measured once by ``lynx-sglang calibrate``.
+"""A model's calibration: its quality loss under caps, measured once by ``lynx-sglang calibrate``.
 
-One small JSON file, read at start by ``--lynx-calibration``. It holds for the model, the policy and
-the version of Lynx that it was measured with; others refuse it.
+One small JSON file that ``--lynx-calibration`` reads at start. It is valid for the model, the
+policy and the version of Lynx that it was measured with.
 """
 
 from __future__ import annotations
@@ -21,39 +21,38 @@ from lynx_controller.decide.budget import MOST_OFFSET
 from lynx_sglang.errors import SettingError, short
 
 FORMAT = 4
-# Of a Hugging Face configuration: they change with the library or the folder, not with the model.
+# Fields of a Hugging Face configuration that differ by library or folder for the same model.
 INCIDENTAL = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """KL is the mean KL to the full model in nats per token; see `calibrating`."""
+    """KL is the mean KL to the full model in nats per token; see ``calibrate.measure``."""
 
     format: int
     lynx: str  # version
-    model: str  # path, for people; `model_sha256` is what is compared
+    model: str  # path, for people; ``model_sha256`` is compared
     model_sha256: str
     policy: str
-    rows: int  # tokens that shared experts, as in a decode step
-    tokens: int  # measured, behind prompts
-    quality_loss: float  # KL that was allowed
+    rows: int  # tokens of a group that shared experts, as in a decode step
+    tokens: int  # measured tokens behind prompts
+    quality_loss: float  # allowed KL
     min_retained_mass: float  # mass kept by the deepest cut measured that stays within it
     shares: list[dict[str, Any]]  # share, active_experts, retained_mass, kl, kl_interval_95
     layer_share: float
-    layer_kl: list[float]  # of cutting that layer alone, to layer_share
-    layer_offsets: list[float]  # by how much a layer's share should differ from the mean
-    # [L][E] in [0, 1], how much an expert's output usually weighs; None where the policy counts no
-    # such thing.
+    layer_kl: list[float]  # of capping that layer alone, at layer_share
+    layer_offsets: list[float]  # difference of a layer's share from the mean share
+    # [L][E] in [0, 1], typical size of an expert's output; None where the policy does not use it.
     contributions: list[list[float]] | None
 
     def save(self, path: Path) -> None:
-        """Write all or nothing."""
+        """Write the whole file or, on an error, none of it."""
         partial = path.with_name(path.name + ".new")
         partial.write_text(json.dumps(asdict(self), indent=2) + "\n")
         os.replace(partial, path)
 
     def contributions_of(self, layer_ids: list[int], num_experts: int) -> dict[int, torch.Tensor]:
-        """By layer id: float32 [E] on the CPU; nothing where the policy takes none.
+        """By layer id: float32 [E] on the CPU; empty where the policy uses none.
 
         Raises:
             SettingError: the file has other layers or experts.
@@ -70,7 +69,7 @@ class Calibration:
         return dict(zip(layer_ids, rows, strict=True))
 
     def refusal(self, model_config: Any) -> str | None:
-        """Why a model with this Hugging Face text configuration cannot use it; None if it can."""
+        """Why this file does not fit a Hugging Face text configuration; None if it does."""
         found = fingerprint(model_config)
         if found == self.model_sha256:
             return None
@@ -110,7 +109,7 @@ def version() -> str:
 
 
 def fingerprint(model_config: Any) -> str:
-    """SHA-256 of a Hugging Face text configuration. It does not tell fine-tuned weights apart."""
+    """SHA-256 of a Hugging Face text configuration; fine-tuned weights do not change it."""
     values = {key: value for key, value in model_config.to_dict().items() if key not in INCIDENTAL}
     text = json.dumps(values, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -120,7 +119,7 @@ def load(path: str, policy: str) -> Calibration:
     """Read a file for a server with ``policy``.
 
     Raises:
-        SettingError: it is no calibration, a stale one, or another policy's.
+        SettingError: the file is no calibration, is stale, or was measured with another policy.
     """
     where = f"--lynx-calibration {path}"
     try:
@@ -138,7 +137,7 @@ def load(path: str, policy: str) -> Calibration:
     names = {one.name for one in fields(Calibration)}
     if values.keys() != names:
         odd = ", ".join(sorted(values.keys() ^ names))[:200]
-        raise SettingError(f"{where}: damaged: {odd} missing or unknown. Calibrate again.")
+        raise SettingError(f"{where}: damaged: missing or unknown: {odd}. Calibrate again.")
     for name, is_right in CHECKS.items():
         if not is_right(values[name]):
             raise SettingError(f"{where}: damaged: {name} is {short(values[name])}")

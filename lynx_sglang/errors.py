@@ -1,9 +1,9 @@
 """The errors that Lynx raises.
 
 LynxError
-├── SettingError (also ValueError): a flag, variable or file entry is wrong
+├── SettingError (also ValueError): a flag, variable or file entry has a wrong value
 ├── UnsupportedError (also ValueError): a valid setting that this server cannot honour
-└── DivergedError (also RuntimeError): ranks of one replica do not run the same experts
+└── DivergedError (also RuntimeError): the ranks of one replica run different experts
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ REPR.maxstring = REPR.maxother = 120
 
 
 class LynxError(Exception):
-    """Base of every error that Lynx raises on purpose."""
+    """Base of Lynx's own errors."""
 
 
 class SettingError(LynxError, ValueError):
@@ -23,11 +23,11 @@ class SettingError(LynxError, ValueError):
 
 
 class UnsupportedError(LynxError, ValueError):
-    """The model or another SGLang option rules Lynx out; the message says which and what to do."""
+    """Lynx does not support the model or an SGLang option; the message names it and a remedy."""
 
 
 class DivergedError(LynxError, RuntimeError):
-    """A rank is set otherwise, or has run other experts, than rank 0; the message says which."""
+    """Settings or experts of a rank differ from rank 0's; the message gives both."""
 
 
 def short(value: object) -> str:

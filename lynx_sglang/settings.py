@@ -1,8 +1,8 @@
-"""Everything an operator can set, in one frozen dataclass.
+"""The settings, in one frozen dataclass.
 
 A value comes from the first source that has it: command line (``--lynx-slo-itl-ms``), environment
 (``LYNX_SLO_ITL_MS``), file (``--lynx-config``, keys ``slo_itl_ms``), default. Each option states
-its range once, here; the command line, the help text and the errors are derived from it.
+its range and help once, here; command line, errors and documentation are made from them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BACKEND = "lynx"  # of --moe-backend
 ENV_PREFIX = "LYNX_"
 # Carries the resolved settings from the launcher to SGLang's child processes.
 TRANSPORT_VARIABLE = "LYNX_RESOLVED_SETTINGS"
-GUARD_SHARE = 0.02  # of the capped steps are shadowed for a quality limit
+GUARD_SHARE = 0.02  # share of capped steps that is shadowed for a quality limit
 # Policies that a server can run: it knows no similarity of experts.
 SERVED = tuple(name for name, policy in POLICIES.items() if not policy.needs_similarity)
 
@@ -317,7 +317,7 @@ def resolve(
     environment: Mapping[str, str] = os.environ,
     config_file: str | None = None,
 ) -> Settings:
-    """Settings from command line, environment and file, each checked where it was given.
+    """Settings from command line, environment and file, each checked at its source.
 
     Args:
         flags: values given on the command line or to ``Engine``, by field name.

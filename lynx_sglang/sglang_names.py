@@ -1,8 +1,8 @@
 """Every SGLang name that Lynx hooks, calls or reads, and the versions it was checked against.
 
-This table is the whole surface between the two projects. ``test_sglang_names.py`` walks it
-against the installed SGLang: each name must exist with these parameters. At start the plugin
-refuses a version that is not listed, so that an upgrade can never half-apply.
+This table is the whole surface between the two projects. Tests hold it against the installed SGLang
+and against Lynx's sources: each name exists with these parameters, each class has these attributes,
+and none is missing. At start the plugin refuses a version that is not listed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ ADD_MOE_CHOICES = Name(
     "sglang.srt.arg_groups.choices:add_moe_runner_backend_choices", use="accept --moe-backend lynx"
 )
 ADD_ATTENTION_CHOICES = Name(
-    "sglang.srt.arg_groups.choices:add_attention_backend_choices", use="CPU attention by name"
+    "sglang.srt.arg_groups.choices:add_attention_backend_choices",
+    use="CPU platform: its attention by name",
 )
 RESOLUTION_HOOK = Name(
     "sglang.srt.arg_groups.resolution_hooks:register_resolution_hook", ("name",), "CPU defaults"
@@ -55,10 +56,10 @@ DECLARE_RESOLUTION = Name(
     "sglang.srt.arg_groups.overrides:declare_resolution", ("server_args", "source"), "CPU defaults"
 )
 RESOLVING_VIEW = Name(
-    "sglang.srt.arg_groups.overrides:resolving_view", ("server_args",), "read resolved arguments"
+    "sglang.srt.arg_groups.overrides:resolving_view", ("server_args",), "resolved arguments"
 )
 MODEL_CONFIG_OF = Name(
-    "sglang.srt.arg_groups.overrides:model_config_of", ("server_args",), "is it a MoE model"
+    "sglang.srt.arg_groups.overrides:model_config_of", ("server_args",), "the model's configuration"
 )
 REGISTER_CORE = Name(
     "sglang.srt.layers.moe.moe_runner.runner:register_moe_runner_core",
@@ -84,20 +85,20 @@ OOT_FORWARD = Name(
 RMS_NORM = Name(
     "sglang.srt.layers.layernorm:RMSNorm.forward_native",
     ("x", "residual", "post_residual_addition", "quant_linear"),
-    "replaced on the CPU platform, and what it falls back on",
+    "CPU platform: replaced, and the fallback",
 )
 ROTARY = Name(
     "sglang.srt.layers.rotary_embedding.base:RotaryEmbedding.forward_native",
     ("positions", "query", "key", "offsets", "fused_set_kv_buffer_arg"),
-    "replaced on the CPU platform, and what it falls back on",
+    "CPU platform: replaced, and the fallback",
 )
 FUSED_TOPK = Name(
     "sglang.srt.layers.moe.topk:fused_topk_torch_native",
     ("hidden_states", "gating_output", "topk", "renormalize", "correction_bias", "scoring_func"),
-    "replaced on the CPU platform (as ``fused_topk_native``), and what it falls back on",
+    "CPU platform: replaced as ``fused_topk_native``, and the fallback",
 )
 SERVER_ARGS = Name(
-    "sglang.srt.runtime_context:get_server_args", use="GPU: did the operator name a runner"
+    "sglang.srt.runtime_context:get_server_args", use="GPU: the runner that the operator named"
 )
 UNQUANTIZED_METHOD = Name(
     "sglang.srt.layers.quantization.unquant:UnquantizedFusedMoEMethod",
@@ -128,7 +129,7 @@ COMPRESSED_FP8_SCHEME = Name(
 TRITON_FUSED = Name(
     "sglang.srt.layers.moe.moe_runner.triton:fused_experts_none_to_triton",
     ("dispatch_output", "quant_info", "runner_config"),
-    "GPU: what Lynx's kernels stand in front of",
+    "GPU: SGLang's function behind Lynx's kernels",
 )
 TRITON_QUANT_INFO = Name(
     "sglang.srt.layers.moe.moe_runner.triton:TritonMoeQuantInfo",
@@ -142,7 +143,7 @@ TRITON_QUANT_INFO = Name(
         "per_channel_quant",
         "fuse_swiglu_interleaved",
     ),
-    "weights as the runners get them",
+    "a runner's weights",
 )
 RUNNER_CONFIG = Name(
     "sglang.srt.layers.moe.moe_runner.base:MoeRunnerConfig",
@@ -163,10 +164,11 @@ RUNNER_CONFIG = Name(
         "swiglu_limit",
         "gate_up_interleaved",
     ),
-    "what a layer asks of its runner",
+    "a layer's demands on its runner",
 )
 TOPK_FORMAT = Name(
-    "sglang.srt.layers.moe.topk:TopKOutputFormat.STANDARD", use="GPU: a routing that can be edited"
+    "sglang.srt.layers.moe.topk:TopKOutputFormat.STANDARD",
+    use="GPU: the routing format that selection edits",
 )
 TOPK_CONFIG = Name(
     "sglang.srt.layers.moe.topk:TopKConfig",
@@ -179,7 +181,7 @@ TOPK_CONFIG = Name(
         "output_format",
         "runner_backend",
     ),
-    "how a layer routes",
+    "a layer's router",
 )
 OUTPUT_STREAMER = Name(
     "sglang.srt.managers.scheduler_components.output_streamer:"
@@ -194,7 +196,7 @@ EXPERT_RECORDER = Name(
 STATEFUL_LAYERS = Name(
     "sglang.srt.configs.hybrid_arch:mambaish_config",
     ("model_config",),
-    "models whose state a second pass would advance twice",
+    "models that cannot run a step twice",
 )
 # Hooked functions (sglang.srt.plugins.hook_registry).
 ADD_CLI_ARGS = Name("sglang.srt.server_args:ServerArgs.add_cli_args", ("parser",), "flags")
@@ -213,12 +215,12 @@ ENGINE_SHUTDOWN = Name(
 CREATE_RUNNER = Name(
     "sglang.srt.layers.quantization.unquant:UnquantizedFusedMoEMethod.create_moe_runner",
     ("layer", "moe_runner_config"),
-    "the quant method ends in TRITON for names it does not know",
+    "CPU: the quant method would choose TRITON",
 )
 FUSED_MOE = Name(
     "sglang.srt.layers.moe.fused_moe_triton.layer:FusedMoE.__init__",
     ("layer_id", "num_experts", "top_k", "num_fused_shared_experts"),
-    "GPU: what layers there are, and a fused function in front of their Triton runner",
+    "GPU: the model's layers, and Lynx's kernels in front of their Triton runner",
 )
 BIND_BACKEND = Name(
     "sglang.srt.layers.moe.topk:TopK.bind_runner_backend",
@@ -228,7 +230,7 @@ BIND_BACKEND = Name(
 CAPTURE = Name(
     "sglang.srt.model_executor.runner.decode_cuda_graph_runner:DecodeCudaGraphRunner.capture",
     ("self",),
-    "GPU: selection is captured in decode graphs; buffers come before",
+    "GPU: decode graphs capture selection, after its buffers are allocated",
 )
 PROCESS_RESULT = Name(
     "sglang.srt.managers.scheduler:Scheduler.process_batch_result",
@@ -251,20 +253,22 @@ POST_PROCESS_TOPK = Name(
 RUN_EXPERTS = Name(
     "sglang.srt.layers.moe.fused_moe_triton.layer:FusedMoE.run_moe_core",
     ("self", "dispatch_output"),
-    "calibration: what each expert puts out",
+    "calibration: each expert's output",
 )
 RECEIVE = Name(
     "sglang.srt.managers.scheduler_components.request_receiver:"
     "SchedulerRequestReceiver.recv_requests",
     ("local_reqs",),
-    "rank 0's orders ride with the requests that it broadcasts in each loop",
+    "rank 0's orders travel with the requests of each loop",
 )
 NEXT_BATCH = Name(
     "sglang.srt.managers.scheduler:Scheduler.get_next_batch_to_run",
     ("running_batch", "last_batch"),
-    "what the next decode batch is merged from",
+    "prediction of the next decode batch",
 )
-PARALLEL = Name("sglang.srt.runtime_context:get_parallel", use="this process's rank, of how many")
+PARALLEL = Name(
+    "sglang.srt.runtime_context:get_parallel", use="this process's rank and the number of ranks"
+)
 RUN_BATCH = Name(
     "sglang.srt.managers.scheduler:Scheduler.run_batch", ("batch",), "step begin and end"
 )
@@ -285,7 +289,7 @@ GET_STATE = Name(
 CONTINUE = Name(
     "sglang.srt.managers.scheduler:Scheduler.continue_generation",
     ("recv_req",),
-    "a pause is no step's time",
+    "pauses do not count as step time",
 )
 SET_STATE = Name(
     "sglang.srt.managers.scheduler_components.internal_state:"
@@ -321,7 +325,7 @@ HANDLE_ABORT = Name(
 CHANGE_STATE = Name(
     "sglang.srt.managers.tokenizer_control_mixin:TokenizerControlMixin.set_internal_state",
     ("obj",),
-    "why a change was refused",
+    "the reason of a refused change",
 )
 
 # Attributes of SGLang's objects that are read, set or called, by class.
@@ -409,10 +413,10 @@ NATIVE_ATTENTION = Name(
     "sglang.srt.layers.attention.torch_native_backend:TorchNativeAttnBackend",
     use="base of the CPU platform's attention, and its prefill",
 )
-KV_WRITE = Name("sglang.srt.mem_cache.memory_pool:KVWriteLoc", use="where decode writes its KV")
+KV_WRITE = Name("sglang.srt.mem_cache.memory_pool:KVWriteLoc", use="KV slots that decode writes")
 ATTENTION_TABLE = Name(
     "sglang.srt.layers.attention.attention_registry:ATTENTION_BACKENDS",
-    use="is the CPU platform's attention there yet",
+    use="CPU platform: registered attention backends",
 )
 REGISTER_ATTENTION = Name(
     "sglang.srt.layers.attention.attention_registry:register_attention_backend",
@@ -420,18 +424,18 @@ REGISTER_ATTENTION = Name(
 )
 PLATFORM = Name("sglang.srt.platforms.interface:SRTPlatform", use="base of the CPU platform")
 PLATFORM_CAPABILITIES = Name(
-    "sglang.srt.platforms.interface:PlatformCapabilities", use="what the CPU platform can do"
+    "sglang.srt.platforms.interface:PlatformCapabilities", use="capabilities of the CPU platform"
 )
 PLATFORM_ENUM = Name(
     "sglang.srt.platforms.device_mixin:PlatformEnum", use="the CPU platform's kind"
 )
 COMBINE_INPUT = Name(
-    "sglang.srt.layers.moe.token_dispatcher:StandardCombineInput", use="what a runner returns"
+    "sglang.srt.layers.moe.token_dispatcher:StandardCombineInput", use="a runner's result"
 )
 TIMING_INTERVAL = Name(
     "sglang.srt.utils.device_timer:_TimingInterval",
     ("start_event",),
-    "replaced on the CPU platform: no device to record events on",
+    "CPU platform: replaced, there is no device to record events on",
 )
 HOOK_REGISTRY = Name("sglang.srt.plugins.hook_registry:HookRegistry", use="every hook")
 APPLY_HOOKS = Name(

@@ -51,7 +51,7 @@ class Passes:
         return [[top_of(entries) for entries in top] for top in tops]
 
     def state(self) -> dict[str, Any]:
-        """What the scheduler process counted in the last pass."""
+        """Counts of the last pass, from the scheduler process."""
         state: dict[str, Any] = self.engine.get_server_info()["internal_states"][0][STATE]
         return state
 

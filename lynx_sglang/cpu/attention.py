@@ -1,8 +1,8 @@
 """Decode attention in one batched call per layer, for the CPU platform.
 
 SGLang's ``torch_native`` backend runs a Python loop over sequences at decode, about a quarter of a
-CPU step. Here the step's KV slots are gathered once per forward into a padded index [B, L], and
-each layer is one masked attention over all sequences. Prefill keeps ``torch_native``.
+CPU step. Here a forward gathers its KV slots once into a padded index [B, L], and each layer runs
+one masked attention over all sequences. Prefill is ``torch_native``'s.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 
 class BatchedDecodeAttention(TorchNativeAttnBackend):
-    """``torch_native`` with a batched decode."""
+    """SGLang's ``torch_native`` backend with a batched decode."""
 
     def __init__(self, model_runner: Any) -> None:
         super().__init__(model_runner)
@@ -33,7 +33,7 @@ class BatchedDecodeAttention(TorchNativeAttnBackend):
         max_len = int(seq_lens.max()) if seq_lens.numel() else 0
         slots = self.req_to_token_pool.req_to_token[forward_batch.req_pool_indices, :max_len]
         is_past_end = torch.arange(max_len) >= seq_lens.unsqueeze(1)
-        # Slots past a sequence's end may hold anything; slot 0 is SGLang's padding slot.
+        # KV slots past a sequence's end are undefined; KV slot 0 is SGLang's padding.
         self._kv_slots = slots.masked_fill(is_past_end, 0).to(torch.int64).reshape(-1)
         mask = torch.zeros(slots.shape, dtype=self.dtype).masked_fill(is_past_end, -torch.inf)
         self._kv_mask = mask[:, None, None, :]
@@ -54,7 +54,7 @@ class BatchedDecodeAttention(TorchNativeAttnBackend):
             write_slots = KVWriteLoc(forward_batch.out_cache_loc, self.swa_out_cache_loc)
             self.token_to_kv_pool.set_kv_buffer(layer, write_slots, k, v)
 
-        # The query heads of a KV head stand where a query's tokens would: [B, KV heads, group, D].
+        # Query heads of one KV head take the dimension of query tokens: [B, KV heads, group, D].
         query = q.reshape(q.shape[0], layer.tp_k_head_num, -1, layer.qk_head_dim)
         keys = self._gather(self.token_to_kv_pool.get_key_buffer(layer.layer_id), query)
         values = self._gather(self.token_to_kv_pool.get_value_buffer(layer.layer_id), query)
@@ -68,7 +68,7 @@ class BatchedDecodeAttention(TorchNativeAttnBackend):
         return out.reshape(-1, layer.tp_q_head_num * layer.v_head_dim)
 
     def _gather(self, cache: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
-        """This step's rows of ``cache`` [slots, KV heads, D] as [B, KV heads, L, D]."""
+        """This step's rows of ``cache`` [KV slots, KV heads, D] as [B, KV heads, L, D]."""
         assert self._kv_slots is not None
         rows = cache.index_select(0, self._kv_slots).to(query.dtype)
         return rows.view(query.shape[0], -1, *cache.shape[1:]).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Where the CPU platform is active: only on machines without an accelerator.
+"""Entry point of the CPU platform, which is active on machines without an accelerator.
 
 SGLang loads this module while it is itself being imported, so nothing here imports SGLang.
 """
@@ -18,9 +18,9 @@ FAST_DTYPE = "float32"  # of the compiled operators
 
 
 def activate() -> str | None:
-    """Entry point ``sglang.srt.platforms``: the platform's class path, or None to stay out.
+    """Entry point ``sglang.srt.platforms``: the class path of the platform, or None.
 
-    None where an accelerator is present, or where SGLang's own CPU engine was asked for.
+    None if there is an accelerator, or if SGLANG_USE_CPU_ENGINE asks for SGLang's own CPU engine.
     """
     if torch.cuda.is_available() or torch.xpu.is_available() or torch.backends.mps.is_available():
         return None

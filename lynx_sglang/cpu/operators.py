@@ -1,9 +1,10 @@
-"""RMSNorm, rotary embedding and softmax top-k for the CPU platform, each one compiled loop.
+"""RMSNorm, rotary embedding and softmax top-k for the CPU platform, one compiled loop each.
 
-SGLang's native forms are a dozen small operators per call, and at decode sizes nearly all of their
-time is dispatch. Plain SGLang gets these too. Cases not covered here run SGLang's own.
+SGLang's native forms run a dozen small operators per call. At decode sizes nearly all of their time
+is dispatch. The loops also serve plain SGLang on this platform. Cases that they do not cover run
+SGLang's own forms.
 
-The loops take addresses: an array object for each argument would cost more than the loop.
+The loops take addresses: making an array object of each argument would take longer than the loop.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from numba import carray, cfunc
 from sglang.srt.layers.moe.topk import fused_topk_torch_native
 
-IS_FASTMATH = {"reassoc", "contract"}  # lets a sum run in vector registers
+IS_FASTMATH = {"reassoc", "contract"}  # sums may use vector registers
 
 
 @cfunc(
@@ -105,7 +106,7 @@ def softmax_topk_rows(
                 k -= 1
             weights[k], ids[k] = logit, expert
         peak = weights[0]
-        total = np.float32(0.0)  # of what the weights are shares
+        total = np.float32(0.0)  # the weights' denominator
         for expert in range(top_k if renormalize else num_experts):
             logit = weights[expert] if renormalize else logits[row, expert]
             total += np.exp(logit - peak)
@@ -124,8 +125,8 @@ def rms_norm_forward(
     post_residual_addition: torch.Tensor | None = None,
     quant_linear: Any = None,
 ) -> Any:
-    """``RMSNorm.forward`` of x [..., H] float32, after adding ``residual`` where there is one."""
-    weight = norm.weight  # a module looks each parameter up by name
+    """``RMSNorm.forward`` of x [..., H] float32 plus ``residual``, if there is one."""
+    weight = norm.weight  # once: torch looks parameters up by name
     is_covered = (
         x.dtype == weight.dtype == torch.float32
         and post_residual_addition is None
@@ -232,7 +233,7 @@ def fused_topk(
 
 
 def install(dispatch_key: str) -> None:
-    """Make SGLang's layers use these on the platform of ``dispatch_key``."""
+    """Make SGLang's layers run these forms on the platform of ``dispatch_key``."""
     from sglang.kernels.fused_op import BaseFusedOp
     from sglang.srt.layers.layernorm import RMSNorm
     from sglang.srt.layers.moe import topk as sglang_topk
@@ -240,4 +241,4 @@ def install(dispatch_key: str) -> None:
 
     BaseFusedOp.register_oot_forward(RMSNorm, rms_norm_forward, dispatch_key)
     BaseFusedOp.register_oot_forward(RotaryEmbedding, rotary_forward, dispatch_key)
-    sglang_topk.fused_topk_native = fused_topk  # SGLang picks this one at import, by machine
+    sglang_topk.fused_topk_native = fused_topk  # SGLang binds it at import, by machine

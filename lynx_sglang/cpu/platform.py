@@ -1,8 +1,8 @@
 """An SGLang platform for machines without an accelerator.
 
-SGLang's own CPU engine needs an AMX build of its kernels. This out-of-tree platform serves on any
-CPU with torch operators alone, so that the same server, flags and controller run where a model is
-developed, tested and demonstrated. It serves plain SGLang and Lynx alike.
+SGLang's own CPU engine needs an AMX build of its kernels. This out-of-tree platform runs torch
+operators on any CPU, so that the same server, flags and controller serve where a model is
+developed, tested and demonstrated. It serves plain SGLang and Lynx.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 
 
 def _keep_freed_memory() -> None:
-    """Keep freed blocks in the process: first touches of fresh pages are slow."""
+    """Keep freed blocks in the process: the first touch of a fresh page is slow."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:  # glibc only
-        mallopt(M_MMAP_THRESHOLD, 1 << 25)  # the most that every glibc accepts
+        mallopt(M_MMAP_THRESHOLD, 1 << 25)  # the maximum that every glibc accepts
         mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
 def share_cores(ranks: int) -> None:
-    """Name the cores of each rank, which SGLang asks for where ranks outnumber NUMA nodes.
+    """Set the cores of each rank; SGLang requires them where ranks outnumber NUMA nodes.
 
-    Its AMX kernels alone bind to them. Here the system schedules, and the number of names is what
-    divides the threads.
+    Only its AMX kernels bind to them. Here the system schedules, and ``init_backend`` divides the
+    threads by the number of entries.
     """
     cores = sorted(os.sched_getaffinity(0))
     names = [str(cores[rank % len(cores)]) for rank in range(ranks)]
@@ -56,14 +56,14 @@ class CpuPlatform(SRTPlatform):
         return "native"
 
     def apply_server_args_defaults(self, server_args: Any) -> None:
-        """Steps run on the host here: overlapping them would only hold back each token."""
+        """Switch overlapped scheduling off: the host runs the steps, and overlap delays tokens."""
         server_args.disable_overlap_schedule = True
         ranks = server_args.dp_size * server_args.tp_size * server_args.pp_size
         if ranks > 1:
             share_cores(ranks)
 
     def init_backend(self) -> None:
-        """Register the attention backend and operators; called once in each worker."""
+        """Register the attention backend and operators; SGLang calls it once in each worker."""
         from sglang.srt.layers.attention.attention_registry import (
             ATTENTION_BACKENDS,
             register_attention_backend,
@@ -79,8 +79,8 @@ class CpuPlatform(SRTPlatform):
         memory.install()
         _keep_freed_memory()
         if "OMP_NUM_THREADS" not in os.environ:
-            # One core stays free for SGLang's other processes: a worker that waits for a core in
-            # each parallel region stalls every operator of a step.
+            # Leave one core to SGLang's other processes: a thread that waits for a core delays the
+            # whole parallel region, in every operator of a step.
             ranks = len(os.environ.get(CORES_VARIABLE, "").split("|"))
             torch.set_num_threads(max(1, (len(os.sched_getaffinity(0)) - 1) // ranks))
 

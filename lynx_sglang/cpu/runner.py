@@ -1,4 +1,4 @@
-"""The MoE runner core that SGLang knows as ``lynx``: computes only the active experts."""
+"""The MoE runner core registered as ``lynx``: runs only the active experts, on a CPU."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from lynx_sglang.settings import BACKEND
 
 
 class LynxRunnerCore(DispatchMoeRunnerCore):
-    """Runs one layer's experts on the ids that selection left."""
+    """Runs one layer's experts on the ids after selection."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         if reason := _unsupported(config):
             raise UnsupportedError(f"--moe-backend lynx: MoE layer {config.layer_id}: {reason}")
         self._experts: CpuExperts | None = None
-        self._weights_at: tuple[int, int] | None = None  # addresses that the experts' views have
+        self._weights_at: tuple[int, int] | None = None  # addresses of the weights under the views
 
     @property
     def runner_backend(self) -> Any:
@@ -36,7 +36,7 @@ class LynxRunnerCore(DispatchMoeRunnerCore):
         """hidden [M, H] through its experts; see ``lynx_kernels.fused_moe``."""
         weights_at = (quant_info.w13_weight.data_ptr(), quant_info.w2_weight.data_ptr())
         if self._experts is None or weights_at != self._weights_at:
-            # Views: a weight update in place shows through, one that moves them comes here.
+            # The experts hold views: they see updates in place, and are made anew if weights move.
             self._weights_at = weights_at
             self._experts = CpuExperts(
                 quant_info.w13_weight,
@@ -67,7 +67,7 @@ def _unsupported(config: Any) -> str | None:
 
 
 def install(add_layer: Callable[[Any], None]) -> None:
-    """Register the core; ``add_layer`` is told the configuration of each layer as it is built."""
+    """Register the core; call ``add_layer`` with the configuration of each layer that is built."""
     from sglang.kernels.fused_op import BaseFusedOp
     from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
 

@@ -1,7 +1,7 @@
-"""SGLang's device timer where the host is the device: its events are times of day.
+"""SGLang's device timer for the CPU platform: events are host times.
 
-It records events in a stream; torch has none to record on a machine without an accelerator. Behind
-it are ``--enable-forward-pass-metrics`` and the metric of how busy the device is.
+SGLang's own records events on a stream, which torch lacks without an accelerator. The timer serves
+``--enable-forward-pass-metrics`` and the metric of device utilisation.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sglang.srt.utils.device_timer import _TimingInterval
 
 
 class HostEvent:
-    """Over as soon as it is recorded: the host waits for its operators."""
+    """Complete when recorded: torch's CPU operators are synchronous."""
 
     def __init__(self) -> None:
         self.at_s = time.perf_counter()
@@ -23,14 +23,16 @@ class HostEvent:
         return True
 
     def elapsed_time(self, end: HostEvent) -> float:
-        """ms, as torch's events say it."""
+        """In ms, as torch's events give it."""
         return (end.at_s - self.at_s) * 1e3
 
 
 class HostInterval(_TimingInterval):
+    """One interval between two ``HostEvent``s."""
+
     @staticmethod
     def create(track_stream: bool = False) -> HostInterval:
-        """All work of the host is on one stream."""
+        """``track_stream`` has no effect: the host has one stream."""
         return HostInterval(start_event=HostEvent())
 
     def end(self, metadata: dict[str, Any]) -> None:

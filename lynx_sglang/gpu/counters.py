@@ -1,4 +1,4 @@
-"""What selection did in each layer of a step, on its way back from a GPU."""
+"""Counters of selection, copied from a GPU behind each step."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 
 @dataclass(slots=True)
 class Readback:
-    """One step's counters on their way."""
+    """Pinned memory for one step's counters, and the event behind its copy."""
 
     num_active: Tensor  # int32 [L], pinned
     retained_mass: Tensor  # float32 [L * max_rows], pinned
-    event: Any  # torch.cuda.Event, or what torch has on other devices
+    event: Any  # torch.cuda.Event, or its like on other devices
     rows: int = 0
 
 
 class Counters:
-    """Reads T [L] and retained mass [L, M] of every layer, IN_FLIGHT steps deep."""
+    """Copies T [L] and retained mass [L, M] of all layers, for IN_FLIGHT steps at once."""
 
     def __init__(self, num_active: Tensor, retained_mass: Tensor) -> None:
         """
         Args:
-            num_active: int32 [L], where the layers write T.
-            retained_mass: float32 [L, max_rows], where they write each row's.
+            num_active: int32 [L], T as the layers write it.
+            retained_mass: float32 [L, max_rows], each row's as the layers write it.
         """
         self._num_active, self._retained_mass = num_active, retained_mass
         device, is_pinned = num_active.device, num_active.is_cuda
@@ -46,10 +46,10 @@ class Counters:
         ]
 
     def read(self, lane: int, rows: int) -> None:
-        """Queue the copy of a step's counters behind it, on the current stream.
+        """Queue the copy of a step's counters on the current stream.
 
         Args:
-            rows: rows [0, rows) are copied; 0 where the step selected nothing.
+            rows: number of rows to copy; 0 if the step selected nothing.
         """
         readback = self._readbacks[lane]
         readback.rows = rows
@@ -59,13 +59,13 @@ class Counters:
         readback.event.record()
 
     def wait(self, lane: int) -> None:
-        """Until the lane's last copy has run, and with it the step before it."""
+        """Block until the lane's last copy has run, and the step before it."""
         self._readbacks[lane].event.synchronize()
 
     def of(self, lane: int) -> tuple[IntArray, FloatArray]:
-        """T [L] and retained mass [L, rows] of the step in a lane, once it was waited for.
+        """T [L] and retained mass [L, rows] of the step in a lane, after ``wait``.
 
-        Valid until the lane is read into again.
+        Views, valid until the next ``read`` of the lane.
         """
         readback = self._readbacks[lane]
         return readback.num_active.numpy(), _masses(readback).numpy()

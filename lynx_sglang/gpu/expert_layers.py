@@ -1,4 +1,4 @@
-"""The MoE layers of a model on a GPU, and what runs the experts of each."""
+"""The MoE layers of a model on a GPU, and the runner of each layer's experts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class ExpertLayers:
-    """Stands in front of the layers that Lynx's kernels cover; knows why the others are not."""
+    """Puts a ``FusedRunner`` on the layers that Lynx's kernels cover; counts why others are not."""
 
     def __init__(self) -> None:
         self._runners: list[FusedRunner] = []
@@ -33,9 +33,9 @@ class ExpertLayers:
         runner = getattr(builder, "runner", None)
         reason: str | None
         if get_server_args().moe_runner_backend != BACKEND:
-            reason = "--moe-runner-backend asks for it"
+            reason = "--moe-runner-backend names it"
         elif runner is None or not runner.runner_backend.is_triton() or runner.fused_func is None:
-            reason = f"{type(builder).__name__} has no runner that Lynx's kernels can stand before"
+            reason = f"{type(builder).__name__} has no Triton runner"
         else:
             reason = uncovered(builder, config, self.device)
         if reason is None:
@@ -51,7 +51,7 @@ class ExpertLayers:
             self._left[f"{name}: {reason}"] += 1
 
     def allocate(self, path: DevicePath) -> None:
-        """Before any capture. One log line for each runner says which layers it serves and why."""
+        """Allocate scratch before any capture; log which runner serves how many layers, and why."""
         workspaces: dict[Any, Workspace] = {}
         for runner in self._runners:
             runner.allocate(path, workspaces)

@@ -1,10 +1,11 @@
 """Lynx's kernels in front of SGLang's Triton runner, layer by layer, on a GPU.
 
-SGLang builds its own runner for its own weight layout. Where selection made a schedule, decode
-steps, the active experts run in ``lynx_kernels``; every other step is SGLang's, prefill above all.
+SGLang builds its own runner and weight layout. In decode steps, for which selection made a
+schedule, the active experts run in ``lynx_kernels``. All other steps, prefill among them, run in
+SGLang's.
 
-fp8 experts multiply activations of the model's own dtype: what SGLang does to them before its
-product, rounding to fp8 by a scale of each token or of the checkpoint, is left out.
+fp8 experts take activations in the model's dtype. SGLang rounds activations to fp8 first, by a
+scale per token or per checkpoint; Lynx's kernels do not.
 """
 
 from __future__ import annotations
@@ -25,22 +26,22 @@ from lynx_kernels.fused_moe import (
 )
 from lynx_sglang.gpu.device_path import DevicePath
 
-ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu"}  # SGLang's names on CUDA, and ours
+ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu"}  # SGLang's name on CUDA: lynx_kernels' name
 HIDDEN_DTYPES = (torch.bfloat16, torch.float16)
 MIN_ARCH, MIN_FP8_ARCH = 80, 89
 
 
 class FusedRunner:
-    """One layer's experts; stands where ``MoeRunner.run`` looks for a fused function."""
+    """One layer's experts, in the place of the fused function that ``MoeRunner.run`` calls."""
 
     def __init__(self, layer: Any, original: Callable[..., Any]) -> None:
-        """``layer``: SGLang's ``FusedMoE``. ``original``: what SGLang would have called."""
+        """``layer``: SGLang's ``FusedMoE``. ``original``: SGLang's own fused function."""
         self._layer, self._original = layer, original
         self._path: DevicePath | None = None
         self._workspace: Workspace | None = None
 
     def allocate(self, path: DevicePath, workspaces: dict[Any, Workspace]) -> None:
-        """Before any capture: scratch of this layer's shape, which all layers of it share."""
+        """Allocate scratch before any capture; layers of one shape share it."""
         w13, w2 = self._layer.w13_weight, self._layer.w2_weight
         dtype = self._layer.moe_runner_config.params_dtype
         key = (w13.shape, w2.shape, w13.dtype, dtype)
@@ -82,7 +83,7 @@ class FusedRunner:
 
 
 def builder_of(layer: Any) -> Any:
-    """What built a layer's runner: its quant method, or the scheme that this one stands for."""
+    """The object that built a layer's runner: its quant method, or that method's scheme."""
     from sglang.srt.layers.quantization.compressed_tensors.compressed_tensors import (
         CompressedTensorsFusedMoEMethod,
     )
@@ -92,9 +93,9 @@ def builder_of(layer: Any) -> Any:
 
 
 def uncovered(method: Any, config: Any, device: torch.device) -> str | None:
-    """Why a layer's experts stay with SGLang's runner; None where Lynx's kernels run them.
+    """Why a layer's experts stay with SGLang's runner; None if Lynx's kernels run them.
 
-    ``method``: what built the runner.
+    ``method``: the object that built the runner.
     """
     from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
 
@@ -112,7 +113,7 @@ def uncovered(method: Any, config: Any, device: torch.device) -> str | None:
 
 
 def uncovered_fp8(method: Any, config: Any) -> str | None:
-    """Scales are per 128 x 128 block, row or expert; whatever else is quantised is no fp8 here."""
+    """Covered are fp8 weights with scales per 128 x 128 block, row or expert."""
     from sglang.srt.layers.quantization.compressed_tensors.schemes import (
         CompressedTensorsW8A8Fp8MoE,
     )

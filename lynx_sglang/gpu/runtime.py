@@ -25,7 +25,7 @@ from lynx_sglang.settings import Settings
 
 
 class GpuRuntime(Runtime):
-    """Selects inside the forward, decides around it, and waits only where SGLang does."""
+    """Selects in decode steps, and waits for a step only where SGLang does."""
 
     def __init__(
         self,

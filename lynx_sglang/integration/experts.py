@@ -12,7 +12,7 @@ from lynx_sglang.settings import BACKEND
 def create_moe_runner(
     _original: Callable[..., None], method: Any, layer: Any, moe_runner_config: Any
 ) -> None:
-    """Hook around ``UnquantizedFusedMoEMethod.create_moe_runner``, which ends in TRITON."""
+    """The hook around ``UnquantizedFusedMoEMethod.create_moe_runner``: make Lynx's runner."""
     from sglang.srt.layers.moe.moe_runner.runner import MoeRunner
     from sglang.srt.layers.moe.utils import resolve_moe_runner_backend
 
@@ -21,7 +21,7 @@ def create_moe_runner(
 
 
 def around_init(note: Callable[[Any], None]) -> Callable[..., None]:
-    """Hook around ``FusedMoE.__init__``: ``note`` is told each layer as it is built."""
+    """The hook around ``FusedMoE.__init__``: call ``note`` with each layer that is built."""
 
     def hook(original: Callable[..., None], layer: Any, *rest: Any, **named: Any) -> None:
         original(layer, *rest, **named)
@@ -31,7 +31,7 @@ def around_init(note: Callable[[Any], None]) -> Callable[..., None]:
 
 
 def bind_backend(original: Callable[..., None], topk: Any, *rest: Any, **named: Any) -> None:
-    """Hook around ``TopK.bind_runner_backend``: selection needs a routing that it can edit.
+    """The hook around ``TopK.bind_runner_backend``: refuse layers whose routing is out of reach.
 
     Raises:
         UnsupportedError: the layer's runner routes inside its kernel.
@@ -44,6 +44,6 @@ def bind_backend(original: Callable[..., None], topk: Any, *rest: Any, **named: 
         name = "none" if config.runner_backend is None else config.runner_backend.value
         raise UnsupportedError(
             f"--moe-backend lynx: MoE layer {topk.layer_id}: the runner {name} routes inside its "
-            f"kernel ({config.output_format.name}), where nothing can be selected. "
+            f"kernel ({config.output_format.name}), where lynx cannot select. "
             "Choose another --moe-runner-backend, or none."
         )

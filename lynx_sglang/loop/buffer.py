@@ -1,4 +1,4 @@
-"""The few numbers in which the two loops meet: written by a decision, read by every layer."""
+"""The buffer between control path and data path: a decision writes it, every layer reads it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 from lynx_controller import Decision
 from lynx_kernels import RowClass
 
-IN_FLIGHT = 4  # steps between launch and account: two with SGLang's overlap, and some to spare
+IN_FLIGHT = 4  # steps between launch and result: SGLang's overlap needs two
 
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """One block of bytes as what it holds; captured graphs and copies know its address."""
+    """Typed views of one block of bytes, whose address captured graphs and copies keep."""
 
     memory: Tensor  # uint8 [n]
     caps: Tensor  # int32 [L], of the layers in ascending order
@@ -40,11 +40,11 @@ def header_bytes(num_layers: int) -> int:
 
 
 class Buffer:
-    """What selection reads, at fixed addresses: a decision is data, never a shape.
+    """Inputs of selection at fixed addresses, so that a decision changes no shape.
 
-    On a CPU the layers read what ``write`` wrote, and max_rows is 0: row classes travel with the
-    step. On a GPU ``send`` queues one copy of it all before a step, from one of IN_FLIGHT pinned
-    blocks, and nothing waits.
+    On a CPU max_rows is 0: the layers read what ``write`` wrote, and row classes come with the
+    step. On a GPU ``send`` queues one copy of the whole block before a step, from one of IN_FLIGHT
+    pinned blocks. Nothing waits.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Buffer:
         self._live = Fields.over(
             torch.zeros(num_bytes, dtype=torch.uint8, device=device), num_layers
         )
-        # Until the first step says otherwise, whatever runs comes out as it went in.
+        # Before the first step no row's routing changes.
         self._live.row_class.fill_(RowClass.EXACT)
         self._num_rows_sent = max_rows
         self._written = self._live
@@ -79,9 +79,10 @@ class Buffer:
         self.caps = dict(zip(layer_ids, self._live.caps.unbind(), strict=True))
         self.floor, self.demand = self._live.floor, self._live.demand
         self.row_class = self._live.row_class
-        self.is_full = True  # nothing is cut: a CPU need not select
+        self.is_full = True  # no cap and no demand: a CPU need not select
 
     def write(self, decision: Decision, num_experts: int) -> None:
+        """Write a decision's caps and demand."""
         self._written.caps.numpy()[:] = decision.budget
         self._written.demand.fill_(decision.demand)
         self.is_full = decision.demand >= 1.0 and min(decision.budget) >= num_experts
@@ -90,11 +91,11 @@ class Buffer:
         self._written.floor.fill_(floor)
 
     def send(self, row_class: Tensor, lane: int) -> None:
-        """Queue what was written, and a step's rows, on the current stream.
+        """Queue a copy of the written block and a step's row classes on the current stream.
 
         Args:
             row_class: uint8 [rows] on the CPU; all rows above them become PAD.
-            lane: which pinned block; its last copy must have run.
+            lane: index of the pinned block; its last copy must have run.
         """
         block, rows = self._blocks[lane], len(row_class)
         head = header_bytes(len(self.caps))

@@ -1,4 +1,4 @@
-"""How long a step took, and what gap the streams in it saw."""
+"""Step times, and the gaps between tokens that streams see."""
 
 from __future__ import annotations
 

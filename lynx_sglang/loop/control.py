@@ -1,7 +1,7 @@
-"""The control path of a replica: what a step cost, in; what the next may run, out. On rank 0 alone.
+"""The control path of a replica, on rank 0: step costs in, decisions out.
 
-Its clock, log, metrics and store are the replica's. It writes to no buffer: ``runtime`` puts what
-it decides in force, through ``ranks`` where there are several.
+It owns the replica's clock, log, metrics and store. It writes to no buffer: ``runtime`` puts its
+decisions in force, through ``ranks`` where there are several.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class Control:
-    """One replica's controller, and what it is told and tells."""
+    """Feeds one replica's controller and reports its decisions."""
 
     def __init__(
         self,
@@ -50,16 +50,16 @@ class Control:
             config=ControllerConfig(min_retained_mass=settings.min_retained_mass),
             layer_offsets=offsets_of(settings),
         )
-        self.decided_for = Batch.of(1)  # what the decision is for
+        self.decided_for = Batch.of(1)  # the batch of ``decision``
         self.decision = self.apply(settings)
 
     def join(self, hf_config: Any, spread: str) -> None:
-        """Become a replica of the fleet that --lynx-store names."""
+        """Become a replica of the fleet that shares --lynx-store."""
         assert self.settings.store is not None
         self.replica = membership.join(self.settings.store, hf_config, spread)
 
     def apply(self, settings: Settings) -> Decision:
-        """Decide again under the operator's fixed budget and demand, SLO and floors."""
+        """Decide again under changed settings."""
         self.settings = settings
         budget = None if settings.budget == "auto" else settings.cap(self.layers.num_experts)
         demand = None if settings.demand == "auto" else float(settings.demand)
@@ -73,7 +73,7 @@ class Control:
         return self.plan(self.decided_for)
 
     def plan(self, batch: Batch) -> Decision:
-        """Decide for a batch that differs from the last one, before it runs."""
+        """Decide for a batch that is about to run."""
         self.decided_for = batch
         self.decision = self.controller.plan(batch)
         return self.decision
@@ -81,7 +81,10 @@ class Control:
     def end(
         self, step: Step, now_s: float, *, ran_under: Decision, launch_s: float, is_after_idle: bool
     ) -> Decision:
-        """Account for a step that finished at ``now_s`` and decide for the next one."""
+        """Account for a step that finished at ``now_s`` and decide for the next one.
+
+        See ``Runtime.end`` for the arguments.
+        """
         step_ms, itl_ms = self.clock.end(
             now_s,
             launch_s,
@@ -94,7 +97,7 @@ class Control:
         self._account(step)
         if len(step.num_active) < len(self.layers):
             return self.decision  # the forward did not reach every layer
-        # A shadow pass is in the gap that streams saw, and no part of what the step costs.
+        # Streams wait for a shadow pass, but it is not part of a step's cost.
         seen = self._observation(step, ran_under, step_ms - step.shadow_ms, itl_ms)
         if self.replica is not None:
             self.replica.note(seen, self.controller)
@@ -105,7 +108,7 @@ class Control:
         return self.decision
 
     def _account(self, step: Step) -> None:
-        """Note in each request what its token kept."""
+        """Add each decode row's retained mass to its request's account."""
         masses = [1.0] * len(step.requests)
         if step.row_retained_mass is not None:
             masses = (step.row_retained_mass / len(self.layers)).tolist()
@@ -132,11 +135,11 @@ class Control:
         )
 
     def log_start(self, num_ranks: int) -> None:
-        """The sign of life that a plugin owes: one line that says what it does."""
+        """Log that Lynx is active, with its settings: SGLang hides a plugin that failed to load."""
         settings = self.settings
         logger.info(
-            "lynx is active: policy %s, %s, %s, budget %s, demand %s, mass at least %s, floor %d, "
-            "%d MoE layers of %d experts, top-%d, %d rank%s",
+            "lynx is active: policy %s, %s, %s, budget %s, demand %s, retained mass >= %s, "
+            "floor %d, %d MoE layers of %d experts, top-%d, %d rank%s",
             settings.policy,
             describe_slo(asdict(settings)),
             f"quality limit {settings.max_quality_loss:g} nats"
@@ -154,14 +157,14 @@ class Control:
         )
         if settings.calibration is not None:
             logger.info(
-                "lynx is calibrated by %s: mass kept at least %g",
+                "lynx is calibrated by %s: retained mass >= %g",
                 settings.calibration,
                 settings.min_retained_mass,
             )
 
 
 def offsets_of(settings: Settings) -> list[float] | None:
-    """[L] what `lynx-sglang calibrate` found of the layers, where the server was given it."""
+    """[L] offsets of the layers' shares from the calibration file; None without one."""
     if settings.calibration is None:
         return None
     return calibration.load(settings.calibration, settings.policy).layer_offsets

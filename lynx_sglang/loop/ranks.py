@@ -1,36 +1,35 @@
-"""The ranks of a replica (--tp-size): rank 0 decides, the decision rides with the batch.
+"""The ranks of a replica (--tp-size): rank 0 decides, and its decision travels with the batch.
 
-Each rank holds a slice of every expert, or some experts whole (--ep-size), or slices of some. Its
-output is a part of a sum over all ranks, so all must select the same experts in the same step, and
-each runs those of them that it has. Hence rank 0 alone has a controller; its clock, counters,
-log and store are nobody else's. The others follow, and decide nothing.
+A rank holds a slice of every expert, or some experts whole (--ep-size), or slices of some. Its
+output is one term of a sum over all ranks. Hence all ranks must select the same experts in the same
+step, and each runs those that it holds. Rank 0 alone has a controller, clock, counters, log and
+store. The other ranks follow.
 
-**How a decision travels.** At the top of every scheduler loop SGLang broadcasts what rank 0
-received (``SchedulerRequestReceiver.recv_requests``); that is why all ranks then build the same
-batch. Rank 0 lays an ``Order`` beside the requests. Every rank, rank 0 too, puts it in force when
-it comes out of that call, before the loop's batch is built. So a decision belongs to the first
-batch that is launched after the broadcast that carried it, on every rank and however slow one is:
-made from step n, it rules step n+1, or n+2 where SGLang overlaps steps, the lag of one rank.
+**Transport.** At the top of every scheduler loop SGLang broadcasts the requests that rank 0
+received (``SchedulerRequestReceiver.recv_requests``), so that all ranks build the same batch. Rank
+0 adds an ``Order`` to the requests. Every rank, rank 0 too, puts it in force when that call
+returns, before the loop's batch is built. A decision therefore applies to the first batch launched
+after its broadcast, on every rank. Made from step n, it applies to step n+1, or to n+2 where SGLang
+overlaps steps: the lag of a single rank.
 
-There is no collective of Lynx's own. A loop with nothing new to tell, an idle one above all, sends
-what it did without Lynx: a size of 0. An order costs what a new request does, a payload of about a
-kilobyte behind that size; with overlapped scheduling that is while the step before runs. Where
-SGLang skips the broadcast (``--scheduler-recv-interval``) no order comes out: all ranks go on under
-the last one, and rank 0 makes another in the next loop.
+Lynx has no collective of its own. A loop without news sends the same as without Lynx: a size of 0.
+An order costs as much as a new request, about a kilobyte, and with overlapped scheduling it travels
+while the step before runs. Where SGLang skips the broadcast (``--scheduler-recv-interval``), all
+ranks go on under the last order, and rank 0 makes another in the next loop.
 
-**A batch of another size** is decided for before it runs. A rank alone does so at the launch, which
-is after the broadcast; rank 0 of several foresees it (``step.batch_ahead``) from what SGLang will
-merge. Where a retraction, an abort or a mixed batch comes between, the step runs under a decision
-for another number of rows, the same on all ranks, and is counted as unforeseen.
+**Batches of a new size** are decided for before they run. A rank alone decides at the launch. Rank
+0 of several must decide before the broadcast: it predicts the batch that SGLang will merge
+(``step.batch_ahead``). After a retraction, an abort or a mixed batch the prediction is wrong: the
+step runs under a decision for another batch, the same on all ranks, and is counted as unforeseen.
 
-**What else decides.** Tiers and ``/set_internal_state`` come with the broadcast; which steps are
-shadowed follows from the decisions before. What is set per process must be equal: every order
+**Other inputs.** Tiers and ``/set_internal_state`` come with the broadcast. The sample of shadowed
+steps follows from earlier decisions. Settings of a process must be equal on all ranks: every order
 carries rank 0's ``Terms``.
 
-**What is relied on.** The router is replicated and its input comes out of an all-reduce or
-all-gather, so all ranks see the same bits and pick the same experts. Each keeps a checksum of T of
-all layers and steps; an order carries rank 0's, at least every CHECK_STEPS decode steps, and a rank
-that has another one raises, which ends the server.
+**Agreement.** The router is replicated and its input comes out of an all-reduce or all-gather. All
+ranks see the same bits and select the same experts. Each rank keeps a checksum of T over layers and
+steps. At least every CHECK_STEPS decode steps an order carries rank 0's; a mismatch stops the
+server.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ CHECK_STEPS = 64  # decode steps between checks while decisions stay as they are
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """The settings that every rank acts upon by itself."""
+    """Settings that every rank applies by itself, and that must be equal."""
 
     policy: str
     default_tier: str
@@ -63,24 +62,24 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What rank 0 tells all ranks; pickled by SGLang's broadcast."""
+    """Rank 0's message to all ranks; SGLang's broadcast pickles it."""
 
     decision: Decision
     floor: int
     terms: Terms
-    steps: int  # decode steps that have ended
-    checksum: int  # of their T
+    steps: int  # decode steps ended so far
+    checksum: int  # of T in those steps
 
 
 class Ranks:
-    """This process among the ranks of its replica, and what it knows of their agreement."""
+    """This process's place among the ranks of its replica, and its side of their agreement."""
 
     def __init__(self, rank: int, size: int, ep_size: int = 1) -> None:
         self.rank, self.size, self.ep_size = rank, size, ep_size
-        self.orders = 0  # that came into force
-        self.checks = 0  # of them, that were compared
-        self.foreseen: Batch | None = None  # by rank 0, with the last order
-        self.unforeseen = 0  # steps that rank 0 had not foreseen
+        self.orders = 0  # put in force
+        self.checks = 0  # orders whose checksum was compared
+        self.foreseen: Batch | None = None  # on rank 0, with the last order
+        self.unforeseen = 0  # steps with another batch than foreseen
         self._steps = self._checksum = 0
         self._last: Order | None = None
 
@@ -101,7 +100,7 @@ class Ranks:
 
     @property
     def spread(self) -> str:
-        """How the model lies on the ranks: what a step costs depends on it. Empty for one rank."""
+        """Layout of the model over the ranks, which step costs depend on; empty for one rank."""
         over = f", experts over {self.ep_size}" if self.ep_size > 1 else ""
         return "" if self.is_alone else f"x {self.size}{over}"
 
@@ -111,7 +110,7 @@ class Ranks:
         return {name: getattr(self, name) for name in names}
 
     def note_batch(self, batch: Batch) -> None:
-        """On rank 0: a batch is about to run, foreseen or not."""
+        """On rank 0: count a batch that is about to run and was not foreseen."""
         self.unforeseen += batch != self.foreseen
 
     def note(self, step: int, num_active: Sequence[int]) -> None:
@@ -121,19 +120,19 @@ class Ranks:
         self._checksum = zlib.crc32(seen.tobytes(), self._checksum)
 
     def order(self, decision: Decision, settings: Settings) -> Order | None:
-        """What rank 0 has to tell; None where it is known and no check is due."""
+        """Rank 0's next order; None if nothing changed and no check is due."""
         order = Order(decision, settings.floor, Terms.of(settings), self._steps, self._checksum)
         return order if self._last is None or is_news(self._last, order) else None
 
     def obey(self, order: Order, settings: Settings) -> None:
-        """Take an order, on every rank.
+        """Check and count an order, on every rank.
 
         Raises:
-            DivergedError: this rank is set otherwise, or has run other experts than rank 0.
+            DivergedError: settings or experts of this rank differ from rank 0's.
         """
         own = Terms.of(settings)
         if order.terms != own:
-            raise DivergedError(f"rank {self.rank} is set to {own}, and rank 0 to {order.terms}")
+            raise DivergedError(f"rank {self.rank} is set to {own}, rank 0 to {order.terms}")
         if (order.steps, order.checksum) != (self._steps, self._checksum):
             raise DivergedError(
                 f"rank {self.rank} has run other experts than rank 0: after {self._steps} and "
@@ -146,6 +145,7 @@ class Ranks:
 
 
 def is_news(before: Order, after: Order) -> bool:
+    """Whether ranks under ``before`` need ``after``: it changes something, or a check is due."""
     was, now = before.decision, after.decision
     return (
         (was.demand, was.budget, before.floor) != (now.demand, now.budget, after.floor)

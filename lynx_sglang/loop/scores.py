@@ -18,8 +18,8 @@ SCORES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 def scores_of(router_logits: torch.Tensor, topk_config: Any) -> torch.Tensor:
     """Router scores [M, E] float32, as the model's own top-k sees them before any bias.
 
-    A biased grouped router is a sigmoid whatever its ``scoring_func`` says. A custom routing
-    function hides its scores; softmax keeps the order of the logits, which is what refills need.
+    A grouped router with a bias uses a sigmoid, whatever its ``scoring_func``. A custom routing
+    function hides its scores; softmax keeps the order of the logits, as refills need.
     """
     is_biased_group = topk_config.use_grouped_topk and topk_config.correction_bias is not None
     is_custom = topk_config.custom_routing_function is not None

@@ -1,9 +1,9 @@
-"""Shadow passes: a few decode steps also run with every expert, to see what sharing changed.
+"""Shadow passes: a sample of decode steps also runs with every expert, to measure the difference.
 
-On a sampled step the same batch runs twice, full experts first. The served pass then writes the
-same KV slots, layer by layer and before it reads them, so that nothing of the full pass is left:
-what is served is what it would have been. Both passes read the context that the run has, so the
-comparison is of one step: what earlier cuts left in the KV cache is in both.
+The batch of a sampled step runs twice, with every expert first. The served pass then writes the
+same KV slots, layer by layer and before it reads them. Nothing of the full pass remains, so the
+served tokens are those of a step without a shadow. Both passes read the same context: the
+comparison covers one step, and earlier caps affected the KV cache of both.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ KL_BUCKETS = tuple(float(f"{digit}e{power}") for power in range(-6, 1) for digit
 
 
 def is_sampled(count: int, share: float) -> bool:
-    """Whether the degraded step number ``count`` (from 0) is one of ``share`` in [0, 1].
+    """Whether capped step number ``count``, from 0, belongs to the sample of ``share`` in [0, 1].
 
-    Multiples of the golden ratio modulo 1 are even at every scale and have no period, so no
-    rhythm of the traffic can hide from them; and the same steps are sampled in every run.
+    Multiples of the golden ratio modulo 1 are evenly spread at every scale and have no period. So
+    no rhythm of the traffic escapes the sample, and every run samples the same steps.
     """
     return count * GOLDEN % 1.0 < share
 
 
 @dataclass(slots=True)
 class Sampler:
-    """Counts the decode steps that are cut, and picks a share of them."""
+    """Counts the capped decode steps and samples a share of them."""
 
     count: int = 0
 
@@ -42,10 +42,10 @@ class Sampler:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One step's flexible rows: the full model's next token against the served one's."""
+    """Next tokens of one step's flexible rows: full model against served."""
 
     kl: list[float]  # KL(full || served) in nats
-    agrees: list[bool]  # both have the same most probable token
+    agrees: list[bool]  # both have the same top-1 token
 
     @property
     def mean_kl(self) -> float:
@@ -57,12 +57,12 @@ class Comparison:
 
 
 def refusal(model_config: Any) -> str | None:
-    """Why SGLang's ``ModelConfig`` cannot run a step twice; None if it can."""
+    """Why a model with this ``ModelConfig`` cannot run a step twice; None if it can."""
     from sglang.srt.configs.hybrid_arch import mambaish_config
 
     if mambaish_config(model_config) is None:
         return None
-    return "its recurrent layers would take each token of a shadowed step twice"
+    return "its recurrent layers would process each token of a shadowed step twice"
 
 
 def compare(full: torch.Tensor, served: torch.Tensor) -> Comparison:
@@ -74,9 +74,13 @@ def compare(full: torch.Tensor, served: torch.Tensor) -> Comparison:
 
 
 def log_probabilities(output: Any, rows: torch.Tensor) -> torch.Tensor:
-    """Of ``rows`` (bool [M]) in a ``ModelRunnerOutput``: [rows, V] float32, memory of its own.
+    """Next-token log-probabilities [rows, V] float32, a copy.
 
-    These are the model's: before penalties, grammar, temperature and sampling.
+    They are the model's own: before penalties, grammar, temperature and sampling.
+
+    Args:
+        output: SGLang's ``ModelRunnerOutput``.
+        rows: bool [M], the rows to take.
     """
     logits: torch.Tensor = output.logits_output.next_token_logits
     return logits[: rows.shape[0]][rows].float().log_softmax(dim=-1)
@@ -84,13 +88,13 @@ def log_probabilities(output: Any, rows: torch.Tensor) -> torch.Tensor:
 
 @dataclass(slots=True)
 class ShadowTotals:
-    """Sums over all shadow passes; differences of two readings are a window's."""
+    """Sums over all shadow passes; the difference of two readings covers a window."""
 
     steps: int = 0
     rows: int = 0
     kl_sum: float = 0.0
     agreements: int = 0
-    # Rows by KL: up to each bound of KL_BUCKETS, and beyond the last.
+    # Rows by KL: one bucket up to each bound of KL_BUCKETS, one above the last.
     histogram: list[int] = field(default_factory=lambda: [0] * (len(KL_BUCKETS) + 1))
 
     def add(self, seen: Comparison) -> None:
@@ -118,7 +122,7 @@ class ShadowTotals:
 
 
 def quantile(histogram: list[int], share: float) -> float:
-    """Of a histogram over KL_BUCKETS, linear inside a bucket as ``histogram_quantile`` reads it."""
+    """Quantile of a histogram over KL_BUCKETS, linear inside a bucket as Prometheus has it."""
     wanted = share * sum(histogram)
     below, low = 0, 0.0
     for count, high in zip(histogram, KL_BUCKETS, strict=False):

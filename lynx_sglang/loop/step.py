@@ -1,4 +1,4 @@
-"""One forward step of the scheduler, as selection and the controller see it."""
+"""One forward step of the scheduler: input of selection and of the controller."""
 
 from __future__ import annotations
 
@@ -17,53 +17,53 @@ from lynx_sglang.loop.tier import Tier, tier_of
 from lynx_sglang.loop.waiting import Waiting
 
 SIZE_CLASSES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-HEALTH_CHECK_PREFIX = "HEALTH_CHECK"  # SGLang's probes; no user's traffic
+HEALTH_CHECK_PREFIX = "HEALTH_CHECK"  # ids of SGLang's probes
 
 
 @dataclass(slots=True)
 class Step:
-    """A batch about to run. ``runtime`` fills in what each layer did."""
+    """A batch that is about to run, and counts of each layer once it ran."""
 
     number: int
     batch: Batch
-    row_class: torch.Tensor  # uint8 [rows]; empty where nothing is selected
+    row_class: torch.Tensor  # uint8 [rows]; empty in prefill and idle steps
     requests: list[Any]  # the decoding requests, in the order of their rows; further beams follow
     first_decode_row: int
     kv_tokens: int
-    waiting: Waiting | None = None  # set where a TTFT is to be held
-    is_selecting: bool = False  # set when the decision in force cuts anything
-    is_shadowed: bool = False  # set when it also runs with every expert
+    waiting: Waiting | None = None  # with a TTFT target
+    is_selecting: bool = False  # layers select experts in this step
+    is_shadowed: bool = False  # it also runs with every expert
     shadow: Comparison | None = None
-    shadow_ms: float = 0.0  # time that the shadow pass took
+    shadow_ms: float = 0.0  # duration of the shadow pass
     num_active: dict[int, int] = field(default_factory=dict)  # by layer id
     retained_mass: dict[int, float] = field(default_factory=dict)  # mean over flexible rows
     row_retained_mass: np.ndarray[Any, Any] | None = None  # sum over layers, [requests]
     _row_masses: dict[int, np.ndarray[Any, Any]] = field(default_factory=dict)  # until added up
 
     def note_layer(self, layer_id: int, num_active: int, row_mass: np.ndarray[Any, Any]) -> None:
-        """Record one selected layer: T, and each row's retained mass [M >= rows]."""
+        """Record one layer after selection: T, and each row's retained mass [M >= rows]."""
         self.num_active[layer_id] = num_active
         self._row_masses[layer_id] = row_mass
 
     def add_up_layers(self) -> None:
-        """Add up what ``note_layer`` recorded, once for the step."""
+        """Add up the layers of ``note_layer``, once per step."""
         if self._row_masses:
             rows = slice(self.first_decode_row, self.first_decode_row + self.batch.rows)
             masses = np.stack([row_mass[rows] for row_mass in self._row_masses.values()])
             self.note_masses(list(self._row_masses), masses)
 
     def note_masses(self, layer_ids: list[int], masses: np.ndarray[Any, Any]) -> None:
-        """Record what each decode row kept in each selected layer: masses [L, rows]."""
+        """Record the retained mass of each layer and decode row: masses [L, rows]."""
         masses = masses[:, : len(self.requests)]
         self.row_retained_mass = masses.sum(axis=0, dtype=float)
         if self.batch.flexible_rows:
-            # Exact rows keep all of theirs, so the sum of losses is the flexible rows' own.
+            # Exact rows lose nothing: the sum of losses is that of the flexible rows.
             means = 1.0 - (1.0 - masses).sum(axis=1, dtype=float) / self.batch.flexible_rows
             self.retained_mass = dict(zip(layer_ids, means.tolist(), strict=True))
 
 
 def phase_of(batch: Any) -> Phase:
-    """SGLang's forward mode; MIXED answers ``is_extend()`` too, so it is asked first."""
+    """Phase of SGLang's forward mode; MIXED is also ``is_extend()``, so it is tested first."""
     mode = batch.forward_mode
     if mode.is_mixed():
         return Phase.MIXED
@@ -79,7 +79,7 @@ def phase_of(batch: Any) -> Phase:
 def step_of(
     batch: Any, number: int, default_tier: Tier, size_class_of: Callable[[int], int]
 ) -> Step:
-    """Describe a ``ScheduleBatch``; only decoding requests of the flexible tier are flexible."""
+    """Describe a ``ScheduleBatch``; only decode rows of the flexible tier are flexible."""
     phase = phase_of(batch)
     beam_rows = 0  # further beams of requests that search, all exact
     if phase is Phase.DECODE:
@@ -105,9 +105,9 @@ def step_of(
 
 
 def batch_ahead(scheduler: Any, default_tier: Tier, size_class_of: Callable[[int], int]) -> Batch:
-    """The next decode batch as ``Scheduler.get_next_batch_to_run`` will merge it.
+    """The next decode batch that ``Scheduler.get_next_batch_to_run`` will merge.
 
-    Before a loop's batch is built; 0 rows where nothing is left to decode.
+    Call it before a loop's batch is built. 0 rows: nothing is left to decode.
     """
     last = scheduler.last_batch
     requests = list(scheduler.running_batch.reqs)
@@ -129,7 +129,7 @@ def is_probe(request: Any) -> bool:
 
 
 def pad_to(row_class: torch.Tensor, rows: int) -> torch.Tensor:
-    """``row_class`` [rows]: rows that SGLang padded the batch with are PAD."""
+    """``row_class`` extended to ``rows`` with PAD, for the rows that SGLang pads a batch with."""
     if rows == row_class.shape[0]:
         return row_class
     padded = torch.full((rows,), RowClass.PAD, dtype=torch.uint8)

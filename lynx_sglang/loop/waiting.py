@@ -1,4 +1,4 @@
-"""Requests that wait for a place among the running ones."""
+"""Queued requests: those that wait for a place among the running ones."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """As a batch is about to run. Who still waits beside a decode step found no place."""
+    """The queue when a batch is about to run: requests that it had no place for."""
 
     requests: int
-    oldest_ms: float  # since it came into the queue; 0 where none waits
+    oldest_ms: float  # queueing time of the oldest; 0 if none waits
 
     @classmethod
     def of(cls, scheduler: Any) -> Waiting:
