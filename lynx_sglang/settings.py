@@ -16,14 +16,13 @@ from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 
 from lynx_controller import Slo
-from lynx_controller.fleet.store import open_store
 from lynx_kernels import POLICIES
-from lynx_sglang import calibration
+from lynx_sglang import calibration, parsers
 from lynx_sglang.errors import SettingError, short
 
 logger = logging.getLogger(__name__)
@@ -35,88 +34,6 @@ TRANSPORT_VARIABLE = "LYNX_RESOLVED_SETTINGS"
 GUARD_SHARE = 0.02  # share of capped steps that is shadowed for a quality limit
 # Policies that a server can run: it knows no similarity of experts.
 SERVED = tuple(name for name, policy in POLICIES.items() if not policy.needs_similarity)
-
-T = TypeVar("T")
-
-
-def _number(text: object) -> float:
-    if isinstance(text, bool):
-        raise ValueError
-    value = float(text)  # type: ignore[arg-type]
-    if not math.isfinite(value):
-        raise ValueError
-    return value
-
-
-def _in_range(low: float, high: float, *, is_open_low: bool = False) -> Callable[[object], float]:
-    def parse(text: object) -> float:
-        value = _number(text)
-        if value > high or value < low or (is_open_low and value == low):
-            raise ValueError
-        return value
-
-    return parse
-
-
-def _whole(low: int, high: int) -> Callable[[object], int]:
-    def parse(text: object) -> int:
-        value = _number(text)
-        if value != int(value) or not low <= value <= high:
-            raise ValueError
-        return int(value)
-
-    return parse
-
-
-def _one_of(*names: str) -> Callable[[object], str]:
-    def parse(text: object) -> str:
-        if text not in names:
-            raise ValueError
-        return str(text)
-
-    return parse
-
-
-def _word_or(words: tuple[str, ...], parse: Callable[[object], T]) -> Callable[[object], str | T]:
-    return lambda text: str(text) if text in words else parse(text)
-
-
-def _cap(text: object) -> int | str:
-    """A cap on active experts: a count (int), or a share of E kept as text (``"25%"``)."""
-    if isinstance(text, str) and text.endswith("%"):
-        return f"{_in_range(0, 100, is_open_low=True)(text[:-1]):g}%"
-    return _whole(1, 1 << 20)(text)
-
-
-def _share(text: object) -> float:
-    """A share in (0, 1], also as a percentage."""
-    if isinstance(text, str) and text.endswith("%"):
-        return _in_range(0, 100, is_open_low=True)(text[:-1]) / 100
-    return _in_range(0, 1, is_open_low=True)(text)
-
-
-def _writable_file(text: object) -> str:
-    path = Path(str(text)).absolute()
-    if str(text) == "none":
-        return "none"
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ValueError
-    return str(path)
-
-
-def _store(text: object) -> str:
-    if str(text) != "none":
-        open_store(str(text)).close()  # connects later
-    return str(text)
-
-
-def _readable_file(text: object) -> str:
-    path = Path(str(text)).absolute()
-    if str(text) == "none":
-        return "none"
-    if not path.is_file() or not os.access(path, os.R_OK):
-        raise ValueError
-    return str(path)
 
 
 def option(default: Any, parse: Callable[[object], Any], allowed: str, about: str) -> Any:
@@ -130,93 +47,93 @@ class Settings:
 
     slo_itl_ms: float | None = option(
         None,
-        _word_or(("none",), _in_range(0.0, 60_000.0, is_open_low=True)),
+        parsers.word_or(("none",), parsers.in_range(0.0, 60_000.0, is_open_low=True)),
         "a number of milliseconds in (0, 60000], or none",
         "Inter-token latency target, ms. Without it, and without a fixed budget or demand, routing "
         "is unchanged.",
     )
     slo_percentile: float = option(
         95.0,
-        _in_range(50.0, 99.9),
+        parsers.in_range(50.0, 99.9),
         "a percentile in [50, 99.9]",
         "Percentile of the inter-token latency that the target applies to.",
     )
     slo_ttft_ms: float | None = option(
         None,
-        _word_or(("none",), _in_range(0.0, 600_000.0, is_open_low=True)),
+        parsers.word_or(("none",), parsers.in_range(0.0, 600_000.0, is_open_low=True)),
         "a number of milliseconds in (0, 600000], or none",
         "TTFT target (queueing time only), ms. Faster decode steps end running requests sooner, so "
         "that queued ones start sooner. Prefill takes as long as before.",
     )
     budget: int | str = option(
         "auto",
-        _word_or(("auto", "full"), _cap),
+        parsers.word_or(("auto", "full"), parsers.cap),
         "auto, full, a whole number of experts >= 1, or a share of all experts in (0%, 100%]",
         "Cap on the distinct experts of each layer in a decode step. auto: the controller sets it. "
         "full: no cap and no selection.",
     )
     demand: float | str = option(
         "auto",
-        _word_or(("auto",), _in_range(0.0, 1.0)),
+        parsers.word_or(("auto",), parsers.in_range(0.0, 1.0)),
         "auto, or a number in [0, 1]",
         "Share of its routing mass that each token's experts must hold before the batch's cap "
         "applies. auto: all of it, and the controller sets the cap.",
     )
     share: float | str = option(
         "auto",
-        _word_or(("auto",), _share),
+        parsers.word_or(("auto",), parsers.share),
         "auto, or a share in (0%, 100%] or (0, 1]",
         "Fixed share of the experts that a step would use uncapped, split over the layers as under "
         "an SLO: by the calibration where there is one. auto: the controller's.",
     )
     min_retained_mass: float = option(
         0.75,
-        _in_range(0.01, 1.0),
+        parsers.in_range(0.01, 1.0),
         "a number in [0.01, 1]",
         "Quality floor: least share of their routing mass that the tokens of a step retain, on "
         "average, under the controller's caps.",
     )
     floor: int = option(
         1,
-        _whole(1, 64),
+        parsers.whole(1, 64),
         "a whole number in [1, 64]",
         "Number of its own experts, strongest first, that a token never loses.",
     )
     policy: str = option(
         "lynx",
-        _one_of(*SERVED),
+        parsers.one_of(*SERVED),
         "one of " + ", ".join(SERVED),
         "Policy that chooses the experts that a batch shares.",
     )
     default_tier: str = option(
         "flexible",
-        _one_of("flexible", "exact"),
+        parsers.one_of("flexible", "exact"),
         "flexible or exact",
         'Tier of requests without custom_params {"lynx": ...}.',
     )
     calibration: str | None = option(
         None,
-        _readable_file,
+        parsers.readable_file,
         "a file that exists and may be read, or none",
         "File that `lynx-sglang calibrate` wrote for this model. It sets the default of "
         "--lynx-min-retained-mass and how the cap differs from layer to layer.",
     )
     decision_log: str | None = option(
         None,
-        _writable_file,
+        parsers.writable_file,
         "a file in a folder that exists and may be written to, or none",
         "File for a log of every decision and its inputs; `lynx-sglang replay` explains it.",
     )
     max_quality_loss: float | None = option(
         None,
-        _word_or(("none",), _in_range(1e-7, 10.0)),
+        parsers.word_or(("none",), parsers.in_range(1e-7, 10.0)),
         "a number of nats in [1e-7, 10], or none",
         "Quality limit: mean KL to the full model, nats per token, measured by shadow passes. The "
         "controller keeps it even where that breaks the SLO.",
     )
     shadow_share: float | str = option(
         "auto",
-        _word_or(("auto",), _in_range(0.0, 1.0)),
+        parsers.word_or(("auto",), parsers.in_range(0.0, 1.0)),
         "auto, or a number in [0, 1]",
         "Share of the capped decode steps that also run with every expert, as shadow passes that "
         "measure the KL. Such a step takes longer. auto: 0.02 with a quality limit, else 0.",
@@ -224,7 +141,7 @@ class Settings:
 
     store: str | None = option(
         None,
-        _store,
+        parsers.store,
         "sqlite:///PATH, redis://HOST:PORT/DB or unix://PATH (with redis-py installed), or none",
         "Store through which replicas of one model on equal hardware share their cost models. A "
         "new replica starts from them. `lynx-sglang fleet-refit` fits them.",

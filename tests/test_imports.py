@@ -30,7 +30,7 @@ ORDER = {
         {"cpu", "gpu", "evaluation"},
         {"loop"},
         {"settings"},
-        {"calibration", "connection"},
+        {"calibration", "connection", "parsers"},
         {"errors", "sglang_names", ""},
     ),
     "lynx_kernels": (

@@ -53,10 +53,9 @@ class Control:
         self.decided_for = Batch.of(1)  # the batch of ``decision``
         self.decision = self.apply(settings)
 
-    def join(self, hf_config: Any, spread: str) -> None:
-        """Become a replica of the fleet that shares --lynx-store."""
-        assert self.settings.store is not None
-        self.replica = membership.join(self.settings.store, hf_config, spread)
+    def join(self, store: str, hf_config: Any, spread: str) -> None:
+        """Become a replica of the fleet that shares ``store``."""
+        self.replica = membership.join(store, hf_config, spread)
 
     def apply(self, settings: Settings) -> Decision:
         """Decide again under changed settings."""

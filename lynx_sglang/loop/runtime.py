@@ -187,7 +187,9 @@ class Runtime(ABC):
             return
         self.telemetry.open(scheduler)
         if self.settings.store is not None:
-            self.control.join(scheduler.model_config.hf_config, self.ranks.spread)
+            self.control.join(
+                self.settings.store, scheduler.model_config.hf_config, self.ranks.spread
+            )
         self.control.log_start(self.ranks.size)
 
     def _adopt(self, decision: Decision) -> None:
