@@ -58,6 +58,13 @@ class Settings:
         "a percentile in [50, 99.9]",
         "Percentile of the inter-token latency that the target applies to.",
     )
+    slo_tpot_ms: float | None = option(
+        None,
+        _word_or(("none",), _in_range(0.0, 60_000.0, is_open_low=True)),
+        "a number of milliseconds in (0, 60000], or none",
+        "TPOT target, ms: the mean gap between a request's tokens. Beside an inter-token latency "
+        "target, the stricter of the two applies.",
+    )
     slo_ttft_ms: float | None = option(
         None,
         parsers.word_or(("none",), parsers.in_range(0.0, 600_000.0, is_open_low=True)),
@@ -157,7 +164,7 @@ class Settings:
     @property
     def slo(self) -> Slo:
         """The targets, as the controller takes them."""
-        return Slo(self.slo_itl_ms, self.slo_percentile, ttft_ms=self.slo_ttft_ms)
+        return Slo(self.slo_itl_ms, self.slo_percentile, self.slo_tpot_ms, self.slo_ttft_ms)
 
     @property
     def shadowed_share(self) -> float:
@@ -200,9 +207,12 @@ class Settings:
 
 def describe_slo(values: Mapping[str, Any]) -> str:
     """The SLO among settings by name, in words."""
-    itl_ms, ttft_ms = values["slo_itl_ms"], values["slo_ttft_ms"]
-    targets = [] if itl_ms is None else [f"SLO p{values['slo_percentile']:g} ITL {itl_ms:g} ms"]
-    targets += [] if ttft_ms is None else [f"SLO TTFT {ttft_ms:g} ms"]
+    named = {
+        f"p{values['slo_percentile']:g} ITL": values["slo_itl_ms"],
+        "TPOT": values["slo_tpot_ms"],
+        "TTFT": values["slo_ttft_ms"],
+    }
+    targets = [f"SLO {name} {ms:g} ms" for name, ms in named.items() if ms is not None]
     return ", ".join(targets) or "no SLO"
 
 

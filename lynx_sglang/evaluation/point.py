@@ -11,7 +11,10 @@ from lynx_sglang.errors import SettingError
 from lynx_sglang.loop import changes
 
 # What decides a cut: a point fixes all of them, so that no controller moves during a measurement.
-KNOBS = ("slo_itl_ms", "slo_ttft_ms", "max_quality_loss", "budget", "demand", "share")
+KNOBS = (
+    *("slo_itl_ms", "slo_tpot_ms", "slo_ttft_ms"),
+    *("max_quality_loss", "budget", "demand", "share"),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ ENTRIES = "server_args"  # of the body of /set_internal_state
 # The numbers that stand for words, by setting.
 WORDS: dict[str, dict[str, float]] = {
     "slo_itl_ms": {"none": 0},
+    "slo_tpot_ms": {"none": 0},
     "slo_ttft_ms": {"none": 0},
     "budget": {"auto": 0, "full": -1},
     "demand": {"auto": -1},
@@ -30,6 +31,7 @@ WORDS: dict[str, dict[str, float]] = {
 }
 UPDATABLE = (
     "slo_itl_ms",
+    "slo_tpot_ms",
     "slo_ttft_ms",
     "budget",
     "demand",

@@ -47,6 +47,11 @@ GAUGES = (
         lambda at: (at.settings.slo_itl_ms or 0.0) / 1e3,
     ),
     GaugeSpec(
+        "lynx_slo_tpot_seconds",
+        "TPOT target; 0 if there is none.",
+        lambda at: (at.settings.slo_tpot_ms or 0.0) / 1e3,
+    ),
+    GaugeSpec(
         "lynx_slo_ttft_seconds",
         "TTFT target (queueing time only); 0 if there is none.",
         lambda at: (at.settings.slo_ttft_ms or 0.0) / 1e3,

@@ -23,6 +23,7 @@ TOGETHER = "--enable-tokenizer-batch-encode"
 # As /set_internal_state spells no SLO, and nothing fixed.
 DEFAULTS = {
     "slo_itl_ms": 0,
+    "slo_tpot_ms": 0,
     "slo_ttft_ms": 0,
     "budget": 0,
     "demand": -1,

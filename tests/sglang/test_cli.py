@@ -16,7 +16,13 @@ from lynx_sglang import cli
 from lynx_sglang.settings import OPTIONS, flag_of
 
 PART = {
-    "settings": {"policy": "lynx", "slo_itl_ms": 20.0, "slo_percentile": 95.0, "slo_ttft_ms": None},
+    "settings": {
+        "policy": "lynx",
+        "slo_itl_ms": 20.0,
+        "slo_percentile": 95.0,
+        "slo_tpot_ms": None,
+        "slo_ttft_ms": None,
+    },
     "decision": {
         "demand": 1.0,
         "share": 0.625,

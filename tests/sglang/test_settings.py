@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import pytest
 
+from lynx_controller import Slo
 from lynx_sglang.errors import SettingError
 from lynx_sglang.settings import (
     OPTIONS,
     Settings,
     _warn_of_unknown,
+    describe_slo,
     flag_of,
     resolve,
     variable_of,
@@ -46,6 +49,8 @@ def test_file_takes_the_flags_names(tmp_path, key: str) -> None:
         ("slo_itl_ms", "nan"),
         ("slo_itl_ms", "fast"),
         ("slo_itl_ms", True),
+        ("slo_tpot_ms", "0"),
+        ("slo_tpot_ms", "60001"),
         ("slo_ttft_ms", "0"),
         ("slo_ttft_ms", "600001"),
         ("slo_ttft_ms", "soon"),
@@ -164,3 +169,10 @@ def test_a_quality_limit_brings_its_shadow_passes(given: dict[str, str], share: 
 def test_a_quality_limit_that_nothing_measures_is_refused() -> None:
     with pytest.raises(SettingError, match=r"--lynx-shadow-share must be auto or above 0, got 0"):
         resolve({"max_quality_loss": "0.01", "shadow_share": "0"}, {})
+
+
+def test_every_latency_target_reaches_the_controller() -> None:
+    settings = resolve({"slo_itl_ms": "20", "slo_tpot_ms": "15", "slo_ttft_ms": "900"}, {})
+    assert settings.slo == Slo(20.0, 95.0, tpot_ms=15.0, ttft_ms=900.0)
+    assert describe_slo(asdict(settings)) == "SLO p95 ITL 20 ms, SLO TPOT 15 ms, SLO TTFT 900 ms"
+    assert describe_slo(asdict(resolve({}, {}))) == "no SLO"

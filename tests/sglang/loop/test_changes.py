@@ -29,6 +29,8 @@ def changed(
     [
         ("lynx_slo_itl_ms", 25, 25.0),
         ("lynx_slo_itl_ms", 0, None),
+        ("lynx_slo_tpot_ms", 15, 15.0),
+        ("lynx_slo_tpot_ms", 0, None),
         ("lynx_slo_ttft_ms", 500, 500.0),
         ("lynx_slo_ttft_ms", 0, None),
         ("lynx_budget", 0, "auto"),
@@ -77,6 +79,7 @@ def sent(**entries: Any) -> dict[str, Any]:
         *[("budget", each) for each in ("auto", "full", 1, 16, 64, "25%", "12.5%", "100%")],
         *[("demand", each) for each in ("auto", 0, 0.5, 1)],
         *[("slo_itl_ms", each) for each in ("none", 20, 0.25)],
+        ("slo_tpot_ms", "none"),
         ("slo_ttft_ms", "none"),
         ("max_quality_loss", "none"),
         ("shadow_share", "auto"),

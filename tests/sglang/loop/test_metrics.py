@@ -63,10 +63,11 @@ def step(**values: Any) -> Step:
 
 
 def test_a_decode_step_sets_every_gauge(telemetry: Telemetry) -> None:
-    limits = Settings(slo_itl_ms=20.0, slo_ttft_ms=500.0, max_quality_loss=0.01)
+    limits = Settings(slo_itl_ms=20.0, slo_tpot_ms=15.0, slo_ttft_ms=500.0, max_quality_loss=0.01)
     telemetry.decided(step(), CAPS, DECISION, limits)
     expected = {
         "slo_itl_seconds": 0.02,
+        "slo_tpot_seconds": 0.015,
         "slo_ttft_seconds": 0.5,
         "queue_seconds": 0.25,
         "share": DECISION.share,
