@@ -60,7 +60,7 @@ class Settings:
     )
     slo_tpot_ms: float | None = option(
         None,
-        _word_or(("none",), _in_range(0.0, 60_000.0, is_open_low=True)),
+        parsers.word_or(("none",), parsers.in_range(0.0, 60_000.0, is_open_low=True)),
         "a number of milliseconds in (0, 60000], or none",
         "TPOT target, ms: the mean gap between a request's tokens. Beside an inter-token latency "
         "target, the stricter of the two applies.",
