@@ -11,7 +11,7 @@ from typing import Any
 
 from lynx_controller.fleet import refit
 from lynx_controller.log import replay
-from lynx_sglang import connection, settings, sglang_names
+from lynx_sglang import connection, launch_line, settings, sglang_names
 from lynx_sglang.calibrate import measure
 from lynx_sglang.cpu import entry_point
 from lynx_sglang.errors import LynxError
@@ -23,8 +23,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="lynx-sglang", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    check = commands.add_parser("check", help="check this installation against SGLang")
-    check.set_defaults(run=lambda _args: run_check())
+    check = commands.add_parser(
+        "check", help="check this installation, or whether a launch line would be served"
+    )
+    launch_line.add_arguments(check)
+    check.set_defaults(run=run_check)
 
     options = commands.add_parser("settings", help="list every setting, its range and default")
     options.set_defaults(run=lambda _args: run_settings())
@@ -56,7 +59,9 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
-def run_check() -> int:
+def run_check(args: argparse.Namespace) -> int:
+    if args.line:
+        return launch_line.run(args.line, args.gpu, args.online)
     version = sglang_names.sglang_version()
     print(f"sglang {version}: {'supported' if sglang_names.is_supported() else 'NOT supported'}")
     print(f"platform: {'CPU (torch operators)' if entry_point.activate() else 'SGLang in-tree'}")

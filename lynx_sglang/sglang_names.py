@@ -449,6 +449,21 @@ FREE_MEMORY = Name(
     "sglang.srt.utils.common:get_free_cpu_memory",
     use="replaced on the CPU platform: the growth of other processes is not ours",
 )
+LOAD_PLUGINS = Name("sglang.srt.plugins:load_plugins", use="lynx-sglang check")
+PREPARE_ARGS = Name(
+    "sglang.srt.server_args:prepare_server_args", ("argv",), "lynx-sglang check of a launch line"
+)
+ARGUMENT_GROUPS = Name("sglang.srt:arg_groups", use="lynx-sglang check --gpu: imported before")
+QUANTIZATION_METHODS = Name(
+    "sglang.srt.layers.quantization:QUANTIZATION_METHODS", use="lynx-sglang check --gpu"
+)
+MXFP4_CONFIG = Name(
+    "sglang.srt.layers.quantization.mxfp4:Mxfp4Config", use="lynx-sglang check --gpu"
+)
+OVERRIDE_PLATFORM = Name(
+    "sglang.srt.runtime_context:override_platform",
+    use="lynx-sglang check --gpu: facts of a GPU that is not there",
+)
 HOOK_TYPE = Name("sglang.srt.plugins.hook_registry:HookType", use="every hook")
 SCHEDULER_PROCESS = Name(
     "sglang.srt.managers.scheduler:run_scheduler_process", use="calibration's scheduler"

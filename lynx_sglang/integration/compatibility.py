@@ -35,11 +35,16 @@ def register() -> None:
     from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
 
     @register_resolution_hook(FIRST_STEP)
-    def leave_the_runner_to_sglang(server_args: Any, previous: Any) -> None:
+    def begin(server_args: Any, previous: Any) -> None:
+        """Refuse what was asked for before SGLang looks for drafts or refuses it otherwise."""
         previous(server_args)
-        if flags.published() is None or entry_point.activate() is not None:
+        if flags.published() is None:
             return
-        if resolving_view(server_args).moe_runner_backend == BACKEND:
+        view, is_cpu = resolving_view(server_args), entry_point.activate() is not None
+        if not view.enable_return_aux_hidden_states:  # which takes --speculative-algorithm away
+            for reason in features.refusals(view, "cpu" if is_cpu else "cuda"):
+                raise UnsupportedError(f"--moe-backend lynx: {reason}")
+        if not is_cpu and view.moe_runner_backend == BACKEND:
             declare_resolution(server_args, __name__, moe_runner_backend="auto")
 
     @register_resolution_hook(LAST_STEP)
