@@ -187,4 +187,6 @@ def test_who_is_aborted_in_the_queue_has_a_report(client: Client) -> None:
         status, answers = asking.result(120)
     assert status == 200
     reports = [each["meta_info"]["lynx"] for each in answers]
-    assert sum(report["decode_tokens"] == 0 for report in reports) == 8
+    # Eight found no place; others may not have been prefilled yet.
+    assert sum(report["decode_tokens"] == 0 for report in reports) >= 8
+    assert any(report["decode_tokens"] > 0 for report in reports)
