@@ -35,33 +35,30 @@ _RANGES: Final[dict[str, tuple[float, float]]] = {
 class ControllerConfig:
     """Defaults suit a plant with 5 % noise and two steps of lag."""
 
-    min_retained_mass: float = (
-        0.75  # the operator's quality floor: routing mass kept, mean over rows
-    )
-
-    max_quality_loss: float | None = None  # nats of KL to the full model per token, mean; None: any
-    prior_kl: float = 0.3  # nats lost per token with all mass, before a shadow pass says better
+    min_retained_mass: float = 0.75  # mean over rows; the operator's limit
+    max_quality_loss: float | None = None  # mean KL to the full model, nats per token; None: any
+    prior_kl: float = 0.3  # nats per token with all mass lost, before the first shadow pass
 
     margin: float = 0.02  # share of the SLO kept free
     down_band: float = 0.015  # predicted this share above the target: cut
-    up_band: float = 0.05  # predicted this share below the target: give back
+    up_band: float = 0.05  # predicted this share below the target: raise the share
     rise: float = 0.5  # share of the way up per step
     handover: float = 0.1  # largest change of the share per step after an override ends
-    tail_up: float = 0.25  # gain per step while the measured tail is above the trim
+    tail_up: float = 0.25  # gain per step while the measured tail is above its estimate
     tail_down: float = 0.01  # gain per step while it is below
 
     forgetting: float = 0.98  # per sample, of a size class's mean
     slope_forgetting: float = 0.998  # per informative sample, of the slope
-    prior_share: float = 0.5  # of a step's time spent reading experts, before anything is known
+    prior_share: float = 0.5  # of a step's time spent reading experts, before the first sample
     prior_slope_ms: float | None = None  # ms per expert and layer; None: from prior_share
     prior_noise: float = 0.05  # relative standard deviation of a step's time
     prior_uncapped: float = 0.85  # uncapped active experts over those of uniform routing
 
     window_steps: int = 64  # decode gaps behind the measured percentile
-    warmup_steps: int = 2  # samples of a new size class that may be ignored as warm-up
-    adopt_steps: int = 100_000  # until a lasting disturbance counts as the plant's own cost
-    lag_steps: int = 2  # from a decision to its first step, where observations do not say
-    max_step_ms: float = 60_000.0  # longer steps are not believed
+    warmup_steps: int = 2  # first samples of a size class that may be ignored
+    adopt_steps: int = 100_000  # until a lasting disturbance counts as part of the base
+    lag_steps: int = 2  # from a decision to its first step, unless observations hold the budget
+    max_step_ms: float = 60_000.0  # longer steps are unusable
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -180,7 +180,7 @@ class Controller:
         return self._decide(batch, self._learn(seen, batch))
 
     def _learn(self, seen: Observation, batch: Batch) -> Forecast | None:
-        """A mixed step only teaches what its decode rows lost to the prompts beside them."""
+        """A mixed step teaches only the time that its decode rows lost to prompts."""
         applied = self._history.applied(seen)
         share = self._estimator.observe(seen, batch, applied)
         if seen.batch.phase is not Phase.MIXED:
@@ -277,8 +277,10 @@ class Controller:
 
     def _hold_mass(self, seen: Observation, batch: Batch) -> None:
         if self._operator.override is None and batch.flexible_rows:
-            floor, share = self.config.min_retained_mass, self._decision.share
-            self._mass.observe(batch.key, seen.retained_mass, share, self._min_share(batch), floor)
+            least_mass, share = self.config.min_retained_mass, self._decision.share
+            self._mass.observe(
+                batch.key, seen.retained_mass, share, self._min_share(batch), least_mass
+            )
 
     def _guard(self, batch: Batch, held: HeldShare) -> float:
         """The least share within the quality limit; a new limit is approached in steps."""

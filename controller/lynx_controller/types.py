@@ -41,7 +41,7 @@ Key: TypeAlias = tuple[Phase, int]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The decode (or verify) rows of one step. `Batch.of` fills in what an engine does not say."""
+    """The decode (or verify) rows of one step. `Batch.of` has defaults for two fields."""
 
     phase: Phase
     rows: int  # without padding

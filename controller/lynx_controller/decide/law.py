@@ -39,7 +39,7 @@ def decide(now: Situation, config: ControllerConfig) -> Move:
 
     target = SLO * (1 - margin) / (1 + tail)      tail: the feedback loop, fast up, slow down
     ms(u)  = base + slope * active(u)             the forecast, rising in the share u
-    lowest = max(min_share, guard)                the operator's, or what the quality limit allows
+    lowest = max(min_share, guard)                the operator's, or the quality limit's
 
     SATURATED   ms(lowest) > target: the lowest share; no state can wind up
     GUARD       the same where the guard sets the lowest share

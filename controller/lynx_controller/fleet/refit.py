@@ -31,7 +31,7 @@ def refit(store: Store, model: str) -> dict[str, int]:
 
 
 def refit_all(url: str) -> list[str]:
-    """Fit every model; one line each, which says why where one fails. StoreError: no store."""
+    """Fit every model; one line each, with the reason of a failure. StoreError: no store."""
     store = open_store(url)
     try:
         models = sorted({key.split("/")[1] for key in store.find(f"{STATISTICS}/")})

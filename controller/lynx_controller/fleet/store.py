@@ -1,4 +1,4 @@
-"""Where replicas leave what they learned: a SQLite file on one machine, Redis between machines.
+"""Store of a fleet: a SQLite file on one machine, Redis between machines.
 
 A store maps keys to text. Every call may block and may raise StoreError; neither is ever called
 from the step path (`fleet.Exchange` calls them from a thread of its own).
@@ -16,7 +16,7 @@ REDIS_HASH: Final = "lynx:fleet"
 
 
 class StoreError(Exception):
-    """The store is lost, slow, or refuses; what was to be stored is not."""
+    """The store is lost, slow, or refuses; nothing was stored."""
 
 
 class Store(Protocol):

@@ -9,8 +9,8 @@ from typing import Final
 from lynx_controller.types import Observation, Phase
 
 DECIDING: Final = (Phase.DECODE, Phase.VERIFY, Phase.MIXED)
-RESTART: Final = 16  # steps until an engine that counts from zero again is believed
-BLIND: Final = 8  # unusable steps in a row after which no state can be trusted
+RESTART: Final = 16  # steps in order after which a count from zero is accepted
+BLIND: Final = 8  # unusable steps in a row after which full quality applies
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from lynx_controller.types import Decision, Observation
 
 MEMORY: Final = 16  # decisions
 SAME: Final = 0.02  # shares this close need not be told apart
-UNSURE: Final = 2  # steps by which the assumed lag may be wrong
+UNSURE: Final = 2  # steps, error of the assumed lag
 
 
 @dataclass(frozen=True, slots=True)

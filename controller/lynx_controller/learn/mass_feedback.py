@@ -1,13 +1,13 @@
-"""Feedback from measured retained mass to the least share: the operator's floor holds.
+"""Feedback from measured retained mass to the least share: the operator's limit holds.
 
     kept     measured retained mass, mean over rows and layers, smoothed over SMOOTH steps
     lift     added to the least share of the quality model
-    kept < floor                                  lift += UP * (floor - kept)
-    kept > floor, under a cut to the least share  lift -= DOWN * (kept - floor)
+    kept < least mass                             lift += UP * (least mass - kept)
+    kept > least mass, at the least share         lift -= DOWN * (kept - least mass)
 
 The quality model expects a loss of at most twice the square of the cut. Requests that route alike
-lose more: a capped expert is then every row's. Up is fast, since each step below the floor costs
-quality; down is slow, and a lighter cut than the least share says nothing of the least share.
+lose more: all rows want the same capped experts. Up is fast, since each step below the limit costs
+quality; down is slow, and a lighter cut tells nothing of the least share.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class MassFeedback:
         return self.lifts[key]
 
     def observe(
-        self, key: Key, masses: Sequence[float], share: float, min_share: float, floor: float
+        self, key: Key, masses: Sequence[float], share: float, min_share: float, least_mass: float
     ) -> None:
         """Take a finished step.
 
         masses: [L], of the flexible rows. share, min_share: decided for the step, and the least
-        one then. floor: the operator's least retained mass.
+        one then. least_mass: the operator's limit.
         """
         if share >= 1.0 and min_share < 1.0 - NEAR:
             return  # nothing was cut
@@ -54,7 +54,7 @@ class MassFeedback:
         kept = self.kept.get(key, mass)
         kept += (mass - kept) / SMOOTH
         self.kept[key] = kept
-        below = floor - kept
+        below = least_mass - kept
         if below > 0.0:
             change = UP * below
         elif share <= min_share + NEAR:

@@ -18,7 +18,7 @@ SPREAD: Final = 0.06  # relative standard deviation of a layer's number; 4-8 % a
 
 
 def above(mean: PerLayer, caps: PerLayer) -> PerLayer:
-    """[L] mean of what lies above the caps: mean + SPREAD * mean * phi(z) / Q(z), z = caps' score.
+    """[L] normal mean above the caps: mean + SPREAD * mean * phi(z) / Q(z), z = caps' score.
 
     1 / Q is taken from the logistic curve nearest to the normal one, for z of up to 1.
     """

@@ -49,7 +49,7 @@ class Window:
         loss is known after a few steps, not once it has filled the window.
 
         Gaps that lost more than payable_ms outside count with their step alone: they would miss
-        the SLO at the floor too, so no cut is asked for on their account.
+        the SLO at the least share too, so they ask for no cut.
         """
         ignored = 0
         gaps = []

@@ -58,14 +58,14 @@ class Log:
             self._drop("the disk is too slow")
 
     def close(self, timeout_s: float = 10.0) -> None:
-        """Wait for what was written; lines after this are lost."""
+        """Wait for the lines written so far; later ones are lost."""
         self._left = 0
         if self._thread.is_alive():
             self._lines.put(None)
             self._thread.join(timeout_s)
 
     def _drain(self, file: FileIO) -> None:
-        start = b""  # of the next line: ends what a full disk cut short
+        start = b""  # of the next line: ends a line that a full disk cut short
         with file:
             while (record := self._lines.get()) is not None:
                 try:

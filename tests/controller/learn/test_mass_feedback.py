@@ -1,4 +1,4 @@
-"""The measured retained mass holds the operator's floor, whatever the quality model expects."""
+"""The measured retained mass holds the operator's limit, whatever the quality model expects."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def saturated(plant: Plant, rows: int, steps: int) -> list[Sample]:
 
 @pytest.mark.parametrize("rows", [4, 8, 16])
 @pytest.mark.parametrize(("spill", "concentration"), [(2.0, 0.8), (4.0, 0.3), (8.0, 0.5)])
-def test_alike_requests_keep_the_floor(spill: float, concentration: float, rows: int) -> None:
+def test_alike_requests_keep_the_limit(spill: float, concentration: float, rows: int) -> None:
     """Few experts hold what all rows want: a cap costs several times what it costs mixed rows."""
     samples = saturated(Plant(spill=spill, concentration=concentration, seed=3), rows, 300)
     masses = [sample.mass for sample in samples]
@@ -87,17 +87,17 @@ masses = st.lists(st.floats(0.0, 1.0), min_size=1, max_size=8)
     st.floats(0.0, 1.0),
     st.floats(0.01, 1.0),
 )
-def test_the_lift_stays_in_range_and_rises_only_below_the_floor(
-    steps: list[tuple[list[float], float]], min_share: float, floor: float
+def test_the_lift_stays_in_range_and_rises_only_below_the_limit(
+    steps: list[tuple[list[float], float]], min_share: float, least_mass: float
 ) -> None:
     feedback = MassFeedback()
     for seen, share in steps:
         before = feedback.lift(KEY)
-        feedback.observe(KEY, seen, share, min_share, floor)
+        feedback.observe(KEY, seen, share, min_share, least_mass)
         after = feedback.lift(KEY)
         assert 0.0 <= after <= 1.0
         if after > before:
-            assert feedback.kept[KEY] < floor
+            assert feedback.kept[KEY] < least_mass
 
 
 @pytest.mark.parametrize("wrong", [[], [math.nan], [1.5, 0.5], [-0.1]])
