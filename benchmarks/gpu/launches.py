@@ -29,7 +29,15 @@ FUSED_KERNELS = ("gate_up_kernel", "down_concat_kernel", "down_kernel", "combine
 SELECT_KERNELS = ("select_kernel", "demand_kernel", "decide_kernel", "place_kernel")
 WITH_TMA = ("qwen3-30b", "qwen3-30b-fp8block")  # layers that are compiled in that form, too
 # (M, E, K): one program, several, and three launches
-SELECT_SLOTS = ((8, 128, 8), (16, 64, 4), (64, 128, 8), (256, 512, 8), (300, 128, 8))
+SELECT_SLOTS = (
+    (8, 128, 8),
+    (16, 64, 4),
+    (64, 128, 8),
+    (64, 256, 8),
+    (8, 512, 8),
+    (256, 512, 8),
+    (300, 128, 8),
+)
 
 
 @dataclass(frozen=True)
@@ -182,7 +190,7 @@ class SelectVariant:
             mock.patch.object(select_host, "arch_of", return_value=self.arch),
         ):
             select_host.select_triton(
-                meta(self.num_rows, self.num_experts, dtype=torch.float32),
+                meta(self.num_rows, self.num_experts),
                 meta(self.num_rows, self.top_k, dtype=torch.int32),
                 meta(self.num_rows, self.top_k, dtype=torch.float32),
                 meta(self.num_rows, dtype=torch.uint8),
@@ -191,6 +199,7 @@ class SelectVariant:
                 demand=meta(dtype=torch.float32),
                 policy=POLICIES[self.policy],
                 correction_bias=None,
+                scoring="softmax",
                 scheduled=range(self.num_experts),
             )
         return launches

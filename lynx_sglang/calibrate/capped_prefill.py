@@ -74,7 +74,7 @@ class CappedPrefill:
 
     def share(self, call: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and weights [M, K] of one layer after selection, group by group."""
-        scores = scores_of(call["router_logits"], call["topk_config"])
+        scores = scores_of(call["router_logits"], call["topk_config"])()
         ids, weights = call["topk_ids"].clone(), call["topk_weights"].clone()
         device, flexible = ids.device, self.flexible.to(ids.device)
         floor = torch.tensor(1, dtype=torch.int32, device=device)

@@ -16,6 +16,7 @@ from lynx_sglang.loop.buffer import Buffer
 from lynx_sglang.loop.builder import Builder
 from lynx_sglang.loop.layers import MoeLayers
 from lynx_sglang.loop.runtime import Routing, Runtime
+from lynx_sglang.loop.scores import RouterScores
 from lynx_sglang.loop.step import pad_to
 from lynx_sglang.settings import Settings
 
@@ -42,7 +43,7 @@ class CpuRuntime(Runtime):
         layer_id: int,
         topk_ids: torch.Tensor,
         topk_weights: torch.Tensor,
-        scores: Callable[[], torch.Tensor],
+        scores: RouterScores,
         correction_bias: torch.Tensor | None,
         *,
         is_final: bool = True,

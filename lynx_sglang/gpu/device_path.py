@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -13,6 +13,7 @@ from lynx_controller import Decision
 from lynx_kernels.schedule import Schedule
 from lynx_kernels.select import (
     MAX_FUSED_ROWS,
+    SCORINGS,
     SelectBuffers,
     Selection,
     find_policy,
@@ -20,6 +21,7 @@ from lynx_kernels.select import (
 )
 from lynx_sglang.gpu.counters import Counters
 from lynx_sglang.loop.buffer import IN_FLIGHT, Buffer
+from lynx_sglang.loop.scores import RouterScores
 from lynx_sglang.loop.step import Step
 
 MAX_ROWS = MAX_FUSED_ROWS  # of a decode step that shares; larger ones need all experts anyway
@@ -113,13 +115,14 @@ class DevicePath:
         layer_id: int,
         topk_ids: Tensor,
         topk_weights: Tensor,
-        scores: Callable[[], Tensor],
+        scores: RouterScores,
         correction_bias: Tensor | None,
     ) -> Selection:
         """One layer's selection, under what the buffer holds when it runs."""
         buffer = self.buffer
+        is_inside = scores.scoring in SCORINGS  # else by a launch of its own
         return select_triton(
-            scores().contiguous(),
+            (scores.logits if is_inside else scores()).contiguous(),
             topk_ids.int().contiguous(),
             topk_weights.float().contiguous(),
             buffer.row_class[: topk_ids.shape[0]],
@@ -129,6 +132,7 @@ class DevicePath:
             policy=self._policy,
             correction_bias=None if correction_bias is None else correction_bias.float(),
             contribution=self._contributions.get(layer_id),
+            scoring=scores.scoring if is_inside else "none",
             out=self._outputs[layer_id],
         )
 

@@ -20,6 +20,7 @@ from lynx_sglang.gpu.expert_layers import ExpertLayers
 from lynx_sglang.loop.builder import Builder
 from lynx_sglang.loop.layers import MoeLayers
 from lynx_sglang.loop.runtime import Routing, Runtime
+from lynx_sglang.loop.scores import RouterScores
 from lynx_sglang.loop.step import SIZE_CLASSES
 from lynx_sglang.settings import Settings
 
@@ -52,7 +53,7 @@ class GpuRuntime(Runtime):
         layer_id: int,
         topk_ids: torch.Tensor,
         topk_weights: torch.Tensor,
-        scores: Callable[[], torch.Tensor],
+        scores: RouterScores,
         correction_bias: torch.Tensor | None,
         *,
         is_final: bool = True,

@@ -21,7 +21,7 @@ def post_process_topk(builder: Builder[Runtime]) -> Callable[..., Any]:
             call["layer_id"],
             call["topk_ids"],
             call["topk_weights"],
-            lambda: scores_of(call["router_logits"], call["topk_config"]),
+            scores_of(call["router_logits"], call["topk_config"]),
             call["topk_config"].correction_bias,
             is_final=is_final(call),
         )

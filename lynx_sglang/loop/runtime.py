@@ -22,6 +22,7 @@ from lynx_sglang.loop.buffer import Buffer
 from lynx_sglang.loop.control import Control
 from lynx_sglang.loop.layers import MoeLayers
 from lynx_sglang.loop.ranks import Order, Ranks
+from lynx_sglang.loop.scores import RouterScores
 from lynx_sglang.loop.step import SIZE_CLASSES, Step, batch_ahead, size_class_of, step_of
 from lynx_sglang.loop.telemetry import Telemetry
 from lynx_sglang.loop.tier import Tier
@@ -76,7 +77,7 @@ class Runtime(ABC):
         layer_id: int,
         topk_ids: torch.Tensor,
         topk_weights: torch.Tensor,
-        scores: Callable[[], torch.Tensor],
+        scores: RouterScores,
         correction_bias: torch.Tensor | None,
         *,
         is_final: bool = True,

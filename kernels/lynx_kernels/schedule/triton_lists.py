@@ -10,6 +10,8 @@ import triton.language as tl
 
 from lynx_kernels.schedule.triton_words import bit_of, flat, gather_by, popcount, read_slots
 
+WORDS = tl.constexpr(8)  # programs whose words are read at a time
+
 
 @triton.jit
 def is_scheduled(ids, LAYOUT):
@@ -69,13 +71,16 @@ def write_schedule(
 ):  # fmt: skip
     """Write active set and schedule from what all programs wrote."""
     BLOCK_S: tl.constexpr = LAYOUT.block_ids
-    offs_s = tl.arange(0, BLOCK_S)
     words_ptr, before_ptr = scratch_ptr + LAYOUT.words, scratch_ptr + LAYOUT.words_before
     counts = tl.zeros([BLOCK_S], tl.int32)
-    for program in tl.static_range(NUM_PROGRAMS):
-        tl.store(before_ptr + program * BLOCK_S + offs_s, counts.to(tl.int64))
-        words = tl.load(words_ptr + program * BLOCK_S + offs_s, cache_modifier=".cg")
-        counts += popcount(words)
+    for start in tl.static_range(0, NUM_PROGRAMS, WORDS):
+        offs_p = start + tl.arange(0, WORDS)[:, None]
+        offs = offs_p * BLOCK_S + tl.arange(0, BLOCK_S)[None, :]
+        is_used = offs_p < NUM_PROGRAMS
+        rows = popcount(tl.load(words_ptr + offs, mask=is_used, other=0, cache_modifier=".cg"))
+        before = counts[None, :] + tl.cumsum(rows, axis=0) - rows  # [WORDS, BLOCK_S]
+        tl.store(before_ptr + offs, before.to(tl.int64), mask=is_used)
+        counts += tl.sum(rows, axis=0)
     first_rows = write_lists(counts, True, numbers_ptr, active_ptr, LAYOUT)
     tl.debug_barrier()
     if LAYOUT.num_scheduled > 0:

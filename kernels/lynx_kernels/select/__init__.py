@@ -12,7 +12,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lynx_kernels.select.limits import MAX_FUSED_ROWS
+from lynx_kernels.select.limits import MAX_FUSED_ROWS, SCORINGS
 from lynx_kernels.select.operator import find_policy, select, warm_up
 from lynx_kernels.select.policies import POLICIES, Policy, policies_for_triton
 from lynx_kernels.select.reference import select_reference
@@ -32,6 +32,7 @@ NEED_TRITON = {
 __all__ = [
     "MAX_FUSED_ROWS",
     "POLICIES",
+    "SCORINGS",
     "Policy",
     "RowClass",
     "SelectBuffers",

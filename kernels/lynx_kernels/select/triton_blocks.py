@@ -13,12 +13,13 @@ import triton
 import triton.language as tl
 
 from lynx_kernels.schedule.triton_words import PAD, flat, gather_by
-from lynx_kernels.select import policies
+from lynx_kernels.select import layout, policies
 
 ONE = tl.constexpr(float(policies.ONE))
 SCORE_MAX = tl.constexpr(policies.SCORE_MAX)
 TIE_ONE = tl.constexpr(float(policies.TIE_ONE))
 VOTE = tl.constexpr(policies.VOTE)
+FEW_SCORES = tl.constexpr(layout.FEW_SCORES)
 RANK_SLACK = tl.constexpr(policies.RANK_SLACK)
 EXACT = tl.constexpr(1)  # RowClass
 
@@ -60,12 +61,37 @@ def is_bounded(budget, share, LAYOUT, POLICY):
 
 
 @triton.jit
-def read_scores(scores_ptr, offs_m, num_rows, LAYOUT):
-    """Router scores [BLOCK_M, block_experts], 0 where not positive and finite."""
+def score(x, top, total, SCORING):
+    """Router score of a value x: itself, or that of a logit x in a row of this top and total."""
+    if SCORING == "softmax":
+        x = tl.exp(x - top) / total
+    elif SCORING == "sigmoid":
+        x = 1.0 / (1.0 + tl.exp(-x))
+    else:
+        tl.static_assert(SCORING == "none", "no kernel for this scoring")
+    return positive(x)
+
+
+@triton.jit
+def read_scores(scores_ptr, offs_m, num_rows, LAYOUT, SCORING):
+    """Router scores [BLOCK_M, block_experts], 0 where not positive and finite; and each row's
+    greatest logit and sum of exponentials [BLOCK_M, 1], which softmax needs.
+    """
     offs_e = tl.arange(0, LAYOUT.block_experts)
     mask = (offs_m < num_rows)[:, None] & (offs_e < LAYOUT.num_experts)[None, :]
     offs = offs_m[:, None] * LAYOUT.num_experts + offs_e[None, :]
-    return positive(tl.load(scores_ptr + offs, mask=mask, other=0.0))
+    if SCORING == "softmax":
+        x = tl.load(scores_ptr + offs, mask=mask, other=-float("inf")).to(tl.float32)
+        top = tl.where(offs_m < num_rows, tl.max(x, axis=1), 0.0)[:, None]
+        x = tl.exp(x - top)
+        total = tl.where(offs_m < num_rows, tl.sum(x, axis=1), 1.0)[:, None]
+        scores = positive(x / total)
+    else:
+        x = tl.load(scores_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+        top = tl.zeros_like(offs_m).to(tl.float32)[:, None]
+        total = top
+        scores = tl.where(mask, score(x, top, total, SCORING), 0.0)
+    return scores, top, total
 
 
 @triton.jit
@@ -166,12 +192,13 @@ def read_contest(counters_ptr, offs, BLOCK_E):
 
 
 @triton.jit
-def write_winners(counters_ptr, room, BLOCK_E):
+def write_winners(counters_ptr, room, BLOCK_E, NUM_PAIRS):
     """Flag the first `room` of the experts that compete, by importance, ties by id.
 
-    All pairs are compared: rivals lie across the lanes of a warp, so a rank is one warp's sum.
+    All pairs are compared, NUM_PAIRS at a time. Rivals lie across the lanes of a warp, so a rank is
+    the sum of one warp.
     """
-    BLOCK_I: tl.constexpr = 8192 // BLOCK_E
+    BLOCK_I: tl.constexpr = min(BLOCK_E, NUM_PAIRS // BLOCK_E)
     lane = tl.arange(0, 32)[None, None, None, :]
     offs_j = tl.arange(0, BLOCK_E // 32)[:, None, None, None] + (BLOCK_E // 32) * lane
     rival = read_contest(counters_ptr, offs_j, BLOCK_E)  # [BLOCK_E / 32, 1, 1, 32]
@@ -200,7 +227,9 @@ def cut(counters_ptr, ids, is_own, budget, LAYOUT):
     sizes = tl.sum(is_contest.to(tl.int32) + (is_protected.to(tl.int32) << 16), axis=0)
     room = tl.maximum(budget - (sizes >> 16), 0)
     if (sizes & 0xFFFF) > room:
-        write_winners(counters_ptr, room, BLOCK_E)
+        # Eight warps have registers for more pairs than sixteen.
+        NUM_PAIRS: tl.constexpr = 16384 if ids.shape[0] * BLOCK_E <= FEW_SCORES else 8192
+        write_winners(counters_ptr, room, BLOCK_E, NUM_PAIRS)
         tl.debug_barrier()
         is_allowed = is_protected | read_flags(counters_ptr, ALLOWED, offs_e, BLOCK_E)
         is_kept = is_own_protected | read_slot_flags(counters_ptr, ALLOWED, ids, is_own, BLOCK_E)

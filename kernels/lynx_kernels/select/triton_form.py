@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lynx_kernels.device import arch_of, has_pdl
 from lynx_kernels.select.layout import SelectTiles, power_of_2
-from lynx_kernels.select.limits import MAX_FUSED_ROWS
+from lynx_kernels.select.limits import MAX_FUSED_ROWS, SCORINGS
 from lynx_kernels.select.policies import Policy, policies_for_triton
 from lynx_kernels.select.selection import Selection
 from lynx_kernels.select.triton_buffers import SelectBuffers
@@ -35,6 +35,7 @@ class SelectInputs:
     demand: Tensor | None
     correction_bias: Tensor | None
     contribution: Tensor | None
+    scoring: str
 
 
 def select_triton(
@@ -49,6 +50,7 @@ def select_triton(
     policy: Policy,
     correction_bias: Tensor | None,
     contribution: Tensor | None = None,
+    scoring: str = "none",
     scheduled: range | None = None,
     out: SelectBuffers | None = None,
 ) -> Selection:
@@ -57,12 +59,15 @@ def select_triton(
     A captured graph follows budget, floor and demand. The inputs are contiguous and not in `out`.
 
     Args:
+        scores: float32 [M, E], or logits of any float dtype where `scoring` says so.
+        scoring: "softmax" or "sigmoid" of `scores`, worked out where the budget binds; "none".
         scheduled: ids of the experts in w13: the work list over them is returned too. Where `out`
             is given, its own sizes say whether, and over which experts.
         out: buffers of results and scratch; allocated where not given.
 
     Raises:
-        ValueError: a policy without a Triton form, or a tensor that does not fit the buffers.
+        ValueError: a policy or a scoring without a Triton form, or a tensor that does not fit the
+            buffers.
     """
     num_rows, num_experts = scores.shape
     top_k = topk_ids.shape[1]
@@ -86,8 +91,11 @@ def select_triton(
         demand,
         correction_bias,
         contribution,
+        scoring,
     )
     check_policy(policy)
+    if scoring not in SCORINGS:
+        raise ValueError(f"scoring: expected one of {', '.join(SCORINGS)}; got {scoring!r}")
     check_inputs(given, out)
 
     tiles = SelectTiles.of(num_rows, num_experts, top_k)
@@ -118,6 +126,7 @@ def launch_fused(
         num_rows=given.scores.shape[0],
         LAYOUT=out.layout,
         POLICY=policy.rules,
+        SCORING=given.scoring,
         BLOCK_M=tiles.rows,
         BLOCK_R=tiles.demand_rows,
         NUM_PROGRAMS=tiles.num_programs,
@@ -147,6 +156,7 @@ def launch_in_three(
         num_rows=num_rows,
         LAYOUT=out.layout,
         POLICY=policy.rules,
+        SCORING=given.scoring,
         BLOCK_M=tiles.rows,
         BLOCK_R=min(tiles.rows, tiles.demand_rows),
         HAS_PDL=is_pdl,
@@ -168,6 +178,7 @@ def launch_in_three(
         num_rows=num_rows,
         LAYOUT=out.layout,
         POLICY=policy.rules,
+        SCORING=given.scoring,
         BLOCK_M=tiles.rows,
         HAS_PDL=is_pdl,
         num_warps=tiles.num_warps,

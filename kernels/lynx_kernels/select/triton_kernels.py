@@ -7,7 +7,7 @@ Arrays (M rows, K slots, E experts; P programs of BLOCK_M rows each):
 
 | name | type, shape | written by |
 |---|---|---|
-| scores | float32 [M, E] | caller |
+| scores | float32 [M, E], or logits of any float | caller |
 | bias | float32 [E], or None | caller |
 | ids, weights | int32 or int64, float32 [M, K] | caller |
 | row_class | uint8 [M] | caller |
@@ -18,8 +18,9 @@ Arrays (M rows, K slots, E experts; P programs of BLOCK_M rows each):
 | numbers | int32, see `Layout`: T, schedule, retained mass | lists: as active; rows: each program |
 | scratch | int64, see `Layout`: ticket, words, counters | each program its words and counters |
 
-LAYOUT is the `Layout` of numbers and scratch, POLICY the `Rules` of the policy. Budget and floor
-are read on the device, so that a captured graph follows them.
+LAYOUT is the `Layout` of numbers and scratch, POLICY the `Rules` of the policy. SCORING makes the
+scores of logits where the budget or the demand binds: it costs nothing at full budget. Budget,
+floor and demand are read on the device, so that a captured graph follows them.
 """
 # mypy: ignore-errors
 # Device code is Triton's language, not Python's types.
@@ -44,6 +45,8 @@ from lynx_kernels.select.triton_blocks import (
 )
 from lynx_kernels.select.triton_refill import decide, write_rows
 
+# Views into one buffer of a server, at any multiple of four bytes: one variant serves them all.
+CONTROLS = ["budget_ptr", "floor_ptr", "demand_ptr", "row_class_ptr"]
 WORDS = tl.constexpr(8)  # programs whose words are read at a time
 
 
@@ -62,7 +65,7 @@ def open_words(ids_ptr, weights_ptr, row_class_ptr, offs_m, num_rows, word_ptr, 
 @triton.jit
 def add_all_demand(
     scores_ptr, ids_ptr, weights_ptr, row_class_ptr, contribution_ptr, share, floor, is_capped,
-    counters_ptr, first_row, end_row, LAYOUT, POLICY, BLOCK_M, BLOCK_R,
+    counters_ptr, first_row, end_row, LAYOUT, POLICY, SCORING, BLOCK_M, BLOCK_R,
 ):  # fmt: skip
     """Add the demand of the rows from `first_row` to `end_row` to the counters."""
     for start in tl.range(first_row, end_row, BLOCK_R):
@@ -77,11 +80,11 @@ def add_all_demand(
     if POLICY.importance == "scores":
         for start in tl.range(first_row, end_row, BLOCK_M):
             offs_m = start + tl.arange(0, BLOCK_M)
-            scores = read_scores(scores_ptr, offs_m, end_row, LAYOUT)
+            scores, _, _ = read_scores(scores_ptr, offs_m, end_row, LAYOUT, SCORING)
             add_scores(scores, row_class_ptr, offs_m, end_row, counters_ptr, LAYOUT)
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=CONTROLS)
 def select_kernel(
     scores_ptr,
     bias_ptr,
@@ -100,6 +103,7 @@ def select_kernel(
     num_rows,
     LAYOUT: tl.constexpr,
     POLICY: tl.constexpr,
+    SCORING: tl.constexpr,  # of logits, where scores_ptr holds these
     BLOCK_M: tl.constexpr,
     BLOCK_R: tl.constexpr,  # rows whose demand is added at a time
     NUM_PROGRAMS: tl.constexpr,
@@ -110,6 +114,7 @@ def select_kernel(
     Each adds the demand of all rows to counters of its own and decides for its rows; the last to
     finish writes the active set and the schedule (at once where there is one program).
     """
+    BLOCK_K: tl.constexpr = LAYOUT.block_slots
     program = tl.program_id(0)
     counters_ptr = scratch_ptr + LAYOUT.counters + program * LAYOUT.num_counters
     word_ptr = scratch_ptr + LAYOUT.words + program * LAYOUT.block_ids
@@ -124,12 +129,12 @@ def select_kernel(
     )
     is_own = (ids >= 0) & (ids < LAYOUT.num_experts)
     new_ids, is_lost = ids, ids < -1
-    gates = tl.zeros([BLOCK_M, LAYOUT.block_slots], tl.float64)
+    gates = tl.zeros([BLOCK_M, BLOCK_K], tl.float64)
     if POLICY.demand != "all":  # noqa: SIM102 (known at compile time, the next is not)
         if is_bounded(budget, share, LAYOUT, POLICY):
             is_capped = budget < LAYOUT.num_experts
-            scores = read_scores(scores_ptr, offs_m, num_rows, LAYOUT)
             if NUM_PROGRAMS == 1:
+                scores, top, total = read_scores(scores_ptr, offs_m, num_rows, LAYOUT, SCORING)
                 add_demand(
                     kind, ids, weights, contribution_ptr, share, floor, is_capped, counters_ptr,
                     LAYOUT, POLICY,
@@ -139,12 +144,13 @@ def select_kernel(
             else:
                 add_all_demand(
                     scores_ptr, ids_ptr, weights_ptr, row_class_ptr, contribution_ptr, share, floor,
-                    is_capped, counters_ptr, 0, num_rows, LAYOUT, POLICY, BLOCK_M, BLOCK_R,
+                    is_capped, counters_ptr, 0, num_rows, LAYOUT, POLICY, SCORING, BLOCK_M, BLOCK_R,
                 )  # fmt: skip
+                scores, top, total = read_scores(scores_ptr, offs_m, num_rows, LAYOUT, SCORING)
             tl.debug_barrier()
             new_ids, is_lost, gates = decide(
-                ids, is_own, scores, scores_ptr, bias_ptr, counters_ptr, word_ptr, budget, offs_m,
-                LAYOUT, POLICY, BLOCK_M,
+                ids, is_own, scores, top, total, scores_ptr, bias_ptr, counters_ptr, word_ptr,
+                budget, offs_m, LAYOUT, POLICY, SCORING, BLOCK_M,
             )  # fmt: skip
 
     tl.debug_barrier()
@@ -173,7 +179,7 @@ def select_kernel(
             )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=CONTROLS)
 def demand_kernel(
     scores_ptr,
     ids_ptr,
@@ -187,6 +193,7 @@ def demand_kernel(
     num_rows,
     LAYOUT: tl.constexpr,
     POLICY: tl.constexpr,
+    SCORING: tl.constexpr,  # of logits, where scores_ptr holds these
     BLOCK_M: tl.constexpr,
     BLOCK_R: tl.constexpr,
     HAS_PDL: tl.constexpr,
@@ -203,11 +210,11 @@ def demand_kernel(
     add_all_demand(
         scores_ptr, ids_ptr, weights_ptr, row_class_ptr, contribution_ptr, share, floor,
         budget < LAYOUT.num_experts, scratch_ptr + LAYOUT.counters, first_row, end_row,
-        LAYOUT, POLICY, BLOCK_M, BLOCK_R,
+        LAYOUT, POLICY, SCORING, BLOCK_M, BLOCK_R,
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=CONTROLS)
 def decide_kernel(
     scores_ptr,
     bias_ptr,
@@ -223,6 +230,7 @@ def decide_kernel(
     num_rows,
     LAYOUT: tl.constexpr,
     POLICY: tl.constexpr,
+    SCORING: tl.constexpr,  # of logits, where scores_ptr holds these
     BLOCK_M: tl.constexpr,
     HAS_PDL: tl.constexpr,
 ):
@@ -230,6 +238,7 @@ def decide_kernel(
 
     Grid: M / BLOCK_M, program p writes rows [p BLOCK_M, (p + 1) BLOCK_M) and its words.
     """
+    BLOCK_K: tl.constexpr = LAYOUT.block_slots
     program = tl.program_id(0)
     word_ptr = scratch_ptr + LAYOUT.words + program * LAYOUT.block_ids
     offs_m = program * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -242,13 +251,14 @@ def decide_kernel(
     tl.debug_barrier()
     is_own = (ids >= 0) & (ids < LAYOUT.num_experts)
     new_ids, is_lost = ids, ids < -1
-    gates = tl.zeros([BLOCK_M, LAYOUT.block_slots], tl.float64)
+    gates = tl.zeros([BLOCK_M, BLOCK_K], tl.float64)
     if POLICY.demand != "all":  # noqa: SIM102 (known at compile time, the next is not)
         if is_bounded(budget, share, LAYOUT, POLICY):
-            scores = read_scores(scores_ptr, offs_m, num_rows, LAYOUT)
+            scores, top, total = read_scores(scores_ptr, offs_m, num_rows, LAYOUT, SCORING)
             new_ids, is_lost, gates = decide(
-                ids, is_own, scores, scores_ptr, bias_ptr, scratch_ptr + LAYOUT.counters, word_ptr,
-                budget, offs_m, LAYOUT, POLICY, BLOCK_M,
+                ids, is_own, scores, top, total, scores_ptr, bias_ptr,
+                scratch_ptr + LAYOUT.counters, word_ptr, budget, offs_m, LAYOUT, POLICY, SCORING,
+                BLOCK_M,
             )  # fmt: skip
     write_rows(
         new_ids, weights, is_own, is_lost, gates, budget, share, out_ids_ptr, out_weights_ptr,
@@ -256,7 +266,7 @@ def decide_kernel(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=CONTROLS)
 def place_kernel(
     out_ids_ptr,
     out_weights_ptr,

@@ -7,7 +7,7 @@ import triton.language as tl
 
 from lynx_kernels.schedule.triton_words import add_rows, bit_of, flat, gather_by
 from lynx_kernels.select import policies
-from lynx_kernels.select.triton_blocks import cut, fixed_mass, is_bounded, positive
+from lynx_kernels.select.triton_blocks import cut, fixed_mass, is_bounded, positive, score
 
 REFILL_SHARE = tl.constexpr(policies.REFILL_SHARE)
 TURNS = tl.constexpr(32)  # columns of a row's refills: the lanes of a warp, K at most
@@ -53,14 +53,15 @@ def refill(ids, is_lost, scores, bias_ptr, word_ptr, is_allowed, LAYOUT, BLOCK_M
 
 
 @triton.jit
-def read_gates(scores_ptr, new_ids, is_own, is_lost, offs_m, LAYOUT, POLICY):
+def read_gates(scores_ptr, top, total, new_ids, is_own, is_lost, offs_m, LAYOUT, POLICY, SCORING):
     """Scores that set the weights of these slots, float64."""
     is_set = is_lost
     if POLICY.weights == "scores":
         is_set = is_own
     index = offs_m[:, None] * LAYOUT.num_experts + new_ids
-    gates = gather_by(scores_ptr, index, is_set & (new_ids >= 0))
-    return positive(gates).to(tl.float64)
+    mask = is_set & (new_ids >= 0)
+    gates = score(gather_by(scores_ptr, index, mask).to(tl.float32), top, total, SCORING)
+    return tl.where(mask, gates, 0.0).to(tl.float64)
 
 
 @triton.jit
@@ -96,8 +97,8 @@ def retained_share(weights, is_own, is_lost):
 
 @triton.jit
 def decide(
-    ids, is_own, scores, scores_ptr, bias_ptr, counters_ptr, word_ptr, budget, offs_m,
-    LAYOUT, POLICY, BLOCK_M,
+    ids, is_own, scores, top, total, scores_ptr, bias_ptr, counters_ptr, word_ptr, budget, offs_m,
+    LAYOUT, POLICY, SCORING, BLOCK_M,
 ):  # fmt: skip
     """New ids of these rows, the slots that lost theirs, and the scores that set weights."""
     is_allowed, is_kept = cut(counters_ptr, ids, is_own, budget, LAYOUT)
@@ -108,7 +109,9 @@ def decide(
         tl.debug_barrier()  # `refill` reads the words that change here
         add_rows(new_ids, is_lost & (new_ids >= 0), offs_m, word_ptr, BLOCK_M)
     tl.store(word_ptr + flat(ids), tl.full([], 0, tl.int64), mask=flat(is_lost))
-    gates = read_gates(scores_ptr, new_ids, is_own, is_lost, offs_m, LAYOUT, POLICY)
+    gates = read_gates(
+        scores_ptr, top, total, new_ids, is_own, is_lost, offs_m, LAYOUT, POLICY, SCORING
+    )
     return new_ids, is_lost, gates
 
 

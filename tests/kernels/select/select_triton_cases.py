@@ -322,6 +322,34 @@ def test_what_does_not_fit_the_buffers_is_named(
         run(replace(case, **{name: change(getattr(case, name))}), "lynx", buffers)
 
 
+@pytest.mark.parametrize("policy", ["lynx", "xshare", "topk"])  # refills, sums of scores, neither
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("num_rows", [9, 70, 258])
+def test_logits_are_scored_inside(
+    policy: str, dtype: torch.dtype, scoring: str, num_rows: int
+) -> None:
+    case = softmax_case(num_rows, 13, 3, CONTROLS["both bind"])
+    logits = case.scores.log().to(dtype)
+    logits[::4, 5] = -INF  # an expert that a router rules out
+    scores = logits.float().softmax(-1) if scoring == "softmax" else logits.float().sigmoid()
+    weights, ids = scores.topk(3, dim=1)
+    case = replace(case, scores=scores, topk_ids=ids.int(), topk_weights=weights)
+    expected = select_reference(**case.arguments(), policy=policy)
+    given = case.arguments(DEVICE) | {"scores": logits.to(DEVICE)}
+    got = select_triton(**given, policy=POLICIES[policy], scoring=scoring)
+    assert torch.equal(got.topk_ids.cpu(), expected.topk_ids)
+    assert torch.equal(got.active.cpu(), expected.active)
+    weights = got.topk_weights.cpu()
+    torch.testing.assert_close(weights, expected.topk_weights, rtol=2e-6, atol=1e-9)
+
+
+def test_an_unknown_scoring_is_refused() -> None:
+    case = softmax_case(6, 12, 3, CONTROLS["both bind"])
+    with pytest.raises(ValueError, match="scoring: expected one of none, softmax, sigmoid; got"):
+        select_triton(**case.arguments(DEVICE), policy=POLICIES["lynx"], scoring="cosine")
+
+
 REFUSED = sorted(POLICIES.keys() - policies_for_triton())
 
 

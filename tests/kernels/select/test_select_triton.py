@@ -34,6 +34,18 @@ def run_cases(is_interpreted: bool) -> None:
     run("-m", "pytest", "-q", "-p", "no:cacheprovider", cases, is_interpreted=is_interpreted)
 
 
+ALIGNED = """
+from lynx_kernels.select.triton_kernels import select_kernel
+print(*sorted(p.name for p in select_kernel.params if p.do_not_specialize_on_alignment))
+"""
+
+
+def test_controls_at_any_address_share_a_compiled_kernel() -> None:
+    """A server's caps lie four bytes apart: one in four is aligned to 16 bytes."""
+    printed = run("-c", ALIGNED, is_interpreted=False)
+    assert printed.split() == ["budget_ptr", "demand_ptr", "floor_ptr", "row_class_ptr"]
+
+
 def test_cases_under_the_interpreter() -> None:
     run_cases(is_interpreted=True)
 
