@@ -13,7 +13,7 @@ from sglang.srt.server_args import ServerArgs  # before the platform, which SGLa
 from lynx_sglang.cpu import entry_point
 from lynx_sglang.cpu.platform import CORES_VARIABLE, CpuPlatform
 
-MODEL = Path(__file__).parents[2] / "models" / "lynx-moe-tiny"
+MODEL = Path(__file__).parents[3] / "models" / "lynx-moe-tiny"
 
 
 @pytest.fixture(autouse=True)
