@@ -26,6 +26,7 @@ ORDER = {
     "lynx_sglang": (
         {"__main__"},
         {"cli"},
+        {"launch_line"},
         {"integration", "calibrate"},
         {"cpu", "gpu", "evaluation"},
         {"loop"},
