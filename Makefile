@@ -2,6 +2,8 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.lynx-ready
+# The other SGLang that is supported: tests read its source.
+OTHER_SGLANG := $(CURDIR)/build/sglang-0.5.22
 PORT ?= 30000
 SLO_MS ?= 20
 MODEL := models/lynx-moe-tiny
@@ -41,7 +43,11 @@ test: $(STAMP)  ## run all tests, also those on real servers
 fuzz: $(STAMP)  ## 100,000 wrong inputs of each kind
 	FUZZ_CASES=100000 $(PYTHON) -m pytest tests/fuzz --timeout=0
 
-check: $(STAMP)  ## run all that CI runs: format, lint, types, docs, tests
+$(OTHER_SGLANG):
+	sh scripts/get_sglang.sh $(PYTHON) $@
+
+check: export OTHER_SGLANG := $(OTHER_SGLANG)
+check: $(STAMP) $(OTHER_SGLANG)  ## run all that CI runs: format, lint, types, docs, tests
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy

@@ -11,11 +11,13 @@ from typing import Any
 
 from lynx_controller.fleet import refit
 from lynx_controller.log import replay
-from lynx_sglang import connection, launch_line, settings, sglang_names
+from lynx_sglang import connection, launch_line, settings, sglang_contract, sglang_names
 from lynx_sglang.calibrate import measure
 from lynx_sglang.cpu import entry_point
 from lynx_sglang.errors import LynxError
 from lynx_sglang.evaluation import cli as evaluation
+from lynx_sglang.integration import features
+from lynx_sglang.sglang_source import Source
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,6 +29,11 @@ def main(argv: list[str] | None = None) -> int:
         "check", help="check this installation, or whether a launch line would be served"
     )
     launch_line.add_arguments(check)
+    check.add_argument(
+        "--against", type=Path, metavar="WHEEL",
+        help="compare another SGLang instead, a wheel or an unpacked one: names that are gone or "
+        "moved, parameters, attributes; 1 where one that lynx relies on is missing",
+    )  # fmt: skip
     check.set_defaults(run=run_check)
 
     options = commands.add_parser("settings", help="list every setting, its range and default")
@@ -62,16 +69,37 @@ def main(argv: list[str] | None = None) -> int:
 def run_check(args: argparse.Namespace) -> int:
     if args.line:
         return launch_line.run(args.line, args.gpu, args.online)
+    if args.against is not None:
+        return run_comparison(args.against)
     version = sglang_names.sglang_version()
     print(f"sglang {version}: {'supported' if sglang_names.is_supported() else 'NOT supported'}")
     print(f"platform: {'CPU (torch operators)' if entry_point.activate() else 'SGLang in-tree'}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # SGLang's own, about kernels that this machine lacks
-        faults = [fault for name in sglang_names.NAMES if (fault := name.fault())]
+        names = sglang_names.names_of(version)
+        faults = [fault for name in names if (fault := name.fault())]
     for fault in faults:
         print(f"SGLang name does not fit: {fault}")
-    print(f"SGLang names: {len(sglang_names.NAMES) - len(faults)} of {len(sglang_names.NAMES)} fit")
+    print(f"SGLang names: {len(names) - len(faults)} of {len(names)} fit")
     return int(bool(faults) or not sglang_names.is_supported())
+
+
+def run_comparison(path: Path) -> int:
+    """1 for a path that is no SGLang, or one that lacks something that Lynx relies on."""
+    try:
+        source, known = Source(path), Source.installed()
+    except (LynxError, OSError, SyntaxError) as error:
+        print(f"lynx-sglang: {error}", file=sys.stderr)
+        return 1
+    is_known = source.version in sglang_names.SUPPORTED_VERSIONS
+    print(f"sglang {source.version}: {'supported' if is_known else 'NOT supported'}")
+    faults = list(sglang_contract.faults(source, (each.field for each in features.FEATURES)))
+    for fault in faults:
+        print(f"missing: {fault}")
+    for change in sglang_contract.changes(source, known):
+        print(f"changed since {known.version}: {change}")
+    print(f"{len(faults)} missing that lynx relies on")
+    return int(bool(faults))
 
 
 def run_settings() -> int:

@@ -1,8 +1,9 @@
 """Every SGLang name that Lynx hooks, calls or reads, and the versions it was checked against.
 
-This table is the whole surface between the two projects. Tests hold it against the installed SGLang
-and against Lynx's sources: each name exists with these parameters, each class has these attributes,
-and none is missing. At start the plugin refuses a version that is not listed.
+This table is the whole surface between the two projects. Tests hold it against the source of each
+supported SGLang and against Lynx's: each name exists with these parameters, each class has these
+attributes, and none is missing. At start the plugin refuses a version that is not listed. An entry
+that not all versions have says so: ``Name.versions``, ``LACKS``.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ import inspect
 import pkgutil
 from dataclasses import dataclass
 
-SUPPORTED_VERSIONS = ("0.5.23",)
+SUPPORTED_VERSIONS = ("0.5.22", "0.5.23")  # the two newest releases
 
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """One SGLang name and the parameters that Lynx relies on."""
+    """One SGLang name, the parameters that Lynx relies on, and the versions that have it."""
 
     path: str
     parameters: tuple[str, ...] = ()
     use: str = ""
+    versions: tuple[str, ...] = SUPPORTED_VERSIONS
 
     @property
     def hook_path(self) -> str:
@@ -179,7 +181,6 @@ TOPK_CONFIG = Name(
         "correction_bias",
         "fused_shared_experts_scaling_factor",
         "output_format",
-        "runner_backend",
     ),
     "a layer's router",
 )
@@ -226,6 +227,13 @@ BIND_BACKEND = Name(
     "sglang.srt.layers.moe.topk:TopK.bind_runner_backend",
     ("runner_backend",),
     "GPU: refuse runners that route inside their kernel",
+    versions=("0.5.23",),
+)
+TOPK_FORWARD = Name(
+    "sglang.srt.layers.moe.topk:TopK.forward_cuda",
+    ("hidden_states", "router_logits"),
+    "GPU: the same, where each call chooses the format",
+    versions=("0.5.22",),
 )
 CAPTURE = Name(
     "sglang.srt.model_executor.runner.decode_cuda_graph_runner:DecodeCudaGraphRunner.capture",
@@ -286,6 +294,11 @@ GET_STATE = Name(
     ("recv_req",),
     "lynx in /server_info",
 )
+PAUSE = Name(
+    "sglang.srt.managers.scheduler:Scheduler.pause_generation",
+    ("recv_req",),
+    "pauses do not count as step time",
+)
 CONTINUE = Name(
     "sglang.srt.managers.scheduler:Scheduler.continue_generation",
     ("recv_req",),
@@ -329,17 +342,18 @@ CHANGE_STATE = Name(
 )
 
 # Attributes of SGLang's objects that are read, set or called, by class.
+SERVER_ARGUMENTS = "sglang.srt.server_args:ServerArgs"
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     path: tuple(names.split())
     for path, names in {
-        "sglang.srt.server_args:ServerArgs": (
+        SERVER_ARGUMENTS: (
             "attention_backend disable_overlap_schedule dp_size model_path moe_runner_backend "
             "pp_size quantization tp_size"
         ),
         "sglang.srt.entrypoints.engine:Engine": "server_args",
         "sglang.srt.configs.model_config:ModelConfig": "hf_config hf_text_config",
         "sglang.srt.managers.scheduler:Scheduler": (
-            "_pause_started_at chunked_req enable_overlap forward_ct forward_stream_ctx last_batch "
+            "chunked_req enable_overlap forward_ct forward_stream_ctx last_batch "
             "metrics_reporter model_config running_batch waiting_queue"
         ),
         "sglang.srt.managers.schedule_batch:ScheduleBatch": (
@@ -387,7 +401,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         ),
         "sglang.srt.layers.moe.utils:MoeRunnerBackend": "is_triton",
         "sglang.srt.layers.moe.topk:TopK": "layer_id topk_config",
-        "sglang.srt.layers.moe.topk:StandardTopKOutput": "topk_ids topk_weights",
+        "sglang.srt.layers.moe.topk:StandardTopKOutput": "format topk_ids topk_weights",
         "sglang.srt.layers.moe.token_dispatcher.standard:StandardDispatchOutput": (
             "hidden_states topk_output"
         ),
@@ -407,6 +421,18 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
             "runner weight_block_size"
         ),
     }.items()
+}
+
+# Attributes that a version lacks; they are read with a default.
+LACKS: dict[str, dict[str, tuple[str, ...]]] = {
+    "0.5.22": {
+        SERVER_ARGUMENTS: (
+            "enable_amd_monokernel",
+            "enable_nvidia_megakernel",
+            "enable_paged_experts",
+        ),
+        "sglang.srt.layers.moe.fused_moe_triton.layer:FusedMoE": ("runner_backend",),
+    }
 }
 
 NATIVE_ATTENTION = Name(
@@ -448,6 +474,7 @@ HOOK_TABLE = Name(
 FREE_MEMORY = Name(
     "sglang.srt.utils.common:get_free_cpu_memory",
     use="replaced on the CPU platform: the growth of other processes is not ours",
+    versions=("0.5.23",),
 )
 LOAD_PLUGINS = Name("sglang.srt.plugins:load_plugins", use="lynx-sglang check")
 PREPARE_ARGS = Name(
@@ -477,6 +504,12 @@ UPDATE_HANDLER = Name(
 )
 
 NAMES: tuple[Name, ...] = tuple(value for value in list(globals().values()) if type(value) is Name)
+
+
+def names_of(version: str) -> tuple[Name, ...]:
+    """The names that a version must have; for an unknown one, those of the newest that is known."""
+    known = version if version in SUPPORTED_VERSIONS else SUPPORTED_VERSIONS[-1]
+    return tuple(name for name in NAMES if known in name.versions)
 
 
 def sglang_version() -> str:

@@ -31,7 +31,8 @@ ORDER = {
         {"cpu", "gpu", "evaluation"},
         {"loop"},
         {"settings"},
-        {"calibration", "connection", "parsers"},
+        {"calibration", "connection", "parsers", "sglang_contract"},
+        {"sglang_source"},
         {"errors", "sglang_names", ""},
     ),
     "lynx_kernels": (

@@ -35,8 +35,12 @@ def taken_by_this_process() -> int:
 
 
 def install() -> None:
-    """Answer SGLang's question about a CPU's free memory; once in each worker."""
+    """Answer SGLang's question about a CPU's free memory; once in each worker.
+
+    SGLang 0.5.22 has no function to replace: there, the machine's memory counts.
+    """
     from sglang.srt.utils import common
 
-    if not isinstance(common.get_free_cpu_memory, FreeMemory):
-        common.get_free_cpu_memory = FreeMemory(common.get_free_cpu_memory, taken_by_this_process)
+    measure = getattr(common, "get_free_cpu_memory", None)
+    if measure is not None and not isinstance(measure, FreeMemory):
+        common.get_free_cpu_memory = FreeMemory(measure, taken_by_this_process)

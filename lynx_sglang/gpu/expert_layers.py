@@ -43,11 +43,10 @@ class ExpertLayers:
             builder.runner.fused_func = front
             self._runners.append(front)
         else:
-            name = (
-                "a kernel of its own"
-                if layer.runner_backend is None
-                else layer.runner_backend.value
-            )
+            # A layer of SGLang 0.5.22 does not name its runner.
+            backend = getattr(layer, "runner_backend", None)
+            backend = getattr(runner, "runner_backend", None) if backend is None else backend
+            name = "a kernel of its own" if backend is None else backend.value
             self._left[f"{name}: {reason}"] += 1
 
     def allocate(self, path: DevicePath) -> None:

@@ -30,20 +30,36 @@ def around_init(note: Callable[[Any], None]) -> Callable[..., None]:
     return hook
 
 
-def bind_backend(original: Callable[..., None], topk: Any, *rest: Any, **named: Any) -> None:
+def bind_backend(
+    original: Callable[..., None], topk: Any, runner_backend: Any, **named: Any
+) -> None:
     """The hook around ``TopK.bind_runner_backend``: refuse layers whose routing is out of reach.
 
     Raises:
         UnsupportedError: the layer's runner routes inside its kernel.
     """
+    original(topk, runner_backend, **named)
+    name = "none" if runner_backend is None else runner_backend.value
+    refuse_other_than_standard(topk, topk.topk_config.output_format, f"the runner {name}")
+
+
+def topk_forward(original: Callable[..., Any], topk: Any, *rest: Any, **named: Any) -> Any:
+    """The hook around ``TopK.forward_cuda``, which chooses the format itself in SGLang 0.5.22.
+
+    Raises:
+        UnsupportedError: the layer's runner routes inside its kernel.
+    """
+    routing = original(topk, *rest, **named)
+    refuse_other_than_standard(topk, routing.format, "its runner")
+    return routing
+
+
+def refuse_other_than_standard(topk: Any, output_format: Any, runner: str) -> None:
     from sglang.srt.layers.moe.topk import TopKOutputFormat
 
-    original(topk, *rest, **named)
-    config = topk.topk_config
-    if config.output_format is not TopKOutputFormat.STANDARD:
-        name = "none" if config.runner_backend is None else config.runner_backend.value
+    if output_format is not TopKOutputFormat.STANDARD:
         raise UnsupportedError(
-            f"--moe-backend lynx: MoE layer {topk.layer_id}: the runner {name} routes inside its "
-            f"kernel ({config.output_format.name}), where lynx cannot select. "
+            f"--moe-backend lynx: MoE layer {topk.layer_id}: {runner} routes inside its "
+            f"kernel ({output_format.name}), where lynx cannot select. "
             "Choose another --moe-runner-backend, or none."
         )

@@ -35,7 +35,8 @@ class Feature:
 
     def refusal(self, args: Any, device: Device) -> str | None:
         """One line that names flag, reason and remedy; None where this feature is no obstacle."""
-        value, reason = getattr(args, self.field), self.reason_on(device)
+        # None where this version of SGLang lacks the argument (``sglang_names.LACKS``).
+        value, reason = getattr(args, self.field, None), self.reason_on(device)
         if reason is None or not self.is_asked(value):
             return None
         given = self.flag if isinstance(value, bool) else f"{self.flag} {written(value)}"

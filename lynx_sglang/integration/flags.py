@@ -7,8 +7,9 @@ resolved, and handed to the server's processes in one environment variable.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lynx_sglang import settings, sglang_names
@@ -102,6 +103,7 @@ def extend_engine(engine_class: Any) -> None:
             withdraw(server_args)
             raise
 
+    @functools.wraps(shutdown)
     def shutdown_engine(engine: Any) -> Any:
         try:
             return shutdown(engine)
@@ -156,6 +158,18 @@ def publish(backend: str | None, given: Mapping[str, Any]) -> Settings | None:
     resolved = settings.resolve(options, os.environ, config_file)
     os.environ[settings.TRANSPORT_VARIABLE] = resolved.to_json()
     return resolved
+
+
+def are_in(arguments: Sequence[str]) -> bool:
+    """Whether a command line asks for Lynx; for where SGLang's parser is not extended."""
+    backends = ("--moe-backend", "--moe-runner-backend")
+    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    return any(
+        (flag in backends and value == BACKEND)
+        or flag in [f"{name}={BACKEND}" for name in backends]
+        or flag.startswith("--lynx-")
+        for flag, value in pairs
+    )
 
 
 def published() -> Settings | None:

@@ -37,14 +37,17 @@ def install(settings: Settings) -> None:
         builder = CpuBuilder(settings)
         runner.install(builder.add_layer)
         around = cpu_hooks()
-    around |= {
+    pauses = scheduler.Pauses(builder)
+    on_both: Hooks = {
         sglang_names.POST_PROCESS_TOPK: routing.post_process_topk(builder),
         sglang_names.RECEIVE: scheduler.receive(builder),
         sglang_names.RUN_BATCH: scheduler.run_batch(builder),
         sglang_names.FORWARD: model_runner.forward(builder),
-        sglang_names.CONTINUE: scheduler.continue_generation(builder),
+        sglang_names.PAUSE: pauses.pause_generation,
+        sglang_names.CONTINUE: pauses.continue_generation,
         sglang_names.SET_STATE: state.change_settings(builder),
     }
+    around |= on_both
     after: Hooks = {
         sglang_names.STREAMER_CLASS: streamer.get_output_streamer_class(
             Tier(settings.default_tier)
@@ -52,10 +55,11 @@ def install(settings: Settings) -> None:
         sglang_names.GET_STATE: state.add_server_info(builder),
         sglang_names.UPDATE_HANDLERS: state.add_update_handlers,
     }
-    for name, hook in around.items():
-        HookRegistry.register(name.hook_path, hook, HookType.AROUND)
-    for name, hook in after.items():
-        HookRegistry.register(name.hook_path, hook, HookType.AFTER)
+    present = sglang_names.names_of(sglang_names.sglang_version())
+    for hooks, kind in ((around, HookType.AROUND), (after, HookType.AFTER)):
+        for name, hook in hooks.items():
+            if name in present:
+                HookRegistry.register(name.hook_path, hook, kind)
 
 
 def cpu_hooks() -> Hooks:
@@ -68,6 +72,7 @@ def gpu_hooks(builder: GpuBuilder) -> Hooks:
     return {
         sglang_names.FUSED_MOE: experts.around_init(builder.add_expert_layer),
         sglang_names.BIND_BACKEND: experts.bind_backend,
+        sglang_names.TOPK_FORWARD: experts.topk_forward,
         sglang_names.CAPTURE: model_runner.capture(builder),
         sglang_names.PROCESS_RESULT: scheduler.process_result(builder),
     }

@@ -23,14 +23,19 @@ def register() -> None:
     if _registered:
         return
     _registered = True
-    if not sglang_names.is_supported():
-        logger.warning(
-            "lynx is off: it supports SGLang %s, and %s is installed",
-            ", ".join(sglang_names.SUPPORTED_VERSIONS),
-            sglang_names.sglang_version(),
-        )
-        return
     published = flags.published()
+    if not sglang_names.is_supported():
+        reason = (
+            f"it supports SGLang {', '.join(sglang_names.SUPPORTED_VERSIONS)}, and "
+            f"{sglang_names.sglang_version()} is installed. lynx-sglang check names the differences"
+        )
+        if published is not None or flags.are_in(sys.argv[1:]):
+            raise SystemExit(
+                f"lynx: --moe-backend lynx is not served: {reason}. "
+                "Install a supported version, or serve without --moe-backend lynx."
+            )
+        logger.warning("lynx is off: %s.", reason)
+        return
     if published is None:
         _register_launcher()
         return

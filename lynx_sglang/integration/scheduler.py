@@ -55,13 +55,22 @@ def receive(builder: Builder[Runtime]) -> Callable[..., list[Any]]:
     return hook
 
 
-def continue_generation(builder: Builder[Runtime]) -> Callable[..., None]:
-    """The hook around ``Scheduler.continue_generation``, the end of a pause."""
+class Pauses:
+    """The hooks around a scheduler's pause and its end."""
 
-    def hook(original: Callable[..., None], scheduler: Any, request: Any) -> None:
-        since_s = scheduler._pause_started_at
+    def __init__(self, builder: Builder[Runtime]) -> None:
+        self._builder = builder
+        self._since_s: float | None = None
+
+    def pause_generation(self, original: Callable[..., None], scheduler: Any, request: Any) -> None:
+        original(scheduler, request)  # the step in flight ends first
+        if self._since_s is None:
+            self._since_s = time.monotonic()
+
+    def continue_generation(
+        self, original: Callable[..., None], scheduler: Any, request: Any
+    ) -> None:
         original(scheduler, request)
-        if since_s is not None and builder.runtime is not None:
-            builder.runtime.note_pause(since_s, time.monotonic())
-
-    return hook
+        since_s, self._since_s = self._since_s, None
+        if since_s is not None and self._builder.runtime is not None:
+            self._builder.runtime.note_pause(since_s, time.monotonic())

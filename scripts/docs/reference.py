@@ -126,8 +126,24 @@ def subcommands() -> dict[str, tuple[str, Any]]:
 
 def names_table() -> str:
     """Every SGLang name that is touched."""
-    rows = [(f"`{name.path}`", name.use.replace("``", "`")) for name in sglang_names.NAMES]
+    rows = []
+    for name in sglang_names.NAMES:
+        is_in_all = name.versions == sglang_names.SUPPORTED_VERSIONS
+        only = "" if is_in_all else f" (SGLang {', '.join(name.versions)} only)"
+        rows.append((f"`{name.path}`", name.use.replace("``", "`") + only))
     return table(("SGLang name", "Use"), rows)
+
+
+def tested_versions_table() -> str:
+    """What is tested on each supported SGLang: tests run on the installed one alone."""
+    installed = version("sglang")
+    rows = [
+        (each, "yes", "all tests, CPU servers too" if each == installed else "no: never run yet")
+        for each in sglang_names.SUPPORTED_VERSIONS
+    ]  # fmt: skip
+    return table(
+        ("SGLang", "Names, parameters and attributes, in its source", "Servers and hooks"), rows
+    )
 
 
 def versions_table() -> str:

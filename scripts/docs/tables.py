@@ -14,6 +14,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "commands": reference.commands_table,
     "names": reference.names_table,
     "versions": reference.versions_table,
+    "tested-versions": reference.tested_versions_table,
     "features": features.features_table,
     "served-models": features.served_models_table,
     "refused-models": features.refused_models_table,

@@ -1,23 +1,26 @@
-"""The table of SGLang names against the installed SGLang."""
+"""The table of SGLang names against the installed SGLang, and another supported one's source."""
 
 from __future__ import annotations
 
 import ast
 import inspect
+import os
 import pkgutil
 import re
-import textwrap
 from pathlib import Path
 
 import pytest
 import torch
 
-from lynx_sglang import sglang_names
+from lynx_sglang import sglang_contract, sglang_names
+from lynx_sglang.integration.features import FEATURES
+from lynx_sglang.sglang_source import Source
 
+INSTALLED = sglang_names.names_of(sglang_names.sglang_version())
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("name", sglang_names.NAMES, ids=lambda name: name.path.rsplit(".", 1)[-1])
+@pytest.mark.parametrize("name", INSTALLED, ids=lambda name: name.path.rsplit(".", 1)[-1])
 def test_the_name_fits(name: sglang_names.Name) -> None:
     assert name.fault() is None
 
@@ -32,6 +35,40 @@ def test_the_installed_version_is_listed() -> None:
     assert sglang_names.sglang_version() in sglang_names.SUPPORTED_VERSIONS
 
 
+@pytest.fixture(scope="module")
+def other() -> Source:
+    """Another supported SGLang, unpacked."""
+    if not (path := os.environ.get("OTHER_SGLANG")):
+        pytest.skip("OTHER_SGLANG names no unpacked SGLang; `make check` fetches one")
+    return Source(Path(path))
+
+
+def test_the_installed_source_has_all_that_is_relied_on() -> None:
+    source, arguments = Source.installed(), [feature.field for feature in FEATURES]
+    assert source.version == sglang_names.sglang_version()
+    assert list(sglang_contract.faults(source, arguments)) == []
+    for name in INSTALLED:  # what is read in the source is what Python sees
+        if name.parameters:
+            target = pkgutil.resolve_name(name.path)
+            assert set(source.parameters(name.path)) >= set(inspect.signature(target).parameters)
+
+
+def test_another_supported_source_has_it_too(other: Source) -> None:
+    assert other.version in set(sglang_names.SUPPORTED_VERSIONS) - {sglang_names.sglang_version()}
+    assert list(sglang_contract.faults(other, [feature.field for feature in FEATURES])) == []
+
+
+def test_what_a_version_is_said_to_lack_it_lacks(other: Source) -> None:
+    lacks = sglang_names.LACKS[other.version]
+    assert not [path for path, names in lacks.items() if other.attributes(path) & set(names)]
+    expected = sglang_names.names_of(other.version)
+    assert not [
+        name.path
+        for name in sglang_names.NAMES
+        if name not in expected and sglang_contract.name_fault(other, name) is None
+    ]
+
+
 def test_sglang_calls_the_routing_hook_by_keyword() -> None:
     source = inspect.getsource(pkgutil.resolve_name("sglang.srt.layers.moe.topk:select_experts"))
     calls = [
@@ -42,31 +79,6 @@ def test_sglang_calls_the_routing_hook_by_keyword() -> None:
     assert len(calls) == 1
     assert not calls[0].args
     assert {"topk_ids", "topk_weights"} <= {keyword.arg for keyword in calls[0].keywords}
-
-
-def attributes_of(cls: type) -> set[str]:
-    """Methods and fields of a class and its bases, and what their methods set on ``self``."""
-    found = {name for base in inspect.getmro(cls) for name in vars(base)}
-    for base in inspect.getmro(cls):
-        if base.__module__.partition(".")[0] != "sglang":
-            continue
-        for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(base)))):
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                found.add(node.target.id)
-            elif (
-                isinstance(node, ast.Attribute)
-                and isinstance(node.ctx, ast.Store)
-                and isinstance(node.value, ast.Name)
-                and node.value.id in ("self", "layer")
-            ):
-                found.add(node.attr)
-    return found
-
-
-@pytest.mark.parametrize("path", sglang_names.ATTRIBUTES, ids=lambda path: path.rsplit(":", 1)[-1])
-def test_objects_have_the_attributes(path: str) -> None:
-    missing = set(sglang_names.ATTRIBUTES[path]) - attributes_of(pkgutil.resolve_name(path))
-    assert not missing
 
 
 OTHERS = {  # read on objects of the standard library, transformers and the command's arguments

@@ -29,7 +29,9 @@ LAUNCHER = [
 def main() -> None:
     for module in ("lynx_sglang.cpu.runner", "lynx_sglang.gpu.runtime"):
         importlib.import_module(module)
-    for name in sglang_names.NAMES:  # all that is hooked, once, before the forks
+    for name in sglang_names.names_of(
+        sglang_names.sglang_version()
+    ):  # all that is hooked, once, before the forks
         name.fault()
     for process in ("launcher", "cpu", "cuda"):
         is_server = process != "launcher"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections import defaultdict
 
 import pytest
@@ -10,7 +11,7 @@ from sglang.srt.arg_groups import choices, resolution_hooks
 from sglang.srt.plugins.hook_registry import HookRegistry
 
 from lynx_sglang import sglang_names
-from lynx_sglang.integration import plugin
+from lynx_sglang.integration import flags, plugin
 from lynx_sglang.settings import BACKEND, TRANSPORT_VARIABLE, Settings
 
 LAUNCHER = {
@@ -27,6 +28,7 @@ SERVER = {
         sglang_names.FORWARD,
         sglang_names.STREAMER_CLASS,
         sglang_names.GET_STATE,
+        sglang_names.PAUSE,
         sglang_names.CONTINUE,
         sglang_names.SET_STATE,
         sglang_names.UPDATE_HANDLERS,
@@ -68,13 +70,39 @@ def test_another_sglang_is_left_alone_with_one_clear_line(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(sglang_names, "sglang_version", lambda: "0.4.0")
-    monkeypatch.setenv(TRANSPORT_VARIABLE, Settings().to_json())
     with caplog.at_level(logging.WARNING):
         plugin.register()
     assert not hooks
     assert [record.message for record in caplog.records] == [
-        "lynx is off: it supports SGLang 0.5.23, and 0.4.0 is installed"
+        "lynx is off: it supports SGLang 0.5.22, 0.5.23, and 0.4.0 is installed. "
+        "lynx-sglang check names the differences."
     ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["--model-path", "m", "--moe-backend", "lynx"],
+        ["--moe-backend=lynx"],
+        ["--moe-runner-backend", "lynx"],
+        ["--lynx-slo-itl-ms=20"],
+        None,  # a process of a server that Lynx was published for
+    ],
+)
+def test_another_sglang_that_is_asked_for_lynx_stops(
+    hooks: dict[str, list[object]], monkeypatch: pytest.MonkeyPatch, line: list[str] | None
+) -> None:
+    monkeypatch.setattr(sglang_names, "sglang_version", lambda: "0.4.0")
+    monkeypatch.setattr(sys, "argv", ["server", *(line or ())])
+    if line is None:
+        monkeypatch.setenv(TRANSPORT_VARIABLE, Settings().to_json())
+    with pytest.raises(SystemExit, match=r"^lynx: .* 0\.4\.0 is installed\. lynx-sglang check"):
+        plugin.register()
+    assert not hooks
+
+
+def test_other_options_do_not_ask_for_lynx() -> None:
+    assert not flags.are_in(["--moe-backend", "triton", "--model-path", "lynx", "--moe-backend"])
 
 
 def test_the_backends_name_is_sglangs_choice(hooks: dict[str, list[object]]) -> None:

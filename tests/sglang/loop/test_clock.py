@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from lynx_sglang.integration.scheduler import continue_generation
+from lynx_sglang.integration.scheduler import Pauses
 from lynx_sglang.loop.clock import StepClock
 
 
@@ -56,14 +56,18 @@ def test_a_step_that_was_in_flight_when_the_pause_came_keeps_its_own_time() -> N
 def test_the_end_of_a_pause_is_told_with_its_start() -> None:
     noted: list[tuple[float, float]] = []
     runtime = SimpleNamespace(note_pause=lambda *times: noted.append(times))
-    engine = SimpleNamespace(_pause_started_at=5.0)
+    pauses = Pauses(cast(Any, SimpleNamespace(runtime=runtime)))
+    called: list[str] = []
 
-    def original(paused: SimpleNamespace, _request: None) -> None:
-        paused._pause_started_at = None
+    def original(_scheduler: None, request: str) -> None:
+        called.append(request)
 
-    hook = continue_generation(cast(Any, SimpleNamespace(runtime=runtime)))
-    hook(original, engine, None)
-    hook(original, engine, None)  # it was not paused
+    before = time.monotonic()
+    pauses.pause_generation(original, None, "pause")
+    first_s = time.monotonic()
+    pauses.pause_generation(original, None, "again")  # it has begun
+    pauses.continue_generation(original, None, "continue")
+    pauses.continue_generation(original, None, "again")  # it was not paused
     ((start_s, end_s),) = noted
-    assert start_s == 5.0
-    assert end_s == pytest.approx(time.monotonic(), abs=60.0)
+    assert before <= start_s <= first_s <= end_s <= time.monotonic()
+    assert called == ["pause", "again", "continue", "again"]
