@@ -242,8 +242,12 @@ class Controller:
         if caps is None:
             exact = forecast.exact / forecast.uncapped
             caps = held.keep_caps(batch, self._budget.caps(layers, exact, move.share))
-        return replace(
-            self._budget.moved(move, layers, caps, forecast, self._operator.override),
+        return self._budget.moved(
+            move,
+            layers,
+            caps,
+            forecast,
+            self._operator.override,
             feedback_ms=move.target_ms - now.slo_ms * (1.0 - self.config.margin),
             outside_ms=now.excess_ms,
             guard_share=now.guard,

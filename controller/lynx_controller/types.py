@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
+from functools import cached_property
 from typing import Any, TypeAlias
 
 
@@ -39,7 +40,7 @@ Key: TypeAlias = tuple[Phase, int]
 """Phase (decode or verify) and size class: state is learned per key."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: `key` is cached
 class Batch:
     """The decode (or verify) rows of one step. `Batch.of` has defaults for two fields."""
 
@@ -67,7 +68,7 @@ class Batch:
         """The same batch with every field made plausible."""
         return Batch.of(self.rows, self.phase, self.flexible_rows, self.size_class)
 
-    @property
+    @cached_property
     def key(self) -> Key:
         """Decode rows of a mixed step belong with those of decode steps."""
         phase = Phase.VERIFY if self.phase is Phase.VERIFY else Phase.DECODE

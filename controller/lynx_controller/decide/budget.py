@@ -121,8 +121,9 @@ class Budget:
         caps: PerLayer,
         forecast: Forecast,
         override: Override | None,
+        **terms: float,
     ) -> Decision:
-        """The law's move in these caps [L], below an operator's."""
+        """The law's move in these caps [L], below an operator's; `terms`: of the decision."""
         if override is not None and override.cap is not None:
             caps = np.minimum(caps, override.cap)
         return Decision(
@@ -134,4 +135,5 @@ class Budget:
             predicted_ms=forecast.ms(move.share),
             target_ms=move.target_ms,
             share=move.share,
+            **terms,
         )

@@ -125,7 +125,7 @@ class Estimator:
     def watch_mass(self, masses: Sequence[float]) -> None:
         if len(masses) == 0:
             return
-        mass = sum(float(each) for each in masses) / len(masses)
+        mass = float(sum(masses)) / len(masses)
         if 0.0 <= mass <= 1.0:
             before = mass if self.retained is None else self.retained
             self.retained = before + MASS_GAIN * (mass - before)

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from lynx_controller.learn.quality import mean_mass
 from lynx_controller.types import Key
 
 UP: Final = 0.1
@@ -48,9 +49,9 @@ class MassFeedback:
         """
         if share >= 1.0 and min_share < 1.0 - NEAR:
             return  # nothing was cut
-        if not len(masses) or not all(0.0 <= each <= 1.0 for each in masses):  # NaN fails too
+        mass = mean_mass(masses)
+        if mass is None:
             return
-        mass = sum(masses) / len(masses)
         kept = self.kept.get(key, mass)
         kept += (mass - kept) / SMOOTH
         self.kept[key] = kept

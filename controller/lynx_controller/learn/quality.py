@@ -38,6 +38,14 @@ SPILL_GAIN: Final = 0.02  # per cut step
 SMALLEST_CUT: Final = 0.1  # smaller cuts say nothing about larger ones
 
 
+def mean_mass(masses: Sequence[float]) -> float | None:
+    """Mean over layers; None where there is none, or one lies outside [0, 1]."""
+    if len(masses) == 0:
+        return None
+    mass = sum(masses) / len(masses)  # NaN where one is
+    return mass if mass == mass and min(masses) >= 0.0 and max(masses) <= 1.0 else None
+
+
 @dataclass(slots=True)
 class Quality:
     """Learns from capped steps; all others leave it as it is."""
@@ -127,11 +135,10 @@ class Quality:
         share None: not caps alone cut it, or not all rows are flexible.
         Impossible values are no samples: masses and agreement outside [0, 1], KL outside [0, 50].
         """
-        if rows < 1 or len(masses) == 0:
+        mass = mean_mass(masses)
+        if rows < 1 or mass is None:
             return
-        if not all(0.0 <= each <= 1.0 for each in masses):  # NaN fails too
-            return
-        lost = 1.0 - sum(masses) / len(masses)
+        lost = 1.0 - mass
         loss = lost**2
         if not loss:
             return

@@ -51,16 +51,13 @@ class Window:
         Gaps that lost more than payable_ms outside count with their step alone: they would miss
         the SLO at the least share too, so they ask for no cut.
         """
-        ignored = 0
-        gaps = []
         steady_ms = min(self.outside_ms[-STEADY:])
-        for noise, lost_ms in zip(self.noise, self.outside_ms, strict=True):
-            outside = max(lost_ms, steady_ms)
-            if outside > payable_ms:
-                ignored += 1
-                gaps.append(noise * own_ms)
-            else:
-                gaps.append(noise * own_ms + outside)
+        outside_ms = [each if each > steady_ms else steady_ms for each in self.outside_ms]
+        ignored = len([each for each in outside_ms if each > payable_ms])
+        gaps = [
+            noise * own_ms + lost_ms if lost_ms <= payable_ms else noise * own_ms
+            for noise, lost_ms in zip(self.noise, outside_ms, strict=True)
+        ]
         if percentile is None:
             return sum(gaps) / len(gaps), ignored
         gaps.sort()
