@@ -229,6 +229,16 @@ FEATURES: tuple[Feature, ...] = (
     both("NVIDIA megakernel", "--enable-nvidia-megakernel", "enable_nvidia_megakernel", MEGAKERNEL),
     both("AMD monokernel", "--enable-amd-monokernel", "enable_amd_monokernel", MEGAKERNEL),
     Feature(
+        "Routed experts in answers", "--enable-return-routed-experts",
+        "enable_return_routed_experts", bool,
+        None, "SGLang registers its buffer with CUDA, with and without Lynx",
+    ),
+    Feature(
+        "Expert distribution recorder", "--expert-distribution-recorder-mode",
+        "expert_distribution_recorder_mode", other_than(None),
+        None, "SGLang's recorder asks CUDA in every layer, with and without Lynx",
+    ),
+    Feature(
         "Mixed prefill and decode batches", "--enable-mixed-chunk", "enable_mixed_chunk", bool,
         "decode rows that share a batch with prefill are not selected there", None,
     ),

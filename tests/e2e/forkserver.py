@@ -79,6 +79,10 @@ class Forked:
             return int(self.code.read_text()) if self.code.exists() else -1
         return None
 
+    @property
+    def returncode(self) -> int | None:
+        return self.poll()
+
     def wait(self, timeout_s: float) -> int:
         """Raises: subprocess.TimeoutExpired."""
         end_s = time.monotonic() + timeout_s
