@@ -15,7 +15,7 @@ gpu-%: export PYTHONPATH := $(CURDIR)/kernels:$(CURDIR)/controller
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo serve test fuzz check format docs bench bench-shadow \
-	gpu-check gpu-bench gpu-e2e gpu-tune gpu-resources clean
+	gpu-all gpu-copy gpu-check gpu-sanitize gpu-bench gpu-e2e gpu-tune gpu-resources clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,12 +69,18 @@ bench: $(STAMP)  ## time a decode step of plain SGLang and of Lynx on this CPU
 bench-shadow: $(STAMP)  ## time decode steps with and without shadow passes on this CPU
 	$(PYTHON) -m benchmarks.shadow_step
 
-gpu-check:  ## GPU: compare the Triton kernels with references (10 minutes; ARGS=--dry-run: no GPU)
+gpu-all:  ## GPU: all of these in 10 minutes, quick results first (OUT=folder, ARGS=second)
+	GPU_PYTHON=$(GPU_PYTHON) sh benchmarks/gpu/all.sh $(or $(OUT),build/gpu/results) $(ARGS)
+
+gpu-copy:  ## copy the last commit, without stored models, for a GPU host (OUT=new folder)
+	sh benchmarks/gpu/all.sh --copy $(OUT)
+
+gpu-check:  ## GPU: compare the Triton kernels with references (6 minutes; ARGS=--dry-run: no GPU)
 	$(GPU_PYTHON) -m benchmarks.gpu.check $(ARGS)
-	@if command -v compute-sanitizer >/dev/null && [ -z "$(ARGS)" ]; then \
-	  timeout 150 compute-sanitizer --error-exitcode 1 \
-	    $(GPU_PYTHON) -m benchmarks.gpu.check --quick --limit-min 2 || [ $$? -eq 124 ]; \
-	else echo "compute-sanitizer: not run"; fi
+
+gpu-sanitize:  ## GPU: the quick part of gpu-check under compute-sanitizer (3 minutes)
+	timeout 150 compute-sanitizer --error-exitcode 1 \
+	  $(GPU_PYTHON) -m benchmarks.gpu.check --quick --limit-min 2 || [ $$? -eq 124 ]
 
 gpu-bench:  ## GPU: time the kernels against the byte floor and SGLang (10 minutes; ARGS=--dry-run)
 	$(GPU_PYTHON) -m benchmarks.gpu.bench $(ARGS)

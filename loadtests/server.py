@@ -120,13 +120,13 @@ class Server:
             time.sleep(0.5)
         raise ServerError(f"the server was not ready after {timeout_s:g} s\n{self.tail()}")
 
-    def stop(self) -> None:
-        """End the whole process group; returns when it is gone."""
+    def stop(self, grace_s: float = STOP_TIMEOUT_S) -> None:
+        """End the whole process group, by force after ``grace_s``; returns when it is gone."""
         for request in (signal.SIGTERM, signal.SIGKILL):
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, request)
             with suppress(subprocess.TimeoutExpired):
-                self._process.wait(STOP_TIMEOUT_S)
+                self._process.wait(grace_s)
 
     def tail(self, lines: int = 20) -> str:
         ends = self.log.read_text(errors="replace").splitlines()[-lines:]

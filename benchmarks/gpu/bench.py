@@ -221,7 +221,7 @@ def main() -> int:
     jobs = [(shape, num_rows, None) for shape, batches in plans for num_rows in batches]
     with CompiledAhead(jobs) as compiled:
         bandwidth = copy_bandwidth()
-        print(header() | rows.add({"copy_tb_s": round(bandwidth / 1e6, 3)}), flush=True)
+        print(header() | rows.add({"copy_tb_s": float(f"{bandwidth / 1e6:.4g}")}), flush=True)
         for shape, batches in plans:
             for row in bench(shape, batches, bandwidth, compiled):
                 show(rows.add(row))

@@ -1,9 +1,16 @@
-"""Compiles kernels on all cores ahead of their first launch."""
+"""Compiles kernels on all cores ahead of their first launch.
+
+    python -m benchmarks.gpu.compilation [--model qwen3-30b] [--batches 1 8]
+
+does so for a program that starts meanwhile, into the disk cache that both use.
+"""
 
 from __future__ import annotations
 
+import argparse
 import multiprocessing
 import os
+import time
 from collections.abc import Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import replace
@@ -12,7 +19,7 @@ import torch
 
 from benchmarks.gpu.harness import DEVICE
 from benchmarks.gpu.launches import SelectVariant, Variant
-from benchmarks.gpu.shapes import Shape
+from benchmarks.gpu.shapes import SHAPES, Shape
 from lynx_kernels.fused_moe import tuning
 from lynx_kernels.fused_moe.tuning import Tiles
 
@@ -64,3 +71,21 @@ def _compile(shape: Shape, num_rows: int, tiles: Tiles | None, arch: int) -> Non
     launches += select.record() if tiles is None else []
     for launch in launches:
         launch.kernel.warmup(grid=launch.grid, **launch.arguments)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", choices=SHAPES, default="qwen3-30b")
+    parser.add_argument("--batches", nargs="+", type=int, default=[8])
+    parser.add_argument("--dry-run", action="store_true", help="compile nothing")
+    options = parser.parse_args()
+    shape, began_s = SHAPES[options.model], time.monotonic()
+    with CompiledAhead((shape, num_rows, None) for num_rows in options.batches) as compiled:
+        compiled.wait_for(shape, options.batches)
+    print(f"compiled in {time.monotonic() - began_s:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,9 @@ ROOT = Path(__file__).parents[2]
 BATCHES = (16, 1, 32, 8, 64)  # the bar's own first
 SHARES = (1.0, 0.75, 0.5, 0.3)  # of the uncapped T
 SLO_SHARE = 0.75
+READY_S = 240.0  # of each server
+COMPILATION_S = 60.0  # at most, after the plain server is ready
+STOP_S = 3.0  # before SIGKILL: less than the time that all.sh leaves after its own SIGTERM
 COMMON = (
     "--load-format=dummy",
     "--skip-tokenizer-init",
@@ -109,10 +112,13 @@ def rows_of(
             raise TimeIsUp
         with ExitStack() as stack:
             server = Server(model, folder / f"{side}.log", extra, base=base)
-            stack.callback(server.stop)
+            stack.callback(server.stop, STOP_S)
+            compiler = compile_ahead(stack, folder, is_dry_run) if side == "sglang" else None
             signal.setitimer(signal.ITIMER_REAL, max(0.001, end_s - time.monotonic()))
             stack.callback(signal.setitimer, signal.ITIMER_REAL, 0)  # it stops in its own time
-            server.wait_ready()
+            server.wait_ready(READY_S)
+            if compiler is not None:
+                await_end(compiler)  # its processes would slow the server that is timed
             print(f"{side}: ready after {time.monotonic() - began_s:.0f} s", flush=True)
             for router, weights in routers.items():
                 load_router(server, weights)
@@ -125,6 +131,34 @@ def change(server: Server, **values: float) -> None:
     (is_taken,) = server.post("/set_internal_state", body)
     if not is_taken:
         raise RuntimeError(f"the server refused {body}")
+
+
+def compile_ahead(stack: ExitStack, folder: Path, is_dry_run: bool) -> subprocess.Popen[bytes]:
+    """Compile Lynx's kernels for the captured batches while the plain server loads."""
+    program = (sys.executable, "-m", "benchmarks.gpu.compilation", "--model=qwen3-30b")
+    options = ("--batches", *map(str, BATCHES), *(("--dry-run",) if is_dry_run else ()))
+    with (folder / "compilation.log").open("wb") as output:
+        process = subprocess.Popen(
+            [*program, *options],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            start_new_session=True,  # one id ends it and its workers
+        )
+    stack.callback(end, process)
+    return process
+
+
+def await_end(process: subprocess.Popen[bytes]) -> None:
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(COMPILATION_S)
+    end(process)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def load_router(server: Server, folder: Path) -> None:
@@ -204,7 +238,7 @@ def main() -> int:
     plain: dict[tuple[str, int], float] = {}
     all_rows = rows_of(shape, load, batches, is_dry_run=options.dry_run, end_s=end_s)
     num_rows, is_time_up = 0, False
-    with options.out.open("w") as out:
+    with options.out.open("a") as out:
         out.write(json.dumps(header(options.dry_run)) + "\n")
         out.flush()
         try:

@@ -11,6 +11,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -182,7 +183,8 @@ class Clock:
     """How much of the time that the operator gave is left.
 
     Programs ask it between two results. A result that does not come, as of a kernel that hangs,
-    ends the program GRACE_S after the limit; the rows before it are in their file.
+    ends the program GRACE_S after the limit; the rows before it are in their file. A program that
+    is terminated sooner says where it was.
     """
 
     def __init__(self, limit_min: float) -> None:
@@ -190,6 +192,7 @@ class Clock:
         watch = threading.Timer(60 * limit_min + GRACE_S, end_process)
         watch.daemon = True
         watch.start()
+        faulthandler.register(signal.SIGTERM, chain=True)
 
     @property
     def is_over(self) -> bool:

@@ -17,10 +17,11 @@ PROGRAMS = [
     if IS_PROGRAM in path.read_text() and path.name != "sandbox.py"  # a child process
 ]
 # These stop without a GPU; their dry runs are tested in tests/benchmarks/gpu.
-ON_GPU = ("benchmarks.gpu.bench", "benchmarks.gpu.check", "benchmarks.gpu.tune")
+ON_GPU = tuple(f"benchmarks.gpu.{name}" for name in ("bench", "check", "compilation", "tune"))
 BY_MAKE = {
     "benchmarks.decode_step": "make bench",
     "benchmarks.shadow_step": "make bench-shadow",
+    "benchmarks.gpu.compilation": "make gpu-e2e",
     "benchmarks.gpu.model": "make gpu-resources",
     **{f"benchmarks.gpu.{name}": f"make gpu-{name}" for name in ("check", "bench", "e2e", "tune")},
     "benchmarks.gpu.resources": "make gpu-resources",

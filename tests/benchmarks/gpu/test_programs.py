@@ -1,9 +1,13 @@
-"""The GPU checks and benchmarks start: their own code, on a CPU, interpreted, at tiny sizes."""
+"""The GPU benchmarks start: their own code, on a CPU, interpreted, at tiny sizes.
+
+The check does so as a stage of all.sh, in test_all.py.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,12 +25,6 @@ def run(program: str, *arguments: str) -> str:
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout
-
-
-def test_the_check_passes():
-    printed = run("check", "--dry-run", "--quick")
-    assert "FAIL" not in printed
-    assert "25 of 25 good" in printed
 
 
 def test_the_benchmark_writes_right_rows_as_they_come(tmp_path):
@@ -64,6 +62,21 @@ def test_a_result_that_does_not_come_ends_the_program():
     assert done.returncode == 1
     assert "no result 0.1 s after the time was up" in done.stdout
     assert 'File "<string>", line 7' in done.stderr  # where it slept
+
+
+def test_a_program_that_is_terminated_says_where_it_was():
+    source = HANG.replace("time.sleep(60)", "print('waits', flush=True); time.sleep(60)")
+    source = source.replace("GRACE_S = 0.1", "GRACE_S = 60")
+    command = [sys.executable, "-c", source]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.terminate()
+        assert 'File "<string>", line 7' in process.stderr.read()
+    assert process.returncode == -signal.SIGTERM
 
 
 def test_predictions_are_those_on_file():
