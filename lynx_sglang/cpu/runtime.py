@@ -11,6 +11,7 @@ import torch
 
 from lynx_controller import Phase
 from lynx_kernels import select, warm_up
+from lynx_sglang.errors import LynxError
 from lynx_sglang.loop import shadow
 from lynx_sglang.loop.buffer import Buffer
 from lynx_sglang.loop.builder import Builder
@@ -81,6 +82,13 @@ class CpuRuntime(Runtime):
             result = original(scheduler, batch, *rest)
         finally:
             self.step = None
+        missing = [layer for layer in self.layers.ids if layer not in step.num_active]
+        if step.batch.rows and missing:
+            raise LynxError(
+                f"--moe-backend lynx: MoE layers {', '.join(map(str, missing))} do not select: "
+                "their routing does not come by SGLang's top-k. "
+                "Serve the model without --moe-backend lynx."
+            )
         step.add_up_layers()
         self.end(
             step,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -23,6 +24,8 @@ from lynx_sglang.gpu.counters import Counters
 from lynx_sglang.loop.buffer import IN_FLIGHT, Buffer
 from lynx_sglang.loop.scores import RouterScores
 from lynx_sglang.loop.step import Step
+
+logger = logging.getLogger(__name__)
 
 MAX_ROWS = MAX_FUSED_ROWS  # of a decode step that shares; larger ones need all experts anyway
 
@@ -102,7 +105,9 @@ class DevicePath:
         outputs.retained_mass.fill_(1.0)
         self._outputs = dict(zip(sizes.layer_ids, outputs.layers, strict=True))
         self._counters = Counters(outputs.num_active, outputs.retained_mass)
-        self._schedules: dict[int, Schedule] = {}
+        self._schedules: dict[int, tuple[Schedule, Tensor]] = {}  # and the weights beside it
+        self._selected: dict[int, set[int]] = {}  # layers, by rows of a forward that ran in Python
+        self._rescaled: set[int] = set()  # layers whose weights change after selection
         self._num_begun = 0
 
     # ------------------------------------------------------------------ in a forward
@@ -121,6 +126,7 @@ class DevicePath:
         """One layer's selection, under what the buffer holds when it runs."""
         buffer = self.buffer
         is_inside = scores.scoring in SCORINGS  # else by a launch of its own
+        self._selected.setdefault(topk_ids.shape[0], set()).add(layer_id)
         return select_triton(
             (scores.logits if is_inside else scores()).contiguous(),
             topk_ids.int().contiguous(),
@@ -136,14 +142,34 @@ class DevicePath:
             out=self._outputs[layer_id],
         )
 
-    def hand_over(self, layer_id: int, schedule: Schedule | None) -> None:
+    def hand_over(self, layer_id: int, schedule: Schedule | None, topk_weights: Tensor) -> None:
         """Keep a layer's schedule for its runner, which comes next."""
         if schedule is not None:
-            self._schedules[layer_id] = schedule
+            self._schedules[layer_id] = schedule, topk_weights
 
-    def take(self, layer_id: int) -> Schedule | None:
-        """The schedule that a layer's runner is to run; None where none was made."""
-        return self._schedules.pop(layer_id, None)
+    def take(self, layer_id: int, topk_weights: Tensor) -> Schedule | None:
+        """The schedule that a layer's runner is to run; None where none was made.
+
+        ``topk_weights``: what the runner was given. A model may scale weights or append slots
+        after selection: then the schedule is not what it asks for, and SGLang's runner serves it.
+        """
+        schedule, selected = self._schedules.pop(layer_id, (None, topk_weights))
+        is_same = selected.data_ptr() == topk_weights.data_ptr()
+        if is_same and selected.shape == topk_weights.shape:
+            return schedule
+        if layer_id not in self._rescaled:
+            self._rescaled.add(layer_id)
+            logger.warning(
+                "MoE layer %d changes its routing after selection: SGLang's runner runs it",
+                layer_id,
+            )
+        return None
+
+    def unselected(self, rows: int) -> list[int]:
+        """Layers that never selected in a forward of so many rows, or of the next size run."""
+        ran = min((size for size in self._selected if size >= rows), default=0)
+        seen = self._selected.get(ran, set())
+        return [layer_id for layer_id in self.sizes.layer_ids if layer_id not in seen]
 
     # ------------------------------------------------------------------ around a forward
 

@@ -56,7 +56,10 @@ class FusedRunner:
         from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput
 
         path, workspace = self._path, self._workspace
-        schedule = None if path is None else path.take(self._layer.layer_id)
+        schedule = None
+        if path is not None:
+            topk_weights = dispatch_output.topk_output.topk_weights
+            schedule = path.take(self._layer.layer_id, topk_weights)
         if schedule is None or workspace is None:
             return self._original(dispatch_output, quant_info, runner_config)
         is_clamped = runner_config.gemm1_alpha is not None

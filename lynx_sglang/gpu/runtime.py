@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from lynx_controller import Phase
+from lynx_sglang.errors import LynxError
 from lynx_sglang.gpu.device_path import DevicePath, Flight, Sizes
 from lynx_sglang.gpu.expert_layers import ExpertLayers
 from lynx_sglang.loop.builder import Builder
@@ -38,6 +39,22 @@ class GpuRuntime(Runtime):
         super().__init__(settings, layers, path.buffer, size_classes)
         self.path = path
         self._is_capturing = False
+        self._is_proven = False  # every layer selects
+
+    def require_selection(self, sizes: Sequence[int]) -> None:
+        """Stop a server with a layer that does not select, in a forward of one of these sizes.
+
+        Raises:
+            LynxError: names the layers.
+        """
+        for rows in filter(self.path.can_select, sizes):
+            if layers := self.path.unselected(rows):
+                raise LynxError(
+                    f"--moe-backend lynx: MoE layers {', '.join(map(str, layers))} do not select "
+                    f"in steps of {rows} rows: their routing does not come by SGLang's top-k. "
+                    "Serve the model without --moe-backend lynx."
+                )
+            self._is_proven = True
 
     @contextmanager
     def capturing(self) -> Iterator[None]:
@@ -67,7 +84,7 @@ class GpuRuntime(Runtime):
             return None
         chosen = self.path.select(layer_id, topk_ids, topk_weights, scores, correction_bias)
         if is_final:
-            self.path.hand_over(layer_id, chosen.schedule)
+            self.path.hand_over(layer_id, chosen.schedule, chosen.topk_weights)
         return chosen.topk_ids, chosen.topk_weights
 
     def run_batch(
@@ -84,6 +101,8 @@ class GpuRuntime(Runtime):
             result = original(scheduler, batch, *rest)
         finally:
             self.step = None
+        if step.is_selecting and not self._is_proven:
+            self.require_selection([step.batch.rows])
         with forward_stream(scheduler):
             self.path.end(step, lane)
         result.lynx_flight = Flight(step, ran_under, batch.launch_ts, batch.after_idle_gap, lane)

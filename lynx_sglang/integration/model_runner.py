@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from lynx_kernels import RowClass
+from lynx_sglang.integration import proof
 from lynx_sglang.loop.builder import Builder
 from lynx_sglang.loop.runtime import Runtime
 from lynx_sglang.loop.shadow import compare, log_probabilities
 
 if TYPE_CHECKING:
     from lynx_sglang.gpu.runtime import GpuBuilder
+
+logger = logging.getLogger(__name__)
 
 
 def forward(builder: Builder[Runtime]) -> Callable[..., Any]:
@@ -44,7 +48,15 @@ def capture(builder: GpuBuilder) -> Callable[..., None]:
 
     def hook(original: Callable[..., None], graph_runner: Any) -> None:
         builder.size_classes = tuple(sorted(graph_runner.capture_bs))
-        with builder.start().capturing():
+        runtime = builder.start()
+        with runtime.capturing():
             original(graph_runner)
+        runtime.require_selection(builder.size_classes)
+        proof.require_hooks()
+        logger.info(
+            "lynx selects in %d MoE layers of %d captured sizes, and all its hooks are in place",
+            len(runtime.layers),
+            len(builder.size_classes),
+        )
 
     return hook

@@ -17,9 +17,10 @@ from transformers import PretrainedConfig
 from lynx_controller.fleet.replica import Replica
 from lynx_sglang.cli import describe, main
 from lynx_sglang.cpu.runtime import CpuBuilder, CpuRuntime, count_active
-from lynx_sglang.errors import LynxError, SettingError
+from lynx_sglang.errors import LynxError, SettingError, UnsupportedError
 from lynx_sglang.integration import model_runner, state
 from lynx_sglang.integration.scheduler import run_batch
+from lynx_sglang.loop.layers import MoeLayers
 from lynx_sglang.loop.step import pad_to, size_class_of
 from lynx_sglang.loop.tier import account_of
 from lynx_sglang.settings import Settings
@@ -250,6 +251,24 @@ def test_the_controller_gets_the_quality_limit_and_what_shadows_find() -> None:
 def test_a_model_without_our_layers_is_an_error() -> None:
     with pytest.raises(LynxError, match="no MoE layer"):
         CpuBuilder(Settings()).start()
+
+
+def layer(layer_id: int, **changes: Any) -> SimpleNamespace:
+    sizes = {"num_experts": EXPERTS, "top_k": TOP_K, "num_fused_shared_experts": 0}
+    return SimpleNamespace(layer_id=layer_id, **{**sizes, **changes})
+
+
+def test_a_layer_that_does_not_select_stops_the_server() -> None:
+    scheduler = Scheduler(Settings())
+    scheduler.builder.add_layer(layer(99))  # which the model runs without SGLang's top-k
+    with pytest.raises(LynxError, match="MoE layers 99 do not select"):
+        scheduler.run([request("0")])
+
+
+@pytest.mark.parametrize("other", [layer(1, num_experts=8), layer(1, top_k=2), layer(0)])
+def test_layers_of_several_sizes_are_refused(other: Any) -> None:
+    with pytest.raises(UnsupportedError, match="differ in experts or top-k"):
+        MoeLayers.of([layer(0), other])
 
 
 @pytest.mark.parametrize(

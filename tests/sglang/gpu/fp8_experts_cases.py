@@ -121,7 +121,7 @@ def run(layer: Any, layers: ExpertLayers) -> tuple[torch.Tensor, torch.Tensor]:
     rng = torch.Generator().manual_seed(1)
     hidden, logits = torch.randn(M, H, generator=rng), torch.randn(M, E, generator=rng)
     weights, ids = logits.softmax(-1).topk(K)
-    path.hand_over(0, build_schedule_reference(ids, weights, E))
+    path.hand_over(0, build_schedule_reference(ids, weights, E), weights)
     dispatched = layer.dispatcher.dispatch(hidden, StandardTopKOutput(weights, ids, logits))
     got = layer.quant_method.apply(layer, dispatched).hidden_states
     w13, w2 = wide(layer, "w13_weight"), wide(layer, "w2_weight")

@@ -21,7 +21,7 @@ from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 from sglang.srt.layers.moe.utils import MoeRunnerBackend
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
-from lynx_sglang.errors import DivergedError, UnsupportedError
+from lynx_sglang.errors import DivergedError, LynxError, UnsupportedError
 from lynx_sglang.gpu import fused_runner
 from lynx_sglang.gpu.runtime import GpuBuilder
 from lynx_sglang.integration import experts as expert_hooks
@@ -197,9 +197,34 @@ def test_a_schedule_that_no_runner_took_is_not_the_next_steps(model_of: Any) -> 
     model = model_of()
     path = model.runtime.path
     model.finish(model.launch(requests_of(3)))
-    path.hand_over(0, path._outputs[0].view(4).schedule)
+    left = path._outputs[0].view(4)
+    path.hand_over(0, left.schedule, left.topk_weights)
     model.finish(model.launch(requests_of(3)))
-    assert path.take(0) is None
+    assert path.take(0, left.topk_weights) is None
+
+
+def test_weights_that_change_after_selection_stay_with_sglangs_runner(
+    model_of: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """step3p5 and xllm scale them, qwen2_moe appends a shared expert's."""
+    path = model_of().runtime.path
+    selected = path._outputs[0].view(4)
+    weights = selected.topk_weights
+    for changed in (weights * 2.0, torch.cat([weights, weights[:, :1]], dim=1), weights[:, :-1]):
+        path.hand_over(0, selected.schedule, weights)
+        assert path.take(0, changed) is None
+    assert caplog.text.count("MoE layer 0 changes its routing after selection") == 1
+    path.hand_over(0, selected.schedule, weights)
+    assert path.take(0, weights) is selected.schedule
+
+
+def test_a_layer_that_does_not_select_stops_the_server(model_of: Any) -> None:
+    model = model_of()
+    model.finish(model.launch(requests_of(3)))
+    model.runtime.require_selection([3, 4])
+    model.runtime.path._selected[4].discard(1)
+    with pytest.raises(LynxError, match="MoE layers 1 do not select in steps of 4 rows"):
+        model.runtime.require_selection([4])
 
 
 def test_full_budget_is_the_identity_and_padding_is_empty(model_of: Any) -> None:
