@@ -32,7 +32,7 @@ def activate() -> str | None:
 
 
 def register_defaults() -> None:
-    """Choose dtype and attention where the operator chose none.
+    """Choose device, dtype and attention where the operator chose none.
 
     The compiled operators are for float32; SGLang serves a float32 checkpoint in float16. Its CPU
     step comes before the platform's own defaults and would choose attention with AMX kernels.
@@ -41,11 +41,13 @@ def register_defaults() -> None:
     from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
 
     @register_resolution_hook("handle_deprecated_dp_attention")  # before the model's configuration
-    def choose_dtype(server_args: Any, previous: Any) -> None:
+    def choose_device_and_dtype(server_args: Any, previous: Any) -> None:
         previous(server_args)
         view = resolving_view(server_args)
         if view.device not in (None, "cpu") or activate() is None:
             return
+        if view.device is None:  # SGLang would ask the platform, and take its answer for a name
+            declare_resolution(server_args, __name__, device="cpu")
         if view.dtype == "auto":
             declare_resolution(server_args, __name__, dtype=FAST_DTYPE)
             logger.info("CPU platform: serving in %s, its fast dtype; see --dtype", FAST_DTYPE)

@@ -52,9 +52,10 @@ def test_the_dtype_is_the_fast_one_unless_named(
     """SGLang's own resolution, of a float32 checkpoint."""
     monkeypatch.setattr(resolution_hooks, "_HOOKS", {})
     entry_point.register_defaults()
-    args = ServerArgs(model_path=str(MODEL), device="cpu", dtype=named)
+    args = ServerArgs(model_path=str(MODEL), device=None, dtype=named)
     with caplog.at_level("INFO"):
         args.resolve_once()
+    assert overrides.resolving_view(args).device == "cpu"
     assert overrides.model_config_of(args).dtype is served
     said = "serving in float32" if named == "auto" else "--dtype bfloat16 runs without the compiled"
     assert said in caplog.text
