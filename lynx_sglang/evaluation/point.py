@@ -46,10 +46,11 @@ class Point:
         return {**dict.fromkeys(KNOBS), **asdict(self)}
 
 
-# By flag of `eval`: the setting, and what an entry may be.
+# By flag of `eval`: the setting, and what an entry may be. Full budget comes first by default: from
+# it the server learns the uncapped number that a share is of.
 LISTS = {
-    "--shares": ("share", "a share in (0%, 100%]"),
     "--budgets": ("budget", "full, a count or a share of all experts"),
+    "--shares": ("share", "a share in (0%, 100%]"),
     "--demands": ("demand", "a number in [0, 1]"),
 }
 

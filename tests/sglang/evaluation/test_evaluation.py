@@ -58,12 +58,12 @@ def test_the_first_token_is_the_prefills_and_does_not_count() -> None:
 def test_points_fix_every_knob_and_go_as_numbers() -> None:
     points = points_of(shares="30%", budgets="full,50%,12,full", demands="0.7")
     assert [point.name for point in points] == [
-        "share 30%", "budget full", "budget 50%", "budget 12", "demand 0.7",
+        "budget full", "budget 50%", "budget 12", "share 30%", "demand 0.7",
     ]  # fmt: skip
     updates = [update_of(point.knobs()) for point in points]
-    assert [update["lynx_budget"] for update in updates] == [0, -1, "50%", 12, 0]
+    assert [update["lynx_budget"] for update in updates] == [-1, "50%", 12, 0, 0]
     assert [update["lynx_demand"] for update in updates] == [-1, -1, -1, -1, 0.7]
-    assert [update["lynx_share"] for update in updates] == [0.3, 0, 0, 0, 0]
+    assert [update["lynx_share"] for update in updates] == [0, 0, 0, 0.3, 0]
     assert all(update["lynx_slo_itl_ms"] == 0 for update in updates)
     assert update_of({"slo_itl_ms": 20.0, "budget": "auto", "demand": "auto"}) == {
         "lynx_slo_itl_ms": 20.0,
