@@ -12,7 +12,7 @@ int64 [4, block_experts]), and the words of schedule/triton_words.py.
 import triton
 import triton.language as tl
 
-from lynx_kernels.schedule.triton_words import PAD, flat, gather_by
+from lynx_kernels.schedule.triton_words import PAD, flat, gather_by, read_slots
 from lynx_kernels.select import layout, policies
 
 ONE = tl.constexpr(float(policies.ONE))
@@ -61,10 +61,12 @@ def is_bounded(budget, share, LAYOUT, POLICY):
 
 
 @triton.jit
-def score(x, top, total, SCORING):
-    """Router score of a value x: itself, or that of a logit x in a row of this top and total."""
+def gate_of(x, top, SCORING):
+    """Router score of a value x: itself, or that of a logit x. With softmax it is up to a factor of
+    the row, whose greatest logit is top.
+    """
     if SCORING == "softmax":
-        x = tl.exp(x - top) / total
+        x = tl.exp(x - top)
     elif SCORING == "sigmoid":
         x = 1.0 / (1.0 + tl.exp(-x))
     else:
@@ -74,8 +76,8 @@ def score(x, top, total, SCORING):
 
 @triton.jit
 def read_scores(scores_ptr, offs_m, num_rows, LAYOUT, SCORING):
-    """Router scores [BLOCK_M, block_experts], 0 where not positive and finite; and each row's
-    greatest logit and sum of exponentials [BLOCK_M, 1], which softmax needs.
+    """Router scores [BLOCK_M, block_experts], 0 where not positive and finite; and the greatest
+    logit of each row [BLOCK_M, 1], which softmax needs.
     """
     offs_e = tl.arange(0, LAYOUT.block_experts)
     mask = (offs_m < num_rows)[:, None] & (offs_e < LAYOUT.num_experts)[None, :]
@@ -89,9 +91,8 @@ def read_scores(scores_ptr, offs_m, num_rows, LAYOUT, SCORING):
     else:
         x = tl.load(scores_ptr + offs, mask=mask, other=0.0).to(tl.float32)
         top = tl.zeros_like(offs_m).to(tl.float32)[:, None]
-        total = top
-        scores = tl.where(mask, score(x, top, total, SCORING), 0.0)
-    return scores, top, total
+        scores = tl.where(mask, gate_of(x, top, SCORING), 0.0)
+    return scores, top
 
 
 @triton.jit
@@ -170,6 +171,28 @@ def add_scores(scores, row_class_ptr, offs_m, num_rows, counters_ptr, LAYOUT):
     tl.atomic_add(counters_ptr + offs_e, sums, mask=mask, sem="relaxed")
     wanted_ptr = counters_ptr + WANTED * LAYOUT.block_experts
     tl.store(wanted_ptr + offs_e, tl.full([], 1, tl.int64), mask=mask)
+
+
+@triton.jit
+def add_all_demand(
+    scores_ptr, ids_ptr, weights_ptr, row_class_ptr, contribution_ptr, share, floor, is_capped,
+    counters_ptr, first_row, end_row, LAYOUT, POLICY, SCORING, BLOCK_M, BLOCK_R,
+):  # fmt: skip
+    """Add the demand of the rows from `first_row` to `end_row` to the counters."""
+    for start in tl.range(first_row, end_row, BLOCK_R):
+        offs_r = start + tl.arange(0, BLOCK_R)
+        kind, ids, weights = read_slots(
+            ids_ptr, weights_ptr, row_class_ptr, offs_r, end_row, LAYOUT.top_k, LAYOUT.block_slots
+        )
+        add_demand(
+            kind, ids, weights, contribution_ptr, share, floor, is_capped, counters_ptr,
+            LAYOUT, POLICY,
+        )  # fmt: skip
+    if POLICY.importance == "scores":
+        for start in tl.range(first_row, end_row, BLOCK_M):
+            offs_m = start + tl.arange(0, BLOCK_M)
+            scores, _ = read_scores(scores_ptr, offs_m, end_row, LAYOUT, SCORING)
+            add_scores(scores, row_class_ptr, offs_m, end_row, counters_ptr, LAYOUT)
 
 
 @triton.jit

@@ -37,6 +37,7 @@ from lynx_kernels.schedule.triton_lists import (
 )
 from lynx_kernels.schedule.triton_words import add_rows, gather_by, popcount, read_slots
 from lynx_kernels.select.triton_blocks import (
+    add_all_demand,
     add_demand,
     add_scores,
     is_bounded,
@@ -60,28 +61,6 @@ def open_words(ids_ptr, weights_ptr, row_class_ptr, offs_m, num_rows, word_ptr, 
     tl.debug_barrier()
     add_rows(ids, (ids >= 0) & (ids < LAYOUT.num_ids), offs_m, word_ptr, BLOCK_M)
     return kind, ids, weights
-
-
-@triton.jit
-def add_all_demand(
-    scores_ptr, ids_ptr, weights_ptr, row_class_ptr, contribution_ptr, share, floor, is_capped,
-    counters_ptr, first_row, end_row, LAYOUT, POLICY, SCORING, BLOCK_M, BLOCK_R,
-):  # fmt: skip
-    """Add the demand of the rows from `first_row` to `end_row` to the counters."""
-    for start in tl.range(first_row, end_row, BLOCK_R):
-        offs_r = start + tl.arange(0, BLOCK_R)
-        kind, ids, weights = read_slots(
-            ids_ptr, weights_ptr, row_class_ptr, offs_r, end_row, LAYOUT.top_k, LAYOUT.block_slots
-        )
-        add_demand(
-            kind, ids, weights, contribution_ptr, share, floor, is_capped, counters_ptr,
-            LAYOUT, POLICY,
-        )  # fmt: skip
-    if POLICY.importance == "scores":
-        for start in tl.range(first_row, end_row, BLOCK_M):
-            offs_m = start + tl.arange(0, BLOCK_M)
-            scores, _, _ = read_scores(scores_ptr, offs_m, end_row, LAYOUT, SCORING)
-            add_scores(scores, row_class_ptr, offs_m, end_row, counters_ptr, LAYOUT)
 
 
 @triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=CONTROLS)
@@ -134,7 +113,7 @@ def select_kernel(
         if is_bounded(budget, share, LAYOUT, POLICY):
             is_capped = budget < LAYOUT.num_experts
             if NUM_PROGRAMS == 1:
-                scores, top, total = read_scores(scores_ptr, offs_m, num_rows, LAYOUT, SCORING)
+                scores, top = read_scores(scores_ptr, offs_m, num_rows, LAYOUT, SCORING)
                 add_demand(
                     kind, ids, weights, contribution_ptr, share, floor, is_capped, counters_ptr,
                     LAYOUT, POLICY,
@@ -146,10 +125,10 @@ def select_kernel(
                     scores_ptr, ids_ptr, weights_ptr, row_class_ptr, contribution_ptr, share, floor,
                     is_capped, counters_ptr, 0, num_rows, LAYOUT, POLICY, SCORING, BLOCK_M, BLOCK_R,
                 )  # fmt: skip
-                scores, top, total = read_scores(scores_ptr, offs_m, num_rows, LAYOUT, SCORING)
+                scores, top = read_scores(scores_ptr, offs_m, num_rows, LAYOUT, SCORING)
             tl.debug_barrier()
             new_ids, is_lost, gates = decide(
-                ids, is_own, scores, top, total, scores_ptr, bias_ptr, counters_ptr, word_ptr,
+                ids, is_own, scores, top, scores_ptr, bias_ptr, counters_ptr, word_ptr,
                 budget, offs_m, LAYOUT, POLICY, SCORING, BLOCK_M,
             )  # fmt: skip
 
@@ -254,9 +233,9 @@ def decide_kernel(
     gates = tl.zeros([BLOCK_M, BLOCK_K], tl.float64)
     if POLICY.demand != "all":  # noqa: SIM102 (known at compile time, the next is not)
         if is_bounded(budget, share, LAYOUT, POLICY):
-            scores, top, total = read_scores(scores_ptr, offs_m, num_rows, LAYOUT, SCORING)
+            scores, top = read_scores(scores_ptr, offs_m, num_rows, LAYOUT, SCORING)
             new_ids, is_lost, gates = decide(
-                ids, is_own, scores, top, total, scores_ptr, bias_ptr,
+                ids, is_own, scores, top, scores_ptr, bias_ptr,
                 scratch_ptr + LAYOUT.counters, word_ptr, budget, offs_m, LAYOUT, POLICY, SCORING,
                 BLOCK_M,
             )  # fmt: skip

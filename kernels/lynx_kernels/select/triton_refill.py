@@ -7,7 +7,7 @@ import triton.language as tl
 
 from lynx_kernels.schedule.triton_words import add_rows, bit_of, flat, gather_by
 from lynx_kernels.select import policies
-from lynx_kernels.select.triton_blocks import cut, fixed_mass, is_bounded, positive, score
+from lynx_kernels.select.triton_blocks import cut, fixed_mass, gate_of, is_bounded, positive
 
 REFILL_SHARE = tl.constexpr(policies.REFILL_SHARE)
 TURNS = tl.constexpr(32)  # columns of a row's refills: the lanes of a warp, K at most
@@ -53,14 +53,14 @@ def refill(ids, is_lost, scores, bias_ptr, word_ptr, is_allowed, LAYOUT, BLOCK_M
 
 
 @triton.jit
-def read_gates(scores_ptr, top, total, new_ids, is_own, is_lost, offs_m, LAYOUT, POLICY, SCORING):
-    """Scores that set the weights of these slots, float64."""
+def read_gates(scores_ptr, top, new_ids, is_own, is_lost, offs_m, LAYOUT, POLICY, SCORING):
+    """Scores that set the weights of these slots, up to a factor of the row; float64."""
     is_set = is_lost
     if POLICY.weights == "scores":
         is_set = is_own
     index = offs_m[:, None] * LAYOUT.num_experts + new_ids
     mask = is_set & (new_ids >= 0)
-    gates = score(gather_by(scores_ptr, index, mask).to(tl.float32), top, total, SCORING)
+    gates = gate_of(gather_by(scores_ptr, index, mask).to(tl.float32), top, SCORING)
     return tl.where(mask, gates, 0.0).to(tl.float64)
 
 
@@ -97,7 +97,7 @@ def retained_share(weights, is_own, is_lost):
 
 @triton.jit
 def decide(
-    ids, is_own, scores, top, total, scores_ptr, bias_ptr, counters_ptr, word_ptr, budget, offs_m,
+    ids, is_own, scores, top, scores_ptr, bias_ptr, counters_ptr, word_ptr, budget, offs_m,
     LAYOUT, POLICY, SCORING, BLOCK_M,
 ):  # fmt: skip
     """New ids of these rows, the slots that lost theirs, and the scores that set weights."""
@@ -109,9 +109,7 @@ def decide(
         tl.debug_barrier()  # `refill` reads the words that change here
         add_rows(new_ids, is_lost & (new_ids >= 0), offs_m, word_ptr, BLOCK_M)
     tl.store(word_ptr + flat(ids), tl.full([], 0, tl.int64), mask=flat(is_lost))
-    gates = read_gates(
-        scores_ptr, top, total, new_ids, is_own, is_lost, offs_m, LAYOUT, POLICY, SCORING
-    )
+    gates = read_gates(scores_ptr, top, new_ids, is_own, is_lost, offs_m, LAYOUT, POLICY, SCORING)
     return new_ids, is_lost, gates
 
 
