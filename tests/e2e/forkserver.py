@@ -25,7 +25,7 @@ from typing import Any
 from loadtests.server import CPU_OPTIONS, Server, command, free_port
 
 IMPORT_TIMEOUT_S = 300.0
-LIFETIME_S = 900  # of a server whose test was killed
+LIFETIME_S = 2700  # of a server whose test was killed: longer than all tests take
 
 
 class ForkServer:

@@ -68,12 +68,3 @@ def test_exact_requests_keep_their_quality_in_a_mixed_batch(
                 assert ours.tokens == theirs.tokens
                 # Only the summation order may differ: other rows regroup each expert's rows.
                 assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-5)
-
-
-def test_an_unknown_tier_is_served_exact(
-    lynx: Server, settings: Settings, prompts: list[str], generate: Generate
-) -> None:
-    assert settings(demand=0.5)
-    (answer,) = generate(lynx, prompts[:1], ["exakt"])
-    assert answer.report["tier"] == "exact"
-    assert not answer.report["degraded"]
