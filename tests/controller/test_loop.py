@@ -180,9 +180,10 @@ def test_converges_for_any_gain_error_and_lag(
     samples, _ = close(
         plant, slo_ms, [Load(16)] * 200, lag_steps, prior_slope_ms=ratio * plant.slope_ms
     )
-    # Without noise the trim shrinks for long: the share still climbs, and may step back once.
+    # Without noise the feedback shrinks for long: the share still climbs, and may step back once.
     late = [sample.share for sample in samples[-60:]]
-    assert reversals_per_1000(late) <= 1000 / 60
+    assert reversals_per_1000(late) <= 2 * 1000 / 60  # back, and up again
+    assert max(late) - late[-1] <= 0.05
     assert max(gaps(samples[-60:])) <= 1.03 * slo_ms
 
 
