@@ -10,6 +10,7 @@ import argparse
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from lynx_sglang import settings, sglang_names
@@ -163,12 +164,11 @@ def publish(backend: str | None, given: Mapping[str, Any]) -> Settings | None:
 def are_in(arguments: Sequence[str]) -> bool:
     """Whether a command line asks for Lynx; for where SGLang's parser is not extended."""
     backends = ("--moe-backend", "--moe-runner-backend")
-    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
     return any(
         (flag in backends and value == BACKEND)
         or flag in [f"{name}={BACKEND}" for name in backends]
         or flag.startswith("--lynx-")
-        for flag, value in pairs
+        for flag, value in pairwise([*arguments, ""])
     )
 
 

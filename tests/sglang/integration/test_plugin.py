@@ -70,6 +70,7 @@ def test_another_sglang_is_left_alone_with_one_clear_line(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(sglang_names, "sglang_version", lambda: "0.4.0")
+    monkeypatch.setattr(sys, "argv", ["program"])
     with caplog.at_level(logging.WARNING):
         plugin.register()
     assert not hooks
@@ -101,8 +102,11 @@ def test_another_sglang_that_is_asked_for_lynx_stops(
     assert not hooks
 
 
-def test_other_options_do_not_ask_for_lynx() -> None:
-    assert not flags.are_in(["--moe-backend", "triton", "--model-path", "lynx", "--moe-backend"])
+@pytest.mark.parametrize(
+    "line", [[], ["lynx"], ["--moe-backend"], ["--moe-backend", "triton", "--model-path", "lynx"]]
+)
+def test_other_options_do_not_ask_for_lynx(line: list[str]) -> None:
+    assert not flags.are_in(line)
 
 
 def test_the_backends_name_is_sglangs_choice(hooks: dict[str, list[object]]) -> None:
