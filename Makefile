@@ -38,7 +38,8 @@ serve: $(STAMP)  ## start a Lynx server on this CPU; SLO_MS=20 and PORT=30000 ca
 	  --moe-backend lynx --lynx-slo-itl-ms $(SLO_MS)
 
 test: $(STAMP)  ## run all tests, also those on real servers
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -m "not e2e" --numprocesses 2
+	$(PYTHON) -m pytest -m e2e
 
 fuzz: $(STAMP)  ## 100,000 wrong inputs of each kind
 	FUZZ_CASES=100000 $(PYTHON) -m pytest tests/fuzz --timeout=0

@@ -1,14 +1,15 @@
 """Servers in seconds: one process imports SGLang once, and each server is a fork of it.
 
 Run as a program, it reads a line of JSON for each server to start, ``{"argv": [...], "env": {...},
-"log": PATH}``, and answers with its process id. All processes of such a server are forks too, so
-plugins are loaded once, here, and what they do in a scheduler is done again in each. Tests of how
-a server starts (launchers, plugin loading, ``Engine``) need a real start; tests of how it serves do
-not.
+"log": PATH, "plugin": MODULE or null}``, and answers with its process id. All processes of such a
+server are forks too, so plugins are loaded once, here, and what they do in a scheduler is done
+again in each; there, ``register`` of the job's own plugin is called, too. Tests of how a server
+starts (launchers, plugin loading, ``Engine``) need a real start; tests of how it serves do not.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -25,6 +26,7 @@ from typing import Any
 from loadtests.server import CPU_OPTIONS, Server, command, free_port
 
 IMPORT_TIMEOUT_S = 300.0
+PLUGIN = "FORK_SERVER_PLUGIN"
 LIFETIME_S = 2700  # of a server whose test was killed: longer than all tests take
 
 
@@ -53,12 +55,14 @@ class ForkServer:
     ) -> None:
         self._process.__exit__(kind, error, trace)  # at the end of its input it ends
 
-    def start(self, argv: Sequence[str], log: Path, **environment: str) -> Forked:
+    def start(
+        self, argv: Sequence[str], log: Path, plugin: str | None = None, **environment: str
+    ) -> Forked:
         """Start ``sglang.launch_server`` with these arguments; its output goes to ``log``."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         log.parent.mkdir(parents=True, exist_ok=True)
-        job = {"argv": list(argv), "env": environment, "log": str(log)}
+        job = {"argv": list(argv), "env": environment, "log": str(log), "plugin": plugin}
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
         return Forked(int(self._process.stdout.readline()), code_of(log))
@@ -103,13 +107,27 @@ class ForkedServer(Server):
         log: Path,
         options: Sequence[str] = (),
         base: Sequence[str] = CPU_OPTIONS,
+        plugin: str | None = None,
         **environment: str,
     ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
         argv = command(model, self.port, options, base)
-        self._process: Any = forks.start(argv, log, **environment)
+        self._process: Any = forks.start(argv, log, plugin, **environment)
+
+
+def refusal(
+    forks: ForkServer, model: Path, log: Path, options: Sequence[str], timeout_s: float = 120.0
+) -> str:
+    """The output of a server that must end with an error before it serves."""
+    forked = forks.start(command(model, free_port(), options), log)
+    try:
+        assert forked.wait(timeout_s) != 0
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(forked.pid, signal.SIGKILL)
+    return log.read_text()
 
 
 def code_of(log: Path) -> Path:
@@ -140,7 +158,9 @@ def import_sglang() -> None:
     def load_in_scheduler() -> None:
         if (settings := flags.published()) is not None:
             plugin._register_server(settings)
-            HookRegistry.apply_hooks()
+        if name := os.environ.get(PLUGIN):
+            importlib.import_module(name).register()
+        HookRegistry.apply_hooks()
 
     for process in (scheduler, data_parallel_controller):
         process.load_plugins = load_in_scheduler
@@ -156,6 +176,7 @@ def serve(job: dict[str, Any]) -> None:
     for number, source in enumerate((nothing, output, output)):
         os.dup2(source, number)
     os.environ.update(job["env"])
+    os.environ[PLUGIN] = job["plugin"] or ""
     os.chdir(Path(job["log"]).parent)
     sys.argv = ["sglang.launch_server", *job["argv"]]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from loadtests.server import LAUNCH_SERVER, Server, command
+from loadtests.server import Server
 from models.traffic import traffic
-from tests.e2e.forkserver import ForkedServer, ForkServer
+from tests.e2e.forkserver import ForkedServer, ForkServer, refusal
 
 pytestmark = pytest.mark.e2e
 
@@ -110,10 +109,5 @@ def test_a_calibration_sets_the_floor_and_refuses_another_model(
     assert "lynx is calibrated by" in (tmp_path / "log").read_text()
 
     file.write_text(json.dumps({**made, "model_sha256": "0" * 64}))
-    launch = [*LAUNCH_SERVER, *command(model, 1, ["--moe-backend=lynx"])]
-    foreign = subprocess.run(
-        [*launch, f"--lynx-calibration={file}"],
-        capture_output=True, text=True, timeout=120, env={**os.environ},
-    )  # fmt: skip
-    assert foreign.returncode != 0
-    assert "is of another model" in foreign.stderr
+    options = ["--moe-backend=lynx", f"--lynx-calibration={file}"]
+    assert "is of another model" in refusal(forks, model, tmp_path / "foreign", options)

@@ -6,8 +6,6 @@ Each rank has a half of every expert, or half of the experts.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,11 +15,11 @@ from typing import Any
 import pytest
 
 from loadtests.server import Server
+from tests.e2e.forkserver import ForkedServer, ForkServer
 
 pytestmark = pytest.mark.e2e
 
 Generate = Callable[..., list[Any]]
-PROBE = Path(__file__).with_name("rank_probe.py")
 LAYERS = 8
 
 
@@ -66,25 +64,18 @@ class Replica:
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["halves", "whole"])
 def replica(
-    request: pytest.FixtureRequest, model: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    forks: ForkServer,
+    model: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Replica]:
-    """Two ranks under the probe, which SGLang finds as it finds any installed plugin."""
-    folder, steps_at = tmp_path_factory.mktemp("plugin"), tmp_path_factory.mktemp("steps")
-    shutil.copy(PROBE, folder)
-    metadata = folder / "rank_probe-1.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: rank_probe\nVersion: 1\n")
-    (metadata / "entry_points.txt").write_text(
-        "[sglang.srt.plugins]\nrank_probe = rank_probe:register\n"
-    )
+    """Two ranks under the probe."""
+    steps_at = tmp_path_factory.mktemp("steps")
     spread = ("--tp-size=2", f"--ep-size={request.param}")
-    options = ("--sleep-on-idle", "--enable-tokenizer-batch-encode", *spread)
+    options = ("--sleep-on-idle", "--enable-tokenizer-batch-encode", *spread, "--moe-backend=lynx")
+    probed = {"plugin": "tests.e2e.rank_probe", "RANK_PROBE": str(steps_at)}
     log = tmp_path_factory.mktemp("ranks") / "log"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]))
-        patch.setenv("RANK_PROBE", str(steps_at))
-        server = Server(model, log, (*options, "--moe-backend=lynx"))
-    with server:
+    with ForkedServer(forks, model, log, options, **probed) as server:
         yield Replica(server, steps_at)
 
 
