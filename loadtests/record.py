@@ -15,7 +15,8 @@ from loadtests.stream import Exchange
 class Gap:
     """Time between two chunks of a stream; the second brought ``tokens`` tokens.
 
-    As in SGLang's own benchmark, each of them is charged an equal share of the gap.
+    Each of them is charged an equal share of the gap, as in ``sglang:inter_token_latency_seconds``
+    and in ``bench_serving`` with its backend ``sglang``.
     """
 
     at_s: float  # when the second chunk arrived, since the load began
@@ -47,9 +48,10 @@ class Record:
 
     @property
     def tpot_ms(self) -> float | None:
-        """Time per output token after the first, over the request."""
-        tokens = sum(gap.tokens for gap in self.gaps)
-        return sum(gap.gap_ms for gap in self.gaps) / tokens if tokens else None
+        """Time per output token after the first, up to the stream's end, as ``bench_serving``'s."""
+        if self.error is not None or self.ttft_ms is None or self.tokens < 2:
+            return None
+        return ((self.end_s - self.sent_s) * 1e3 - self.ttft_ms) / (self.tokens - 1)
 
 
 def gaps_of(exchange: Exchange, origin_s: float) -> list[Gap]:

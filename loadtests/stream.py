@@ -39,6 +39,7 @@ class Exchange:
     chunks: list[Chunk] = field(default_factory=list)  # without the empty first one
     end_s: float = 0.0
     completion_tokens: int = 0  # as the server counts, end token included
+    shown_tokens: int = 0  # those of the chunks
     finish_reason: str | None = None
 
     @property
@@ -76,7 +77,6 @@ def note_event(exchange: Exchange, event: Mapping[str, Any], at_s: float) -> Chu
         raise StreamError(str(error))
     usage = event.get("usage") or {}
     total = usage.get("completion_tokens")
-    previous = exchange.completion_tokens
     if total is not None:
         exchange.completion_tokens = total
     for choice in event.get("choices", ()):
@@ -84,7 +84,9 @@ def note_event(exchange: Exchange, event: Mapping[str, Any], at_s: float) -> Chu
         if text := choice.get("delta", {}).get("content"):
             if total is None:
                 exchange.completion_tokens += 1  # no usage per chunk: one token each
-            chunk = Chunk(at_s, text, max(1, exchange.completion_tokens - previous))
+            # Tokens without text of their own, parts of a character, come with the next text.
+            chunk = Chunk(at_s, text, max(1, exchange.completion_tokens - exchange.shown_tokens))
+            exchange.shown_tokens += chunk.tokens
             exchange.chunks.append(chunk)
             return chunk
     return None
@@ -120,7 +122,10 @@ class Client:
 
         Raises:
             StreamError, OSError, http.client.HTTPException: the request failed.
+            ValueError: ``options`` ask for several answers, whose gaps would be mixed up.
         """
+        if (options or {}).get("n", 1) != 1:
+            raise ValueError(f"n must be 1: one stream is timed, got {(options or {})['n']!r}")
         body = {
             "model": self._model,
             "messages": [{"role": "user", "content": prompt}],

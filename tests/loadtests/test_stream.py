@@ -52,8 +52,13 @@ def test_coalesced_chunks_carry_their_tokens() -> None:
     exchange = Exchange(sent_s=0.0)
     for at_s, event in enumerate([delta("A", 1), delta("BCD", 4), delta(None, 5), delta("F", 6)]):
         note_event(exchange, event, float(at_s))
-    assert [(chunk.at_s, chunk.tokens) for chunk in exchange.chunks] == [(0, 1), (1, 3), (3, 1)]
+    assert [(chunk.at_s, chunk.tokens) for chunk in exchange.chunks] == [(0, 1), (1, 3), (3, 2)]
     assert exchange.text == "ABCDF"
+
+
+def test_several_answers_are_not_timed_as_one() -> None:
+    with pytest.raises(ValueError, match="n must be 1: one stream is timed, got 2"):
+        Client("http://127.0.0.1:1").stream("hello", max_tokens=9, options={"n": 2})
 
 
 def test_without_usage_a_chunk_is_a_token() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from loadtests.percentile import percentile
-from loadtests.record import Gap, Record, gaps_of, read, write
+from loadtests.record import Gap, Record, answered, gaps_of, read, write
 from loadtests.stream import Chunk, Exchange
 from loadtests.summary import accuracy, faults, itls_ms, running, summarise, violation_rate, windows
 
@@ -41,10 +43,45 @@ def test_gaps_leave_out_the_first_chunk() -> None:
 
 def test_a_coalesced_chunk_counts_each_token() -> None:
     assert itls_ms(RECORD.gaps) == [10.0, 20.0, 20.0]
-    assert RECORD.tpot_ms == pytest.approx(50 / 3)
     assert violation_rate(itls_ms(RECORD.gaps), slo_ms=15) == pytest.approx(2 / 3)
     assert violation_rate([20.0], slo_ms=20) == 0  # within means up to and including
     assert violation_rate([], slo_ms=20) == 0
+
+
+def test_latencies_are_defined_as_in_sglangs_benchmark() -> None:
+    """One timeline through both: percentiles of TTFT, ITL per token, and TPOT of each request."""
+    from sglang.benchmark.serving import RequestFuncOutput, calculate_metrics
+
+    rng = random.Random(4)
+    records, outputs = [], []
+    for index in range(20):
+        sent_s, at_s = 0.1 * index, 0.1 * index + rng.uniform(0.05, 0.5)
+        exchange = Exchange(sent_s, [Chunk(at_s, "a", 1)], completion_tokens=2)  # with an end token
+        for tokens in rng.choices([1, 1, 1, 3], k=rng.randrange(1, 30)):
+            at_s += rng.uniform(0.005, 0.08)
+            exchange.chunks.append(Chunk(at_s, "b", tokens))
+            exchange.completion_tokens += tokens
+        exchange.end_s = at_s + 0.01
+        record = answered(replace(RECORD, index=index), exchange, origin_s=0.0)
+        records.append(record)
+        output = RequestFuncOutput(
+            generated_text=exchange.text,
+            success=True,
+            latency=exchange.end_s - sent_s,
+            ttft=exchange.chunks[0].at_s - sent_s,
+            itl=[each / 1e3 for each in itls_ms(record.gaps)],
+            output_len=exchange.completion_tokens,
+            start_time=sent_s,
+        )
+        outputs.append(output)
+    words = SimpleNamespace(encode=lambda text, **_: text)
+    theirs, _ = calculate_metrics(None, outputs, 9.0, words, "sglang")  # type: ignore[arg-type]
+    ours = summarise(records, slo_itl_ms=None, slo_attainment=0.95)
+    for name in ("ttft", "itl", "tpot"):
+        for percent in (90, 95, 99):
+            expected = getattr(theirs, f"p{percent}_{name}_ms")
+            assert ours[f"{name}_ms"][f"p{percent}"] == pytest.approx(expected, abs=1e-3)
+    assert replace(RECORD, error="broken off").tpot_ms is None  # their benchmark leaves it out too
 
 
 def test_windows_skip_silence() -> None:
