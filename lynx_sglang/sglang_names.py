@@ -347,8 +347,9 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     path: tuple(names.split())
     for path, names in {
         SERVER_ARGUMENTS: (
-            "attention_backend disable_overlap_schedule dp_size model_path moe_runner_backend "
-            "pp_size quantization tp_size"
+            "attention_backend device disable_overlap_schedule dp_size dtype "
+            "enable_return_aux_hidden_states model_path moe_runner_backend pp_size quantization "
+            "tp_size"
         ),
         "sglang.srt.entrypoints.engine:Engine": "server_args",
         "sglang.srt.configs.model_config:ModelConfig": "hf_config hf_text_config",
@@ -430,6 +431,7 @@ LACKS: dict[str, dict[str, tuple[str, ...]]] = {
             "enable_amd_monokernel",
             "enable_nvidia_megakernel",
             "enable_paged_experts",
+            "enable_return_aux_hidden_states",
         ),
         "sglang.srt.layers.moe.fused_moe_triton.layer:FusedMoE": ("runner_backend",),
     }

@@ -6,4 +6,5 @@ PATH="$PATH:$(python3 -m site --user-base)/bin"
 rm -rf "$folder.part"
 uv pip install --quiet --python "$python" --no-deps --target "$folder.part" \
     "sglang==${folder##*sglang-}"
+"$python" -m compileall -q "$folder.part/sglang"
 mv "$folder.part" "$folder"

@@ -41,7 +41,8 @@ def register() -> None:
         if flags.published() is None:
             return
         view, is_cpu = resolving_view(server_args), entry_point.activate() is not None
-        if not view.enable_return_aux_hidden_states:  # which takes --speculative-algorithm away
+        # Beside it, SGLang takes --speculative-algorithm away. SGLang 0.5.22 has no such option.
+        if not getattr(view, "enable_return_aux_hidden_states", False):
             for reason in features.refusals(view, "cpu" if is_cpu else "cuda"):
                 raise UnsupportedError(f"--moe-backend lynx: {reason}")
         if not is_cpu and view.moe_runner_backend == BACKEND:

@@ -135,10 +135,10 @@ def names_table() -> str:
 
 
 def tested_versions_table() -> str:
-    """What is tested on each supported SGLang: tests run on the installed one alone."""
+    """The tests that run on each supported SGLang."""
     installed = version("sglang")
     rows = [
-        (each, "yes", "all tests, CPU servers too" if each == installed else "no: never run yet")
+        (each, "yes", "all tests, CPU servers too" if each == installed else "one CPU server")
         for each in sglang_names.SUPPORTED_VERSIONS
     ]  # fmt: skip
     return table(

@@ -86,7 +86,7 @@ OTHERS = {  # read on objects of the standard library, transformers and the comm
     "to_dict", "to_json_string", "value",
 }  # fmt: skip
 BUILTIN = {name for cls in (torch.Tensor, dict, list, str, int, type) for name in dir(cls)}
-LISTS = ("enumerate", "getattr", "list", "min", "max", "sorted", "tuple", "zip")
+LISTS = ("enumerate", "getattr", "list", "min", "max", "resolving_view", "sorted", "tuple", "zip")
 KNOWS_SGLANG = ("calibrate", "cpu", "gpu", "integration", "loop")
 
 
