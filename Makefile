@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml scripts/make_env.sh
 	sh scripts/make_env.sh $(VENV)
 	@touch $@
 
-demo: $(STAMP)  ## run one load on plain SGLang and on Lynx (8 minutes, CPU); report in build/demo
+demo: $(STAMP)  ## run one load on plain SGLang and on Lynx (12 minutes, CPU); report in build/demo
 	$(PYTHON) -m loadtests.demo --model $(MODEL) --out build/demo
 
 serve: $(STAMP)  ## start a Lynx server on this CPU; SLO_MS=20 and PORT=30000 can be changed
