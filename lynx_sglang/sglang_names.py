@@ -304,6 +304,12 @@ CONTINUE = Name(
     ("recv_req",),
     "pauses do not count as step time",
 )
+IDLE = Name(
+    "sglang.srt.managers.scheduler_components.metrics_reporter:"
+    "SchedulerMetricsReporter.record_scheduler_idle",
+    ("self",),
+    "gauges of an idle server",
+)
 SET_STATE = Name(
     "sglang.srt.managers.scheduler_components.internal_state:"
     "SchedulerInternalStateController.set_internal_state",
@@ -346,6 +352,8 @@ SERVER_ARGUMENTS = "sglang.srt.server_args:ServerArgs"
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     path: tuple(names.split())
     for path, names in {
+        "sglang.srt.managers.scheduler_components.internal_state:"
+        "SchedulerInternalStateController": "scheduler",
         SERVER_ARGUMENTS: (
             "attention_backend device disable_overlap_schedule dp_size dtype "
             "enable_return_aux_hidden_states model_path moe_runner_backend pp_size quantization "

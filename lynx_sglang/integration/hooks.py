@@ -12,7 +12,6 @@ from lynx_sglang import sglang_names
 from lynx_sglang.integration import experts, model_runner, routing, scheduler, state, streamer
 from lynx_sglang.loop.builder import Builder
 from lynx_sglang.loop.runtime import Runtime
-from lynx_sglang.loop.tier import Tier
 from lynx_sglang.settings import Settings
 
 if TYPE_CHECKING:
@@ -49,11 +48,10 @@ def install(settings: Settings) -> None:
     }
     around |= on_both
     after: Hooks = {
-        sglang_names.STREAMER_CLASS: streamer.get_output_streamer_class(
-            Tier(settings.default_tier)
-        ),
+        sglang_names.STREAMER_CLASS: streamer.get_output_streamer_class(builder),
         sglang_names.GET_STATE: state.add_server_info(builder),
         sglang_names.UPDATE_HANDLERS: state.add_update_handlers,
+        sglang_names.IDLE: scheduler.note_idle(builder),
     }
     present = sglang_names.names_of(sglang_names.sglang_version())
     for hooks, kind in ((around, HookType.AROUND), (after, HookType.AFTER)):

@@ -55,6 +55,16 @@ def receive(builder: Builder[Runtime]) -> Callable[..., list[Any]]:
     return hook
 
 
+def note_idle(builder: Builder[Runtime]) -> Callable[..., None]:
+    """The hook after ``record_scheduler_idle``: nothing runs or waits."""
+
+    def hook(_result: None, _reporter: Any) -> None:
+        if builder.runtime is not None:
+            builder.runtime.note_idle()
+
+    return hook
+
+
 class Pauses:
     """The hooks around a scheduler's pause and its end."""
 

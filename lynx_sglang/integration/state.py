@@ -21,8 +21,12 @@ logger = logging.getLogger(__name__)
 def add_server_info(builder: Builder[Runtime]) -> Callable[..., None]:
     """The hook after ``get_internal_state``: a ``lynx`` part per scheduler in ``/server_info``."""
 
-    def hook(output: Any, _controller: Any, _request: Any) -> None:
-        output.internal_state["lynx"] = server_info(builder)
+    def hook(output: Any, controller: Any, _request: Any) -> None:
+        scheduler = controller.scheduler
+        output.internal_state["lynx"] = server_info(builder) | {
+            "running": len(scheduler.running_batch.reqs),
+            "waiting": len(scheduler.waiting_queue),
+        }
 
     return hook
 
@@ -42,6 +46,7 @@ def server_info(builder: Builder[Runtime]) -> dict[str, Any]:
         "top_k": layers.top_k,
         "decision": None if runtime is None else runtime.decision.to_dict(),
         "controller": None if control is None else control.controller.state(),
+        "is_idle": telemetry.is_idle,  # then "decision" is of the last batch
         "steps": dict(telemetry.steps),
         "decisions": dict(telemetry.decisions),
         "floor_hits": telemetry.floor_hits,
@@ -49,6 +54,7 @@ def server_info(builder: Builder[Runtime]) -> dict[str, Any]:
         "decode_steps": telemetry.decode_steps,
         "active_experts_sum": telemetry.active_experts_sum,
         "retained_mass_sum": telemetry.retained_mass_sum,
+        "tiers": telemetry.tiers(),
         "refused_change": builder.refused_change,
         "shadow": telemetry.shadow.report(),
         "fleet": None if replica is None else replica.state(),

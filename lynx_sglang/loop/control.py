@@ -100,6 +100,7 @@ class Control:
         seen = self._observation(step, ran_under, step_ms - step.shadow_ms, itl_ms)
         if self.replica is not None:
             self.replica.note(seen, self.controller)
+            self.telemetry.store_failed(self.replica.failures)
         self.decision = self.controller.step(seen)
         self.decided_for = step.batch
         caps = dict(zip(self.layers.ids, ran_under.budget, strict=True))
@@ -107,12 +108,19 @@ class Control:
         return self.decision
 
     def _account(self, step: Step) -> None:
-        """Add each decode row's retained mass to its request's account."""
+        """Add each decode row's retained mass to the accounts of its request and its tier."""
         masses = [1.0] * len(step.requests)
         if step.row_retained_mass is not None:
             masses = (step.row_retained_mass / len(self.layers)).tolist()
+        default = tier.Tier(self.settings.default_tier)
+        of_step = {name: tier.Account() for name in tier.Tier}
         for request, mass in zip(step.requests, masses, strict=True):
-            tier.account_of(request).add(min(1.0, mass))
+            mass = min(1.0, mass)
+            tier.account_of(request).add(mass)
+            of_step[tier.tier_of(request, default)].add(mass)
+        for name, account in of_step.items():
+            if account.decode_tokens:
+                self.telemetry.decoded(name, account)
 
     def _observation(
         self, step: Step, ran_under: Decision, step_ms: float, itl_ms: float

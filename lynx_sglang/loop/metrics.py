@@ -6,13 +6,14 @@ labels. A gauge is an entry of ``GAUGES``. A counter or histogram is a field of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lynx_controller import Decision, Reason
 from lynx_sglang.loop.shadow import KL_BUCKETS, Comparison
-from lynx_sglang.loop.step import Step
+from lynx_sglang.loop.tier import Account, Tier
+from lynx_sglang.loop.waiting import Waiting
 from lynx_sglang.settings import Settings
 
 PREFIX = "sglang:"
@@ -21,19 +22,28 @@ STEP_BUCKETS_S = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12,
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A decode step that has ended, and the decision after it."""
+    """A decode step that has ended, and the decision after it; or an idle server."""
 
-    step: Step
+    waiting: Waiting | None  # with a TTFT target
     decision: Decision
     settings: Settings
     active_experts: float  # T, mean over layers
     retained_mass: float  # of flexible rows, mean over layers
     floor_hits: int  # layers whose floors needed more experts than the cap
 
+    @classmethod
+    def idle(cls, settings: Settings, unloaded: Decision) -> Reading:
+        """Nothing runs: no experts in use, nothing lost, no limit missed.
+
+        Args:
+            unloaded: the decision that holds without load.
+        """
+        return cls(None, unloaded, settings, active_experts=0.0, retained_mass=1.0, floor_hits=0)
+
 
 @dataclass(frozen=True, slots=True)
 class GaugeSpec:
-    """A gauge's name without ``PREFIX``, its HELP text, and its value after a decode step."""
+    """A gauge's name without ``PREFIX``, its HELP text, and its value at a reading."""
 
     name: str
     about: str
@@ -59,7 +69,7 @@ GAUGES = (
     GaugeSpec(
         "lynx_queue_seconds",
         "Queueing time of the oldest waiting request; 0 without a TTFT target.",
-        lambda at: 0.0 if at.step.waiting is None else at.step.waiting.oldest_ms / 1e3,
+        lambda at: 0.0 if at.waiting is None else at.waiting.oldest_ms / 1e3,
     ),
     GaugeSpec(
         "lynx_share",
@@ -78,7 +88,7 @@ GAUGES = (
     ),
     GaugeSpec(
         "lynx_active_experts",
-        "Distinct experts of a layer in the last decode step, mean over layers.",
+        "Distinct experts of a layer in the last decode step, mean over layers; 0 while idle.",
         lambda at: at.active_experts,
     ),
     GaugeSpec(
@@ -88,7 +98,7 @@ GAUGES = (
     ),
     GaugeSpec(
         "lynx_saturated",
-        "1 while the SLO cannot be met within the quality floor.",
+        "1 while the SLO cannot be met within the quality floor; 0 while idle.",
         lambda at: float(at.decision.saturated),
     ),
     GaugeSpec(
@@ -115,6 +125,15 @@ GAUGES = (
 
 
 @dataclass(frozen=True, slots=True)
+class TierCounters:
+    """Counters of one tier's requests."""
+
+    requests: Any
+    decode_tokens: Any
+    degraded_tokens: Any
+
+
+@dataclass(frozen=True, slots=True)
 class Metrics:
     """The instruments of one scheduler process, made once."""
 
@@ -124,23 +143,31 @@ class Metrics:
     decisions: Any  # also labelled by reason
     floor_hits: Any
     failures: Any
+    store_failures: Any
+    tiers: Mapping[Tier, TierCounters]
     shadow_steps: Any
     shadow_agreements: Any
     shadow_kl: Any
 
     @classmethod
-    def create(cls, labels: dict[str, str]) -> Metrics:
-        """Register every metric under SGLang's ``labels``.
+    def create(cls, labels: dict[str, str], registry: Any = None) -> Metrics:
+        """Register every metric under SGLang's ``labels``; None: in the process's registry.
 
         Call it after SGLang has set PROMETHEUS_MULTIPROC_DIR: the import reads it.
         """
-        from prometheus_client import Counter, Gauge, Histogram
+        from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+
+        registry = registry or REGISTRY
 
         def counter(name: str, about: str, *more: str) -> Any:
-            return Counter(PREFIX + name, about, labelnames=[*labels, *more])
+            names = [*labels, *more]
+            return Counter(PREFIX + name, about, labelnames=names, registry=registry)
 
         def histogram(name: str, about: str, buckets: tuple[float, ...], *more: str) -> Any:
-            return Histogram(PREFIX + name, about, labelnames=[*labels, *more], buckets=buckets)
+            names = [*labels, *more]
+            return Histogram(
+                PREFIX + name, about, labelnames=names, buckets=buckets, registry=registry
+            )
 
         def gauge(spec: GaugeSpec) -> Any:
             made = Gauge(
@@ -148,9 +175,21 @@ class Metrics:
                 spec.about,
                 labelnames=[*labels],
                 multiprocess_mode="mostrecent",
+                registry=registry,
             )
             return made.labels(**labels)
 
+        requests, decode_tokens, degraded_tokens = (
+            counter(f"lynx_{name}_total", about, "tier")
+            for name, about in (
+                ("requests", "Finished requests, by tier."),
+                ("decode_tokens", "Decoded tokens, by tier of their request."),
+                ("degraded_tokens", "Decoded tokens that lost routing mass, by tier."),
+            )
+        )
+        decisions = counter("lynx_decisions_total", "Controller decisions, by reason.", "reason")
+        for reason in Reason:
+            decisions.labels(**labels, reason=reason.value)  # shown from the start, as 0
         return cls(
             labels=labels,
             gauges=tuple((spec, gauge(spec)) for spec in GAUGES),
@@ -160,7 +199,7 @@ class Metrics:
                 STEP_BUCKETS_S,
                 "phase",
             ),
-            decisions=counter("lynx_decisions_total", "Controller decisions, by reason.", "reason"),
+            decisions=decisions,
             floor_hits=counter(
                 "lynx_floor_hits_total",
                 "Layer-steps in which the rows' floors needed more than the cap.",
@@ -168,6 +207,17 @@ class Metrics:
             failures=counter(
                 "lynx_controller_failures_total", "Controller errors; each sets full quality."
             ).labels(**labels),
+            store_failures=counter(
+                "lynx_store_failures_total", "Attempts to reach the store that failed."
+            ).labels(**labels),
+            tiers={
+                tier: TierCounters(
+                    requests.labels(**labels, tier=tier.value),
+                    decode_tokens.labels(**labels, tier=tier.value),
+                    degraded_tokens.labels(**labels, tier=tier.value),
+                )
+                for tier in Tier
+            },
             shadow_steps=counter(
                 "lynx_shadow_steps_total",
                 "Decode steps that also ran as a shadow pass with every expert.",
@@ -192,9 +242,18 @@ class Metrics:
         for kl in seen.kl:
             self.shadow_kl.observe(kl)
 
-    def decided(self, reading: Reading) -> None:
+    def decoded(self, tier: Tier, account: Account) -> None:
+        """Count tokens of one step."""
+        self.tiers[tier].decode_tokens.inc(account.decode_tokens)
+        self.tiers[tier].degraded_tokens.inc(account.degraded_tokens)
+
+    def read(self, reading: Reading) -> None:
+        """Set every gauge."""
         for spec, gauge in self.gauges:
             gauge.set(spec.value(reading))
+
+    def decided(self, reading: Reading) -> None:
+        self.read(reading)
         reason = reading.decision.reason
         self.decisions.labels(**self.labels, reason=reason.value).inc()
         self.floor_hits.inc(reading.floor_hits)

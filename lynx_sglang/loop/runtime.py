@@ -12,6 +12,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -140,6 +141,11 @@ class Runtime(ABC):
         if self.control is not None:
             self.control.clock.note_pause(start_s, end_s)
 
+    def note_idle(self) -> None:
+        """Nothing runs or waits; called over and over while that is so."""
+        if not self.telemetry.is_idle:
+            self.telemetry.idle(self.settings, unloaded(self.settings, self.layers))
+
     @contextmanager
     def all_experts(self) -> Iterator[None]:
         """Inside, every row keeps its own experts and nothing is noted."""
@@ -158,6 +164,8 @@ class Runtime(ABC):
         self.settings = settings
         if self.control is not None:
             self._adopt(self.control.apply(settings))
+            if self.telemetry.is_idle:
+                self.telemetry.idle(settings, unloaded(settings, self.layers))
 
     def order(self) -> Order | None:
         """On rank 0 of several: news for all ranks before the next batch is built; None if none."""
@@ -187,6 +195,7 @@ class Runtime(ABC):
             logger.info("lynx follows rank 0, on rank %d of %d", self.ranks.rank, self.ranks.size)
             return
         self.telemetry.open(scheduler)
+        self.telemetry.idle(self.settings, unloaded(self.settings, self.layers))
         if self.settings.store is not None:
             self.control.join(
                 self.settings.store, scheduler.model_config.hf_config, self.ranks.spread
@@ -202,6 +211,17 @@ class Runtime(ABC):
         self.decision = decision
         self.buffer.set_floor(floor)
         self.buffer.write(decision, self.layers.num_experts)
+
+
+def unloaded(settings: Settings, layers: MoeLayers) -> Decision:
+    """What holds without load: full quality, but for what an operator fixed."""
+    is_full = settings.demand == "auto" or settings.budget == "full"
+    return replace(
+        full_quality(layers),
+        budget=(settings.cap(layers.num_experts),) * len(layers),
+        demand=1.0 if is_full else float(settings.demand),
+        share=1.0 if settings.share == "auto" else float(settings.share),
+    )
 
 
 def full_quality(layers: MoeLayers) -> Decision:

@@ -9,6 +9,7 @@ from lynx_controller import Decision
 from lynx_sglang.loop.metrics import Metrics, Reading
 from lynx_sglang.loop.shadow import ShadowTotals
 from lynx_sglang.loop.step import Step
+from lynx_sglang.loop.tier import Account, Tier
 from lynx_sglang.settings import Settings
 
 
@@ -23,6 +24,10 @@ class Telemetry:
         self.active_experts_sum = 0.0  # over decode steps, of the mean over layers
         self.retained_mass_sum = 0.0
         self.shadow = ShadowTotals()
+        self.requests = dict.fromkeys(Tier, 0)  # finished
+        self.tokens = {tier: Account() for tier in Tier}  # decoded
+        self.store_failures = 0
+        self.is_idle = True  # nothing runs or waits
         self._metrics: Metrics | None = None  # with --enable-metrics
 
     def open(self, scheduler: Any) -> None:
@@ -31,8 +36,44 @@ class Telemetry:
         if reporter.enable_metrics:
             self._metrics = Metrics.create(reporter.metrics_collector.labels)
 
+    def idle(self, settings: Settings, unloaded: Decision) -> None:
+        """Record that nothing runs or waits; see ``Reading.idle``."""
+        self.is_idle = True
+        if self._metrics is not None:
+            self._metrics.read(Reading.idle(settings, unloaded))
+
+    def finished(self, tier: Tier) -> None:
+        """Count a request that has ended."""
+        self.requests[tier] += 1
+        if self._metrics is not None:
+            self._metrics.tiers[tier].requests.inc()
+
+    def decoded(self, tier: Tier, account: Account) -> None:
+        """Add the tokens of one step."""
+        self.tokens[tier].merge(account)
+        if self._metrics is not None:
+            self._metrics.decoded(tier, account)
+
+    def store_failed(self, total: int) -> None:
+        """Note the count of the store's failures since the start."""
+        new, self.store_failures = total - self.store_failures, total
+        if new and self._metrics is not None:
+            self._metrics.store_failures.inc(new)
+
+    def tiers(self) -> dict[str, dict[str, int]]:
+        """JSON for ``/server_info``."""
+        return {
+            tier.value: {
+                "requests": self.requests[tier],
+                "decode_tokens": account.decode_tokens,
+                "degraded_tokens": account.degraded_tokens,
+            }
+            for tier, account in self.tokens.items()
+        }
+
     def step_ended(self, step: Step, step_ms: float) -> None:
         """Record a step of any phase."""
+        self.is_idle = False
         self.steps[step.batch.phase.value] += 1
         if step.shadow is not None:
             self.shadow.add(step.shadow)
@@ -46,7 +87,7 @@ class Telemetry:
     ) -> None:
         """Record a decode step, the caps by layer id that it ran under, and the next decision."""
         reading = Reading(
-            step,
+            step.waiting,
             decision,
             settings,
             active_experts=sum(step.num_active.values()) / len(caps),

@@ -94,6 +94,12 @@ class Account:
         self.retained_mass_sum += retained_mass
         self.degraded_tokens += retained_mass < 1.0
 
+    def merge(self, other: Account) -> None:
+        """Count another account's tokens too."""
+        self.decode_tokens += other.decode_tokens
+        self.degraded_tokens += other.degraded_tokens
+        self.retained_mass_sum += other.retained_mass_sum
+
     def report(self, tier: Tier) -> dict[str, Any]:
         """JSON for ``meta_info``; a request without decoded tokens kept all its mass."""
         tokens = self.decode_tokens

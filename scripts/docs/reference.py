@@ -8,14 +8,14 @@ import sys
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import prometheus_client
 
 from lynx_kernels import POLICIES
 from lynx_sglang import settings, sglang_names
-from lynx_sglang.loop import changes, telemetry
+from lynx_sglang.loop import changes
+from lynx_sglang.loop.metrics import Metrics
 from scripts.docs.markdown import table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,13 +50,10 @@ def live_table() -> str:
 @cache
 def metric_families() -> tuple[tuple[str, str, str, tuple[str, ...]], ...]:
     """Lynx's Prometheus metrics as a server makes them: name, kind, HELP text, own labels."""
-    before = set(prometheus_client.REGISTRY._collector_to_names)
-    labels = dict.fromkeys(LABELS, "")
-    collector = SimpleNamespace(labels=labels)
-    reporter = SimpleNamespace(enable_metrics=True, metrics_collector=collector)
-    telemetry.Telemetry().open(SimpleNamespace(metrics_reporter=reporter))
+    registry = prometheus_client.CollectorRegistry()
+    Metrics.create(dict.fromkeys(LABELS, ""), registry)
     found = []
-    for metric in prometheus_client.REGISTRY._collector_to_names.keys() - before:
+    for metric in registry._collector_to_names:
         family = next(iter(metric.describe()))
         own = tuple(name for name in metric._labelnames if name not in LABELS)
         name = family.name + "_total" * (family.type == "counter")

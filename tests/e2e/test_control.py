@@ -14,7 +14,15 @@ pytestmark = pytest.mark.e2e
 
 Generate = Callable[..., list[Any]]
 Settings = Callable[..., bool]
-COUNTERS = ("lynx_decisions_total", "lynx_floor_hits_total", "lynx_controller_failures_total")
+COUNTERS = (
+    "lynx_requests_total",
+    "lynx_decode_tokens_total",
+    "lynx_degraded_tokens_total",
+    "lynx_store_failures_total",
+    "lynx_decisions_total",
+    "lynx_floor_hits_total",
+    "lynx_controller_failures_total",
+)
 
 
 def test_server_info_tells_the_state(

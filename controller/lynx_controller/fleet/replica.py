@@ -41,6 +41,11 @@ class Replica:
         if len(self._samples) == OFFER_STEPS:
             self._offer()
 
+    @property
+    def failures(self) -> int:
+        """Attempts to reach the store that failed."""
+        return self._exchange.failures
+
     def state(self) -> dict[str, float]:
         """For telemetry."""
         return {

@@ -28,6 +28,7 @@ SERVER = {
         sglang_names.FORWARD,
         sglang_names.STREAMER_CLASS,
         sglang_names.GET_STATE,
+        sglang_names.IDLE,
         sglang_names.PAUSE,
         sglang_names.CONTINUE,
         sglang_names.SET_STATE,

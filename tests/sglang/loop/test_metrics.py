@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import subprocess
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, generate_latest
 
 from lynx_controller import Batch, Decision, Phase, Reason
+from lynx_sglang.loop.layers import MoeLayers
 from lynx_sglang.loop.metrics import GAUGES, PREFIX, Metrics
+from lynx_sglang.loop.runtime import unloaded
 from lynx_sglang.loop.shadow import Comparison
 from lynx_sglang.loop.step import Step
 from lynx_sglang.loop.telemetry import Telemetry
+from lynx_sglang.loop.tier import Account, Tier
 from lynx_sglang.loop.waiting import Waiting
 from lynx_sglang.settings import Settings
 
@@ -102,6 +107,79 @@ def test_a_shadowed_step_counts_its_rows(telemetry: Telemetry) -> None:
     assert (shown("shadow_steps_total"), shown("shadow_agreements_total")) == (1.0, 1.0)
     assert (shown("shadow_kl_nats_count"), shown("shadow_kl_nats_sum")) == (2.0, 0.201)
     assert telemetry.shadow.rows == 2
+
+
+def test_gauges_of_an_idle_server_tell_of_no_load_and_of_the_settings(
+    telemetry: Telemetry,
+) -> None:
+    telemetry.decided(step(), CAPS, DECISION, Settings(slo_itl_ms=3.0))
+    unloaded = dataclasses.replace(DECISION, budget=(64, 64), reason=Reason.FULL, saturated=False)
+    telemetry.idle(Settings(slo_itl_ms=20.0), unloaded)
+    idle = {
+        "slo_itl_seconds": 0.02, "queue_seconds": 0.0, "active_experts": 0.0,
+        "retained_mass": 1.0, "saturated": 0.0, "guard_binds": 0.0, "budget_experts": 64.0,
+    }  # fmt: skip
+    assert {name: shown(name) for name in idle} == idle
+    assert telemetry.is_idle
+    telemetry.step_ended(step(), 15.0)
+    assert not telemetry.is_idle
+
+
+@pytest.mark.parametrize(
+    ("fixed", "expected"),
+    [
+        ({}, (64, 1.0, 1.0)),
+        ({"budget": 16}, (16, 1.0, 1.0)),
+        ({"budget": "25%", "demand": 0.5}, (16, 0.5, 1.0)),
+        ({"budget": "full", "demand": 0.5}, (64, 1.0, 1.0)),
+        ({"share": 0.5}, (64, 1.0, 0.5)),
+    ],
+)
+def test_without_load_the_operator_alone_cuts(
+    fixed: dict[str, Any], expected: tuple[int, float, float]
+) -> None:
+    decision = unloaded(Settings(**fixed), MoeLayers([0, 1], 64, 4))
+    assert (decision.budget[1], decision.demand, decision.share) == expected
+    assert not decision.saturated
+
+
+def test_requests_and_tokens_count_by_tier(telemetry: Telemetry) -> None:
+    assert shown("decode_tokens_total", tier="exact") == 0.0  # before the first
+    account = Account()
+    for mass in (1.0, 0.5, 0.25):
+        account.add(mass)
+    telemetry.decoded(Tier.FLEXIBLE, account)
+    telemetry.finished(Tier.FLEXIBLE)
+    telemetry.finished(Tier.EXACT)
+    seen = {
+        tier: [
+            shown(f"{name}_total", tier=tier)
+            for name in ("requests", "decode_tokens", "degraded_tokens")
+        ]
+        for tier in ("exact", "flexible")
+    }
+    assert seen == {"exact": [1.0, 0.0, 0.0], "flexible": [1.0, 3.0, 2.0]}
+    assert telemetry.tiers()["flexible"] == {
+        "requests": 1, "decode_tokens": 3, "degraded_tokens": 2,
+    }  # fmt: skip
+
+
+def test_failures_of_the_store_count_once(telemetry: Telemetry) -> None:
+    for total in (0, 2, 2, 3):
+        telemetry.store_failed(total)
+    assert shown("store_failures_total") == 3.0
+
+
+def test_names_follow_the_rules_of_prometheus(metrics: Metrics) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed (Debian package: prometheus)")
+    text = generate_latest(REGISTRY)
+    ours = text.decode().replace(f" {PREFIX}", " ").replace(f"\n{PREFIX}", "\n")
+    checked = subprocess.run(
+        [promtool, "check", "metrics"], input=ours, capture_output=True, text=True
+    )
+    assert "lynx_" not in checked.stdout + checked.stderr
 
 
 def test_names_and_help_texts_are_for_people() -> None:

@@ -169,10 +169,12 @@ def test_only_finished_requests_report() -> None:
         def build_additional_customized_info(self, reqs: list[Any]) -> dict[str, list[Any]]:
             return {}
 
-    streamer = reporting_streamer(Base, Tier.FLEXIBLE)()
+    ended: list[Tier] = []
+    streamer = reporting_streamer(Base, Tier.FLEXIBLE, ended.append)()
     done, running = request("a"), request("b")
     running.finished = lambda: False
     info = streamer.build_additional_customized_info([running, done])
     assert info["lynx"][0] == []
     assert info["lynx"][1][0]["tier"] == "flexible"
     assert streamer.build_additional_customized_info([running]) == {}
+    assert ended == [Tier.FLEXIBLE]
