@@ -11,7 +11,7 @@ from typing import Any
 
 from lynx_controller.fleet import refit
 from lynx_controller.log import replay
-from lynx_sglang import connection, launch_line, settings, sglang_contract, sglang_names
+from lynx_sglang import connection, launch_line, settings, sglang_contract, sglang_names, watch
 from lynx_sglang.calibrate import measure
 from lynx_sglang.cpu import entry_point
 from lynx_sglang.errors import LynxError
@@ -43,6 +43,10 @@ def main(argv: list[str] | None = None) -> int:
     connection.add_arguments(status)
     status.add_argument("--json", action="store_true", help="print the whole state as JSON")
     status.set_defaults(run=run_status)
+
+    view = commands.add_parser("watch", help="watch a running server, refreshed every second")
+    watch.add_arguments(view)
+    view.set_defaults(run=watch.run)
 
     explain = commands.add_parser("replay", help="explain the decisions in a --lynx-decision-log")
     explain.add_argument("log", type=Path, help="file that the server wrote")
@@ -114,22 +118,13 @@ def run_status(args: argparse.Namespace) -> int:
     """1 where no server with Lynx answers."""
     try:
         server = connection.Connection.of(args)
-        parts = lynx_parts(server)
+        parts = server.lynx_parts()
     except LynxError as error:
         print(f"lynx-sglang: {error}", file=sys.stderr)
         return 1
     for part in parts:
         print(json.dumps(part, indent=2) if args.json else describe(part))
     return 0
-
-
-def lynx_parts(server: connection.Connection) -> list[dict[str, Any]]:
-    """What each scheduler says of Lynx; raises ConnectionFailed where none does."""
-    states = server.server_info()["internal_states"]
-    parts = [state["lynx"] for state in states if isinstance(state.get("lynx"), dict)]
-    if not parts:
-        raise connection.ConnectionFailed(f"{server.url} runs without --moe-backend lynx")
-    return parts
 
 
 def run_replay(path: Path, step: int | None) -> int:
@@ -158,8 +153,9 @@ def describe(part: dict[str, Any]) -> str:
     waited = ""
     if set_to["slo_ttft_ms"] is not None and part["controller"] is not None:
         waited = f", requests wait {part['controller']['queue_ms'] / 1e3:.1f} s for a place"
+    when = "idle; last batch" if part.get("is_idle") else "now"
     lines += [
-        f"now: cap {budget:.1f} of {part['num_experts']} experts, "
+        f"{when}: cap {budget:.1f} of {part['num_experts']} experts, "
         f"share {decision['share']:.3f}, demand {decision['demand']:.3f}, "
         f"{decision['reason']}{', saturated' if decision['saturated'] else ''}, "
         f"predicted {decision['predicted_ms']:.1f} ms{waited}",

@@ -52,6 +52,14 @@ class Connection:
             raise ConnectionFailed(f"{self.url}: {error}") from None
         return self.parsed(text)
 
+    def lynx_parts(self) -> list[dict[str, Any]]:
+        """What each scheduler says of Lynx; raises ConnectionFailed where none does."""
+        states = self.server_info()["internal_states"]
+        parts = [state["lynx"] for state in states if isinstance(state.get("lynx"), dict)]
+        if not parts:
+            raise ConnectionFailed(f"{self.url} runs without --moe-backend lynx")
+        return parts
+
     def refused(self, status: int) -> str:
         if status in (401, 403):
             return (
