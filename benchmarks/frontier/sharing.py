@@ -39,6 +39,9 @@ def routed(model: Model, router: Router) -> Iterator[None]:
 
 
 def without_gaps(ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Empty slots (id -1) as another expert of the row at weight 0: the model knows no empty."""
-    is_empty = ids < 0
-    return ids.where(~is_empty, ids.amax(dim=1, keepdim=True)), weights.masked_fill(is_empty, 0.0)
+    """Empty slots (id -1) as another expert of the row at weight 0: the model knows no empty.
+
+    A row without any expert gets expert 0 at weight 0.
+    """
+    is_empty, other = ids < 0, ids.amax(dim=1, keepdim=True).clamp(min=0)
+    return ids.where(~is_empty, other), weights.masked_fill(is_empty, 0.0)
