@@ -240,6 +240,11 @@ CAPTURE = Name(
     ("self",),
     "GPU: decode graphs capture selection, after its buffers are allocated",
 )
+CAPTURE_PREFILL = Name(
+    "sglang.srt.model_executor.runner.prefill_cuda_graph_runner:PrefillCudaGraphRunner.capture",
+    ("self",),
+    "GPU: with mixed chunks, prefill graphs capture selection, too",
+)
 PROCESS_RESULT = Name(
     "sglang.srt.managers.scheduler:Scheduler.process_batch_result",
     ("batch", "result"),
@@ -355,9 +360,9 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "sglang.srt.managers.scheduler_components.internal_state:"
         "SchedulerInternalStateController": "scheduler",
         SERVER_ARGUMENTS: (
-            "attention_backend device disable_overlap_schedule dp_size dtype "
-            "enable_return_aux_hidden_states model_path moe_runner_backend pp_size quantization "
-            "tp_size"
+            "attention_backend chunked_prefill_size device disable_overlap_schedule dp_size dtype "
+            "enable_mixed_chunk enable_return_aux_hidden_states max_running_requests model_path "
+            "moe_runner_backend pp_size quantization tp_size"
         ),
         "sglang.srt.entrypoints.engine:Engine": "server_args",
         "sglang.srt.configs.model_config:ModelConfig": "hf_config hf_text_config",
@@ -397,6 +402,9 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "sglang.srt.layers.logits_processor:LogitsProcessorOutput": "next_token_logits",
         "sglang.srt.model_executor.runner.decode_cuda_graph_runner:DecodeCudaGraphRunner": (
             "capture_bs"
+        ),
+        "sglang.srt.model_executor.runner.prefill_cuda_graph_runner:PrefillCudaGraphRunner": (
+            "capture_num_tokens"
         ),
         "sglang.srt.layers.layernorm:RMSNorm": (
             "override_orig_dtype variance_epsilon variance_size_override weight"

@@ -38,6 +38,8 @@ SELECT_SLOTS = (
     (256, 512, 8),
     (300, 128, 8),
 )
+# Two launches: decode steps above 256 rows, and mixed ones.
+UNSCHEDULED_SLOTS = ((512, 128, 8), (1024, 512, 10), (8192, 256, 8))
 
 
 @dataclass(frozen=True)
@@ -165,17 +167,18 @@ class Variant:
 
 @dataclass(frozen=True)
 class SelectVariant:
-    """`select` of a batch size of a router on an architecture, with the schedule."""
+    """`select` of a batch size of a router on an architecture."""
 
     num_rows: int
     num_experts: int
     top_k: int
     arch: int
     policy: str = "lynx"
+    is_scheduled: bool = True
 
     @property
     def name(self) -> str:
-        return "select"
+        return "select" if self.is_scheduled else "select-alone"
 
     @property
     def size(self) -> str:
@@ -200,17 +203,20 @@ class SelectVariant:
                 policy=POLICIES[self.policy],
                 correction_bias=None,
                 scoring="softmax",
-                scheduled=range(self.num_experts),
+                scheduled=range(self.num_experts) if self.is_scheduled else None,
             )
         return launches
 
 
 def parse(text: str) -> Variant | SelectVariant:
-    """model[-fp8block|-fp8row|-fp8expert][-prefetchN][-tma]:slot:arch or select:M,E,K:arch"""
+    """model[-fp8block|-fp8row|-fp8expert][-prefetchN][-tma]:slot:arch or
+    select[-alone]:M,E,K:arch
+    """
     name, size, arch = text.split(":")
-    if name == "select":
+    if name in ("select", "select-alone"):
         num_rows, num_experts, top_k = map(int, size.split(","))
-        return SelectVariant(num_rows, num_experts, top_k, int(arch))
+        is_scheduled = name == "select"
+        return SelectVariant(num_rows, num_experts, top_k, int(arch), is_scheduled=is_scheduled)
     is_tma = name.endswith("-tma")
     name, _, prefetched = name.removesuffix("-tma").partition("-prefetch")
     name, _, scaled = name.partition("-fp8")
@@ -221,6 +227,11 @@ def parse(text: str) -> Variant | SelectVariant:
 def all_variants() -> list[Variant | SelectVariant]:
     return [
         *(SelectVariant(*sizes, arch) for arch in NUM_SMS for sizes in SELECT_SLOTS),
+        *(
+            SelectVariant(*sizes, arch, is_scheduled=False)
+            for arch in NUM_SMS
+            for sizes in UNSCHEDULED_SLOTS
+        ),
         *(
             Variant(shape, slot, arch, is_tma=is_tma)
             for arch in NUM_SMS

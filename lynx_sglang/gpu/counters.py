@@ -45,17 +45,17 @@ class Counters:
             for _ in range(IN_FLIGHT)
         ]
 
-    def read(self, lane: int, rows: int) -> None:
+    def read(self, lane: int, rows: slice) -> None:
         """Queue the copy of a step's counters on the current stream.
 
         Args:
-            rows: number of rows to copy; 0 if the step selected nothing.
+            rows: those that decode, start and stop given; none if the step selected nothing.
         """
         readback = self._readbacks[lane]
-        readback.rows = rows
-        if rows:
+        readback.rows = rows.stop - rows.start
+        if readback.rows:
             readback.num_active.copy_(self._num_active, non_blocking=True)
-            _masses(readback).copy_(self._retained_mass[:, :rows], non_blocking=True)
+            _masses(readback).copy_(self._retained_mass[:, rows], non_blocking=True)
         readback.event.record()
 
     def wait(self, lane: int) -> None:

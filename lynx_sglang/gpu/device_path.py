@@ -15,6 +15,7 @@ from lynx_kernels.schedule import Schedule
 from lynx_kernels.select import (
     MAX_FUSED_ROWS,
     SCORINGS,
+    LayerBuffers,
     SelectBuffers,
     Selection,
     find_policy,
@@ -27,7 +28,8 @@ from lynx_sglang.loop.step import Step
 
 logger = logging.getLogger(__name__)
 
-MAX_ROWS = MAX_FUSED_ROWS  # of a decode step that shares; larger ones need all experts anyway
+MAX_ROWS = 4096  # of a decode step, as SGLang bounds its running requests on its own
+MAX_SCHEDULED_ROWS = MAX_FUSED_ROWS  # Lynx's kernels run experts up to here, SGLang's above
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,26 +83,38 @@ class DevicePath:
         policy: str,
         device: torch.device | str,
         max_rows: int = MAX_ROWS,
+        selects_prefill: bool = False,
         contributions: Mapping[int, Tensor] = MappingProxyType({}),
     ) -> None:
         """
         Args:
+            max_rows: of a step that selects.
+            selects_prefill: prefill graphs hold selection, for mixed steps.
             contributions: by layer id, float32 [E]: see ``lynx_kernels.select``.
         """
         self.sizes, self.max_rows = sizes, max_rows
+        self._selects_prefill = selects_prefill
         self.buffer = Buffer(
             sizes.layer_ids, sizes.num_experts, floor, max_rows=max_rows, device=device
         )
         self._policy = find_policy(policy)
         self._contributions = {layer: row.to(device) for layer, row in contributions.items()}
-        outputs = SelectBuffers.allocate(
-            max_rows=max_rows,
-            top_k=sizes.num_slots,
-            num_experts=sizes.num_experts,
-            num_scheduled=len(sizes.scheduled),
-            first_expert=sizes.scheduled.start,
-            device=device,
-        ).per_layer(len(sizes.layer_ids))
+
+        def allocate(num_rows: int, scheduled: range) -> SelectBuffers:
+            return SelectBuffers.allocate(
+                max_rows=num_rows,
+                top_k=sizes.num_slots,
+                num_experts=sizes.num_experts,
+                num_scheduled=len(scheduled),
+                first_expert=scheduled.start,
+                device=device,
+            )
+
+        outputs = LayerBuffers.of(
+            len(sizes.layer_ids),
+            allocate(min(max_rows, MAX_SCHEDULED_ROWS), sizes.scheduled),
+            allocate(max_rows, range(0)),
+        )
         outputs.num_active.zero_()
         outputs.retained_mass.fill_(1.0)
         self._outputs = dict(zip(sizes.layer_ids, outputs.layers, strict=True))
@@ -122,16 +136,23 @@ class DevicePath:
         topk_weights: Tensor,
         scores: RouterScores,
         correction_bias: Tensor | None,
+        *,
+        is_scheduled: bool = True,
     ) -> Selection:
-        """One layer's selection, under what the buffer holds when it runs."""
-        buffer = self.buffer
+        """One layer's selection, under what the buffer holds when it runs.
+
+        Args:
+            is_scheduled: with a schedule, where there are at most MAX_SCHEDULED_ROWS.
+        """
+        buffer, rows = self.buffer, topk_ids.shape[0]
         is_inside = scores.scoring in SCORINGS  # else by a launch of its own
-        self._selected.setdefault(topk_ids.shape[0], set()).add(layer_id)
+        self._selected.setdefault(rows, set()).add(layer_id)
+        scheduled, unscheduled = self._outputs[layer_id]
         return select_triton(
             (scores.logits if is_inside else scores()).contiguous(),
             topk_ids.int().contiguous(),
             topk_weights.float().contiguous(),
-            buffer.row_class[: topk_ids.shape[0]],
+            buffer.row_class[:rows],
             budget=buffer.caps[layer_id],
             floor=buffer.floor,
             demand=buffer.demand,
@@ -139,7 +160,7 @@ class DevicePath:
             correction_bias=None if correction_bias is None else correction_bias.float(),
             contribution=self._contributions.get(layer_id),
             scoring=scores.scoring if is_inside else "none",
-            out=self._outputs[layer_id],
+            out=scheduled if is_scheduled and rows <= MAX_SCHEDULED_ROWS else unscheduled,
         )
 
     def hand_over(self, layer_id: int, schedule: Schedule | None, topk_weights: Tensor) -> None:
@@ -165,6 +186,10 @@ class DevicePath:
             )
         return None
 
+    def forget_selections(self) -> None:
+        """Count from here on which layers select."""
+        self._selected.clear()
+
     def unselected(self, rows: int) -> list[int]:
         """Layers that never selected in a forward of so many rows, or of the next size run."""
         ran = min((size for size in self._selected if size >= rows), default=0)
@@ -181,11 +206,14 @@ class DevicePath:
         self._counters.wait(lane)  # for the step IN_FLIGHT before, whose result was out long ago
         if step.is_selecting:
             self.buffer.send(step.row_class, lane)
+        elif self._selects_prefill:
+            self.buffer.send_exact(lane)
         return lane
 
     def end(self, step: Step, lane: int) -> None:
         """Queue the way back of a launched step's counters."""
-        self._counters.read(lane, len(step.row_class) if step.is_selecting else 0)
+        rows = slice(step.first_decode_row, len(step.row_class))
+        self._counters.read(lane, rows if step.is_selecting else slice(0, 0))
 
     def land(self, flight: Flight) -> None:
         """Wait for a step, as its result is about to, and note in it what each layer did."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lynx_kernels.fused_moe import Workspace
-from lynx_sglang.gpu.device_path import DevicePath
+from lynx_sglang.gpu.device_path import MAX_SCHEDULED_ROWS, DevicePath
 from lynx_sglang.gpu.fused_runner import FusedRunner, builder_of, uncovered
 from lynx_sglang.settings import BACKEND
 
@@ -57,9 +57,9 @@ class ExpertLayers:
         if self._runners:
             logger.info(
                 "lynx's kernels run the experts of %d layers in decode steps of up to %d rows, "
-                "SGLang's triton runs them in all other steps",
+                "SGLang's triton runs them in all other steps, behind lynx's selection in decode",
                 len(self._runners),
-                path.max_rows,
+                min(path.max_rows, MAX_SCHEDULED_ROWS),
             )
         for runner_and_reason, count in self._left.items():
             logger.info(

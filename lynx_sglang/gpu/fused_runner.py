@@ -1,8 +1,8 @@
 """Lynx's kernels in front of SGLang's Triton runner, layer by layer, on a GPU.
 
 SGLang builds its own runner and weight layout. In decode steps, for which selection made a
-schedule, the active experts run in ``lynx_kernels``. All other steps, prefill among them, run in
-SGLang's.
+schedule, the active experts run in ``lynx_kernels``. All other steps, prefill and large ones among
+them, run in SGLang's.
 
 fp8 experts take activations in the model's dtype. SGLang rounds activations to fp8 first, by a
 scale per token or per checkpoint; Lynx's kernels do not.
@@ -24,7 +24,7 @@ from lynx_kernels.fused_moe import (
     Workspace,
     fused_moe_triton,
 )
-from lynx_sglang.gpu.device_path import DevicePath
+from lynx_sglang.gpu.device_path import MAX_SCHEDULED_ROWS, DevicePath
 
 ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu"}  # SGLang's name on CUDA: lynx_kernels' name
 HIDDEN_DTYPES = (torch.bfloat16, torch.float16)
@@ -46,8 +46,9 @@ class FusedRunner:
         dtype = self._layer.moe_runner_config.params_dtype
         key = (w13.shape, w2.shape, w13.dtype, dtype)
         if key not in workspaces:
+            rows = min(path.max_rows, MAX_SCHEDULED_ROWS)
             workspaces[key] = Workspace.allocate(
-                w13, w2, max_rows=path.max_rows, top_k=path.sizes.num_slots, dtype=dtype
+                w13, w2, max_rows=rows, top_k=path.sizes.num_slots, dtype=dtype
             )
         self._path, self._workspace = path, workspaces[key]
 

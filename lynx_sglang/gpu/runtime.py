@@ -7,6 +7,7 @@ the step before it runs: a decision takes effect two steps after the step that i
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,19 +16,22 @@ from typing import Any
 import torch
 
 from lynx_controller import Phase
-from lynx_sglang.errors import LynxError
-from lynx_sglang.gpu.device_path import DevicePath, Flight, Sizes
+from lynx_kernels.select.policies import MAX_ROWS as MAX_SELECT_ROWS
+from lynx_sglang.errors import LynxError, UnsupportedError
+from lynx_sglang.gpu.device_path import MAX_ROWS, DevicePath, Flight, Sizes
 from lynx_sglang.gpu.expert_layers import ExpertLayers
 from lynx_sglang.loop.builder import Builder
 from lynx_sglang.loop.layers import MoeLayers
 from lynx_sglang.loop.runtime import Routing, Runtime
 from lynx_sglang.loop.scores import RouterScores
-from lynx_sglang.loop.step import SIZE_CLASSES
+from lynx_sglang.loop.step import SIZE_CLASSES, Step
 from lynx_sglang.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 
 class GpuRuntime(Runtime):
-    """Selects in decode steps, and waits for a step only where SGLang does."""
+    """Selects in decode and mixed steps, and waits for a step only where SGLang does."""
 
     def __init__(
         self,
@@ -38,8 +42,9 @@ class GpuRuntime(Runtime):
     ) -> None:
         super().__init__(settings, layers, path.buffer, size_classes)
         self.path = path
-        self._is_capturing = False
+        self._captured: Phase | None = None  # of the graphs that are being captured
         self._is_proven = False  # every layer selects
+        self._has_warned = False  # of a step that is too large
 
     def require_selection(self, sizes: Sequence[int]) -> None:
         """Stop a server with a layer that does not select, in a forward of one of these sizes.
@@ -57,13 +62,14 @@ class GpuRuntime(Runtime):
             self._is_proven = True
 
     @contextmanager
-    def capturing(self) -> Iterator[None]:
-        """Inside, every layer that runs records its selection."""
-        self._is_capturing = True
+    def capturing(self, phase: Phase = Phase.DECODE) -> Iterator[None]:
+        """Inside, every layer that runs records its selection, for steps of this phase."""
+        self.path.forget_selections()
+        self._captured = phase
         try:
             yield
         finally:
-            self._is_capturing = False
+            self._captured = None
 
     def select(
         self,
@@ -75,16 +81,25 @@ class GpuRuntime(Runtime):
         *,
         is_final: bool = True,
     ) -> Routing | None:
-        """While decode graphs are captured, and in decode steps that run without one.
+        """While graphs are captured, and in steps that select and run without one.
 
-        At full quality the launches are the same: the buffer says that nothing is cut.
+        At full quality the launches are the same: the buffer says that nothing is cut. Experts of
+        steps with prefill rows run as SGLang runs them.
         """
-        is_selecting = self.step is not None and self.step.is_selecting
-        if not (self._is_capturing or is_selecting) or not self.path.can_select(topk_ids.shape[0]):
+        phase = self._captured
+        if phase is None and self.step is not None and self.step.is_selecting:
+            phase = self.step.batch.phase
+        if phase is None or not self.path.can_select(topk_ids.shape[0]):
             return None
-        chosen = self.path.select(layer_id, topk_ids, topk_weights, scores, correction_bias)
-        if is_final:
-            self.path.hand_over(layer_id, chosen.schedule, chosen.topk_weights)
+        chosen = self.path.select(
+            layer_id,
+            topk_ids,
+            topk_weights,
+            scores,
+            correction_bias,
+            is_scheduled=is_final and phase is Phase.DECODE,
+        )
+        self.path.hand_over(layer_id, chosen.schedule, chosen.topk_weights)
         return chosen.topk_ids, chosen.topk_weights
 
     def run_batch(
@@ -92,8 +107,7 @@ class GpuRuntime(Runtime):
     ) -> Any:
         """Launch a step; ``process_result`` accounts for it."""
         step = self.begin(scheduler, batch)
-        is_decode = step.batch.phase is Phase.DECODE
-        step.is_selecting = is_decode and self.path.can_select(self.size_class_of(step.batch.rows))
+        step.is_selecting = self._can_select(step)
         with forward_stream(scheduler):
             lane = self.path.begin(step)
         self.step, ran_under = step, self.decision
@@ -102,11 +116,24 @@ class GpuRuntime(Runtime):
         finally:
             self.step = None
         if step.is_selecting and not self._is_proven:
-            self.require_selection([step.batch.rows])
+            self.require_selection([len(step.row_class)])
         with forward_stream(scheduler):
             self.path.end(step, lane)
         result.lynx_flight = Flight(step, ran_under, batch.launch_ts, batch.after_idle_gap, lane)
         return result
+
+    def _can_select(self, step: Step) -> bool:
+        rows = len(step.row_class)  # none in prefill
+        if step.batch.phase is Phase.DECODE:
+            rows = self.size_class_of(rows)
+        if rows > self.path.max_rows and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "lynx: a step of %d rows runs every expert: lynx selects in up to %d",
+                rows,
+                self.path.max_rows,
+            )
+        return self.path.can_select(rows)
 
     def process_result(self, result: Any) -> None:
         """Account for a launched step, just before SGLang waits for its tokens.
@@ -134,6 +161,7 @@ class GpuBuilder(Builder[GpuRuntime]):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self.size_classes: Sequence[int] = SIZE_CLASSES
+        self.prefill_sizes: Sequence[int] = ()  # of prefill graphs that hold selection, in tokens
         self._expert_layers = ExpertLayers()
         self._num_shared = 0  # of the layer built last, as are the next two
         self._ep_rank, self._ep_size = 0, 1
@@ -144,6 +172,12 @@ class GpuBuilder(Builder[GpuRuntime]):
         self._num_shared = layer.moe_runner_config.num_fused_shared_experts or 0
         self._ep_rank, self._ep_size = layer.moe_ep_rank, layer.moe_ep_size
         self._expert_layers.add(layer)
+
+    def note_decode_graphs(self, sizes: Sequence[int]) -> None:
+        """Count steps under the sizes of the decode graphs."""
+        self.size_classes = tuple(sorted(sizes))
+        if self._runtime is not None:
+            self._runtime.size_classes = self.size_classes
 
     def make(
         self,
@@ -159,15 +193,35 @@ class GpuBuilder(Builder[GpuRuntime]):
             self._ep_rank,
             self._ep_size,
         )
+        most = most_rows(self.prefill_sizes)
+        if most > MAX_SELECT_ROWS:
+            raise UnsupportedError(
+                f"--moe-backend lynx: steps of up to {most} rows are not served: lynx selects in "
+                f"up to {MAX_SELECT_ROWS}. Lower --max-running-requests, or, with "
+                "--enable-mixed-chunk, --chunked-prefill-size and --cuda-graph-max-bs-prefill."
+            )
         path = DevicePath(
             sizes,
             floor=settings.floor,
             policy=settings.policy,
             device=self._expert_layers.device,
+            max_rows=most,
+            selects_prefill=bool(self.prefill_sizes),
             contributions=contributions,
         )
         self._expert_layers.allocate(path)
         return GpuRuntime(settings, layers, path, self.size_classes)
+
+
+def most_rows(prefill_sizes: Sequence[int]) -> int:
+    """Rows of the largest step that a server may run: decode, or mixed where it mixes."""
+    from sglang.srt.runtime_context import get_server_args
+
+    args = get_server_args()
+    decode_rows = max(MAX_ROWS, args.max_running_requests or 0)
+    if not args.enable_mixed_chunk:
+        return decode_rows
+    return decode_rows + max(args.chunked_prefill_size or 0, *prefill_sizes, 0)
 
 
 def forward_stream(scheduler: Any) -> AbstractContextManager[Any]:

@@ -240,7 +240,7 @@ FEATURES: tuple[Feature, ...] = (
     ),
     Feature(
         "Mixed prefill and decode batches", "--enable-mixed-chunk", "enable_mixed_chunk", bool,
-        "decode rows that share a batch with prefill are not selected there", None,
+        None, None,
     ),
     Feature(
         "ModelOpt quantization at start", "--modelopt-quant", "modelopt_quant", bool,

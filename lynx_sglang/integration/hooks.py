@@ -72,5 +72,6 @@ def gpu_hooks(builder: GpuBuilder) -> Hooks:
         sglang_names.BIND_BACKEND: experts.bind_backend,
         sglang_names.TOPK_FORWARD: experts.topk_forward,
         sglang_names.CAPTURE: model_runner.capture(builder),
+        sglang_names.CAPTURE_PREFILL: model_runner.capture_prefill(builder),
         sglang_names.PROCESS_RESULT: scheduler.process_result(builder),
     }

@@ -1,4 +1,4 @@
-"""The hooks on the model runner: shadow passes, and the capture of decode graphs."""
+"""The hooks on the model runner: shadow passes, and the capture of graphs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from lynx_controller import Phase
 from lynx_kernels import RowClass
 from lynx_sglang.integration import proof
 from lynx_sglang.loop.builder import Builder
@@ -47,7 +48,7 @@ def capture(builder: GpuBuilder) -> Callable[..., None]:
     """The hook around ``DecodeCudaGraphRunner.capture``: every size records its selection."""
 
     def hook(original: Callable[..., None], graph_runner: Any) -> None:
-        builder.size_classes = tuple(sorted(graph_runner.capture_bs))
+        builder.note_decode_graphs(graph_runner.capture_bs)
         runtime = builder.start()
         with runtime.capturing():
             original(graph_runner)
@@ -58,5 +59,24 @@ def capture(builder: GpuBuilder) -> Callable[..., None]:
             len(runtime.layers),
             len(builder.size_classes),
         )
+
+    return hook
+
+
+def capture_prefill(builder: GpuBuilder) -> Callable[..., None]:
+    """The hook around ``PrefillCudaGraphRunner.capture``: mixed steps replay these graphs, too."""
+
+    def hook(original: Callable[..., None], graph_runner: Any) -> None:
+        from sglang.srt.runtime_context import get_server_args
+
+        if not get_server_args().enable_mixed_chunk:
+            original(graph_runner)
+            return
+        builder.prefill_sizes = tuple(graph_runner.capture_num_tokens)
+        runtime = builder.start()
+        with runtime.capturing(Phase.MIXED):
+            original(graph_runner)
+        runtime.require_selection(builder.prefill_sizes)
+        logger.info("lynx selects in mixed steps of %d captured sizes", len(builder.prefill_sizes))
 
     return hook

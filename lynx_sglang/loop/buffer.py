@@ -63,7 +63,7 @@ class Buffer:
         )
         # Before the first step no row's routing changes.
         self._live.row_class.fill_(RowClass.EXACT)
-        self._num_rows_sent = max_rows
+        self._num_rows_sent, self._num_experts = max_rows, num_experts
         self._written = self._live
         self._blocks: list[Tensor] = []
         if max_rows:
@@ -105,3 +105,12 @@ class Buffer:
         block[head + rows : end] = RowClass.PAD
         self._live.memory[:end].copy_(block[:end], non_blocking=True)
         self._num_rows_sent = rows
+
+    def send_exact(self, lane: int) -> None:
+        """Queue a copy under which every row is exact and no cap binds; see ``send``."""
+        fields = Fields.over(self._blocks[lane], len(self.caps))
+        fields.caps.fill_(self._num_experts)
+        fields.demand.fill_(1.0)
+        fields.row_class.fill_(RowClass.EXACT)
+        self._live.memory.copy_(fields.memory, non_blocking=True)
+        self._num_rows_sent = len(fields.row_class)

@@ -26,8 +26,8 @@ EXPORTS = {
     ),
     "lynx_kernels.schedule": "Schedule, build_schedule_reference, local_ids",
     "lynx_kernels.select": (
-        "MAX_FUSED_ROWS, POLICIES, SCORINGS, Policy, RowClass, SelectBuffers, Selection, "
-        "build_schedule, find_policy, policies_for_triton, select, select_reference, "
+        "MAX_FUSED_ROWS, POLICIES, SCORINGS, LayerBuffers, Policy, RowClass, SelectBuffers, "
+        "Selection, build_schedule, find_policy, policies_for_triton, select, select_reference, "
         "select_triton, warm_up"
     ),
 }

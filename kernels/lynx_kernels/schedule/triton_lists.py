@@ -67,9 +67,9 @@ def write_slots(
 @triton.jit
 def write_schedule(
     out_ids_ptr, out_weights_ptr, row_class_ptr, scratch_ptr, numbers_ptr, active_ptr, num_rows,
-    LAYOUT, NUM_PROGRAMS, BLOCK_M, BLOCK_R,
+    LAYOUT, NUM_PROGRAMS, BLOCK_M, BLOCK_T,
 ):  # fmt: skip
-    """Write active set and schedule from what all programs wrote."""
+    """Write active set and schedule of all rows, BLOCK_T at most, from what all programs wrote."""
     BLOCK_S: tl.constexpr = LAYOUT.block_ids
     words_ptr, before_ptr = scratch_ptr + LAYOUT.words, scratch_ptr + LAYOUT.words_before
     counts = tl.zeros([BLOCK_S], tl.int32)
@@ -84,17 +84,16 @@ def write_schedule(
     first_rows = write_lists(counts, True, numbers_ptr, active_ptr, LAYOUT)
     tl.debug_barrier()
     if LAYOUT.num_scheduled > 0:
-        for start in tl.range(0, num_rows, BLOCK_R):
-            offs_m = start + tl.arange(0, BLOCK_R)
-            _, ids, weights = read_slots(
-                out_ids_ptr, out_weights_ptr, row_class_ptr, offs_m, num_rows,
-                LAYOUT.top_k, LAYOUT.block_slots,
-            )  # fmt: skip
-            index = (offs_m // BLOCK_M)[:, None] * BLOCK_S + ids
-            mask = is_scheduled(ids, LAYOUT)
-            own_words = gather_by(words_ptr, index, mask)
-            rows_before = gather_by(before_ptr, index, mask).to(tl.int32)
-            write_slots(
-                ids, weights, offs_m, first_rows, rows_before, own_words, numbers_ptr, num_rows,
-                LAYOUT, BLOCK_M,
-            )  # fmt: skip
+        offs_m = tl.arange(0, BLOCK_T)
+        _, ids, weights = read_slots(
+            out_ids_ptr, out_weights_ptr, row_class_ptr, offs_m, num_rows,
+            LAYOUT.top_k, LAYOUT.block_slots,
+        )  # fmt: skip
+        index = (offs_m // BLOCK_M)[:, None] * BLOCK_S + ids
+        mask = is_scheduled(ids, LAYOUT)
+        own_words = gather_by(words_ptr, index, mask)
+        rows_before = gather_by(before_ptr, index, mask).to(tl.int32)
+        write_slots(
+            ids, weights, offs_m, first_rows, rows_before, own_words, numbers_ptr, num_rows,
+            LAYOUT, BLOCK_M,
+        )  # fmt: skip

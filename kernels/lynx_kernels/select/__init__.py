@@ -3,8 +3,8 @@
 `select` is the public function and `select_reference` its definition. `Policy` says who competes
 and by which importance; `POLICIES` holds the named ones. A CPU runs compiled loops (`cpu.py`), a
 CUDA device one Triton launch (`triton_form.py`), anything else torch operations (`torch_form.py`).
-`select_triton`, `SelectBuffers` and `build_schedule` are for callers that capture graphs: they
-import Triton when they are first asked for.
+`select_triton`, `SelectBuffers`, `LayerBuffers` and `build_schedule` are for callers that capture
+graphs: they import Triton when they are first asked for.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from lynx_kernels.select.reference import select_reference
 from lynx_kernels.select.selection import RowClass, Selection
 
 if TYPE_CHECKING:
-    from lynx_kernels.select.triton_buffers import SelectBuffers
+    from lynx_kernels.select.triton_buffers import LayerBuffers, SelectBuffers
     from lynx_kernels.select.triton_form import select_triton
     from lynx_kernels.select.triton_schedule import build_schedule
 
 NEED_TRITON = {
+    "LayerBuffers": "triton_buffers",
     "SelectBuffers": "triton_buffers",
     "build_schedule": "triton_schedule",
     "select_triton": "triton_form",
@@ -33,6 +34,7 @@ __all__ = [
     "MAX_FUSED_ROWS",
     "POLICIES",
     "SCORINGS",
+    "LayerBuffers",
     "Policy",
     "RowClass",
     "SelectBuffers",

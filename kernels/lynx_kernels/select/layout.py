@@ -15,7 +15,7 @@ HEADER = 16  # entries of `scratch` before the words: 128 bytes
 COUNTERS = 4  # per expert: importance, protected, wanted, allowed
 MIN_BLOCK = 128  # experts of a block, so that a row is all of a warp's lanes
 MIN_ROWS, MAX_WORD_ROWS = 8, 64  # rows of a program: one per warp, one per bit of a word
-MAX_SCORES, MAX_SCORES_IN_THREE = 8192, 16384  # of a program: 16 to 32 registers of each thread
+MAX_SCORES = 8192  # of a program: 16 registers of each thread
 MAX_DEMAND_SLOTS = 1024  # whose demand a program counts at a time
 FEW_SCORES = 4096  # up to here eight warps, above sixteen
 
@@ -31,19 +31,20 @@ class SelectTiles:
 
     rows: int  # rows that a program decides for
     demand_rows: int  # rows whose demand a program counts at a time
+    scheduled_rows: int  # rows that the last program of one launch schedules: all
     num_programs: int
     num_warps: int
 
     @classmethod
     def of(cls, num_rows: int, num_experts: int, top_k: int) -> SelectTiles:
         block = max(MIN_BLOCK, power_of_2(num_experts))
-        max_scores = MAX_SCORES if num_rows <= MAX_FUSED_ROWS else MAX_SCORES_IN_THREE
-        rows = min(MAX_WORD_ROWS, max_scores // block, max(MIN_ROWS, power_of_2(num_rows)))
+        rows = min(MAX_WORD_ROWS, MAX_SCORES // block, max(MIN_ROWS, power_of_2(num_rows)))
         num_programs = max(1, -(-num_rows // rows))
         demand_rows = min(power_of_2(num_rows), MAX_DEMAND_SLOTS // power_of_2(top_k))
         return cls(
             rows=rows,
             demand_rows=demand_rows if num_programs > 1 else rows,
+            scheduled_rows=power_of_2(num_programs * rows),
             num_programs=num_programs,
             num_warps=8 if rows * block <= FEW_SCORES else 16,
         )
@@ -56,15 +57,16 @@ class Layout:
     `numbers`, int32 (S = num_scheduled, R = max_rows, K = top_k):
 
         num_active [1] | num_listed [1] | unused [2]       T, experts in the schedule
+        retained_mass [R]                                  float32; at one place whatever S is
         experts [S] | counts [S] | offsets [S]             of the schedule
-        retained_mass [R]                                  float32
         tokens [R K] | weights [R K] | slots [R K]         of the schedule; weights are float32
 
-    `scratch`, int64 (P programs at most):
+    `scratch`, int64 (P programs at most, F of them in one launch):
 
         ticket [1] | unused [15]                           0 between launches
         words [P, ids] | words_before [P, ids]             bit r: row r of the program uses the id
-        counters [P, 4, experts]                           importance, protected, wanted, allowed
+        counters [F, 4, experts]                           importance, protected, wanted, allowed
+        shared_counters [4, experts] | used [experts]      of several launches; 0 between them
 
     An id is that of a routed expert or of any scheduled one; ids and experts are rounded up to
     blocks of a power of two.
@@ -115,8 +117,12 @@ class Layout:
         return self.max_rows * self.top_k
 
     @property
-    def experts(self) -> int:
+    def retained_mass(self) -> int:
         return HEAD
+
+    @property
+    def experts(self) -> int:
+        return self.retained_mass + self.max_rows
 
     @property
     def counts(self) -> int:
@@ -127,12 +133,8 @@ class Layout:
         return self.counts + self.num_scheduled
 
     @property
-    def retained_mass(self) -> int:
-        return self.offsets + self.num_scheduled
-
-    @property
     def tokens(self) -> int:
-        return self.retained_mass + self.max_rows
+        return self.offsets + self.num_scheduled
 
     @property
     def weights(self) -> int:
@@ -174,9 +176,18 @@ class Layout:
 
     @property
     def num_counters(self) -> int:
-        """Of one program, or of the three launches together."""
+        """Of one program, or of several launches together."""
         return COUNTERS * self.block_experts
 
     @property
-    def num_scratch(self) -> int:
+    def shared_counters(self) -> int:
         return self.counters + self.num_fused_programs * self.num_counters
+
+    @property
+    def used(self) -> int:
+        return self.shared_counters + self.num_counters
+
+    @property
+    def num_scratch(self) -> int:
+        is_shared = self.max_rows > MAX_FUSED_ROWS
+        return self.used + self.block_experts if is_shared else self.shared_counters

@@ -20,6 +20,8 @@ SCORE_MAX = tl.constexpr(policies.SCORE_MAX)
 TIE_ONE = tl.constexpr(float(policies.TIE_ONE))
 VOTE = tl.constexpr(policies.VOTE)
 FEW_SCORES = tl.constexpr(layout.FEW_SCORES)
+MIN_BLOCK = tl.constexpr(layout.MIN_BLOCK)
+COUNT_BITS, COUNT_MASK = tl.constexpr(10), tl.constexpr(1023)  # up to MAX_EXPERTS
 RANK_SLACK = tl.constexpr(policies.RANK_SLACK)
 EXACT = tl.constexpr(1)  # RowClass
 
@@ -236,6 +238,41 @@ def write_winners(counters_ptr, room, BLOCK_E, NUM_PAIRS):
 
 
 @triton.jit
+def write_winners_of_many(counters_ptr, room, BLOCK_E):
+    """As `write_winners`, for experts whose pairs are too many.
+
+    The least importance that wins is found two bits at a time, from the highest, until as many
+    experts reach it as there is room for. Three counts share a word, so a turn costs one sum.
+    """
+    offs_e = tl.arange(0, BLOCK_E)
+    mine = read_contest(counters_ptr, offs_e, BLOCK_E)
+    # The exponent is negative where every importance is 0.
+    exponent = (tl.max(mine, axis=0).to(tl.float64).to(tl.int64, bitcast=True) >> 52) - 1023
+    shift = (exponent >> 1) << 1
+    least = tl.full([], 0, tl.int64)
+    num_reached = tl.sum((mine >= 0).to(tl.int32), axis=0)
+    while (shift >= 0) & (num_reached > room):
+        steps = (mine - least) >> shift
+        reach = (steps >= 1).to(tl.int32)
+        reach += (steps >= 2).to(tl.int32) << COUNT_BITS
+        reach += (steps >= 3).to(tl.int32) << (2 * COUNT_BITS)
+        counts = tl.sum(reach, axis=0)
+        first, second = counts & COUNT_MASK, (counts >> COUNT_BITS) & COUNT_MASK
+        third = counts >> (2 * COUNT_BITS)
+        num_reached = tl.where(first >= room, first, num_reached)
+        num_reached = tl.where(second >= room, second, num_reached)
+        num_reached = tl.where(third >= room, third, num_reached)
+        digit = (first >= room).to(tl.int64) + (second >= room).to(tl.int64)
+        least += (digit + (third >= room).to(tl.int64)) << shift
+        shift -= 2
+    is_tied = mine == least
+    is_above = mine > least
+    num_left = room - tl.sum(is_above.to(tl.int32), axis=0)
+    is_in = is_above | (is_tied & (tl.cumsum(is_tied.to(tl.int32), axis=0) <= num_left))
+    tl.store(counters_ptr + ALLOWED * BLOCK_E + offs_e, (is_in & (room > 0)).to(tl.int64))
+
+
+@triton.jit
 def cut(counters_ptr, ids, is_own, budget, LAYOUT):
     """Experts [block_experts] that rows may use: protected ones, then by importance up to the
     budget; and the slots that keep theirs.
@@ -250,9 +287,12 @@ def cut(counters_ptr, ids, is_own, budget, LAYOUT):
     sizes = tl.sum(is_contest.to(tl.int32) + (is_protected.to(tl.int32) << 16), axis=0)
     room = tl.maximum(budget - (sizes >> 16), 0)
     if (sizes & 0xFFFF) > room:
-        # Eight warps have registers for more pairs than sixteen.
-        NUM_PAIRS: tl.constexpr = 16384 if ids.shape[0] * BLOCK_E <= FEW_SCORES else 8192
-        write_winners(counters_ptr, room, BLOCK_E, NUM_PAIRS)
+        if BLOCK_E > MIN_BLOCK:
+            write_winners_of_many(counters_ptr, room, BLOCK_E)
+        else:
+            # Eight warps have registers for more pairs than sixteen.
+            NUM_PAIRS: tl.constexpr = 16384 if ids.shape[0] * BLOCK_E <= FEW_SCORES else 8192
+            write_winners(counters_ptr, room, BLOCK_E, NUM_PAIRS)
         tl.debug_barrier()
         is_allowed = is_protected | read_flags(counters_ptr, ALLOWED, offs_e, BLOCK_E)
         is_kept = is_own_protected | read_slot_flags(counters_ptr, ALLOWED, ids, is_own, BLOCK_E)

@@ -65,22 +65,8 @@ class SelectBuffers:
             scratch=new(1, layout.num_scratch, torch.int64),
         )
         buffers.scratch[0, 0].zero_()
+        buffers.scratch[0, layout.shared_counters :].zero_()
         return buffers
-
-    def per_layer(self, num_layers: int) -> LayerBuffers:
-        """Buffers for layers that run in turn and whose T and retained mass outlive them."""
-        layout, num_numbers = self.layout, self.layout.num_numbers
-        num_aligned = -(-num_numbers // ALIGNED_WORDS) * ALIGNED_WORDS
-        rows = scratch.empty(num_layers, num_aligned, self.numbers)
-        masses = rows[:, layout.retained_mass : layout.retained_mass + layout.max_rows]
-        return LayerBuffers(
-            layers=[
-                replace(self, numbers=rows[layer : layer + 1, :num_numbers], _views={})
-                for layer in range(num_layers)
-            ],
-            num_active=rows[:, 0],
-            retained_mass=masses.view(torch.float32),
-        )
 
     def view(self, num_rows: int) -> Selection:
         """The results of a batch of num_rows rows."""
@@ -120,8 +106,31 @@ class SelectBuffers:
 
 @dataclass(frozen=True, slots=True)
 class LayerBuffers:
-    """One set per layer; all but `numbers` is shared, and `numbers` are rows of one tensor."""
+    """Buffers for layers that run in turn and whose T and retained mass outlive them.
 
-    layers: list[SelectBuffers]
+    Layers share all but `numbers`, which are rows of one tensor. Buffers of several sizes share
+    these, too: T and retained mass of a layer lie at one address, whichever a step ran with.
+    """
+
+    layers: list[tuple[SelectBuffers, ...]]  # [L], each as given to `of`
     num_active: Tensor  # int32 [L], a view of every layer's T
-    retained_mass: Tensor  # float32 [L, max_rows], a view
+    retained_mass: Tensor  # float32 [L, max_rows of the largest], a view
+
+    @classmethod
+    def of(cls, num_layers: int, *kinds: SelectBuffers) -> LayerBuffers:
+        num_numbers = max(kind.layout.num_numbers for kind in kinds)
+        num_aligned = -(-num_numbers // ALIGNED_WORDS) * ALIGNED_WORDS
+        rows = scratch.empty(num_layers, num_aligned, kinds[0].numbers)
+        largest = max((kind.layout for kind in kinds), key=lambda layout: layout.max_rows)
+        masses = rows[:, largest.retained_mass : largest.retained_mass + largest.max_rows]
+        return cls(
+            layers=[
+                tuple(
+                    replace(kind, numbers=row[None, : kind.layout.num_numbers], _views={})
+                    for kind in kinds
+                )
+                for row in rows
+            ],
+            num_active=rows[:, 0],
+            retained_mass=masses.view(torch.float32),
+        )

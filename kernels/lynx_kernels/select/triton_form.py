@@ -1,4 +1,6 @@
-"""Selection on a GPU: the host side; one launch up to MAX_FUSED_ROWS rows, three above."""
+"""Selection on a GPU: the host side; one launch up to MAX_FUSED_ROWS rows, above these two, and a
+third where there is a schedule.
+"""
 
 from __future__ import annotations
 
@@ -100,7 +102,7 @@ def select_triton(
 
     tiles = SelectTiles.of(num_rows, num_experts, top_k)
 
-    launch = launch_fused if num_rows <= MAX_FUSED_ROWS else launch_in_three
+    launch = launch_fused if num_rows <= MAX_FUSED_ROWS else launch_several
     launch(tiles, given, policy, out, has_pdl(arch_of(scores.device)))
     return out.view(num_rows)
 
@@ -129,6 +131,7 @@ def launch_fused(
         SCORING=given.scoring,
         BLOCK_M=tiles.rows,
         BLOCK_R=tiles.demand_rows,
+        BLOCK_T=tiles.scheduled_rows,
         NUM_PROGRAMS=tiles.num_programs,
         HAS_PDL=is_pdl,
         num_warps=tiles.num_warps,
@@ -137,12 +140,10 @@ def launch_fused(
     )
 
 
-def launch_in_three(
+def launch_several(
     tiles: SelectTiles, given: SelectInputs, policy: Policy, out: SelectBuffers, is_pdl: bool
 ) -> None:
     grid, num_rows = (tiles.num_programs,), given.scores.shape[0]
-    counters = out.layout.counters
-    out.scratch[0, counters : counters + out.layout.num_counters].zero_()
     demand_kernel[grid](
         scores_ptr=given.scores,
         ids_ptr=given.topk_ids,
@@ -173,6 +174,7 @@ def launch_in_three(
         demand_ptr=given.demand,
         out_ids_ptr=out.ids,
         out_weights_ptr=out.weights,
+        active_ptr=out.active,
         numbers_ptr=out.numbers,
         scratch_ptr=out.scratch,
         num_rows=num_rows,
@@ -184,6 +186,8 @@ def launch_in_three(
         num_warps=tiles.num_warps,
         launch_pdl=is_pdl,
     )
+    if not out.layout.num_scheduled:
+        return
     place_kernel[grid](
         out_ids_ptr=out.ids,
         out_weights_ptr=out.weights,

@@ -1,4 +1,4 @@
-"""Kernels of `select_triton`: one launch for up to MAX_FUSED_ROWS rows, three beyond.
+"""Kernels of `select_triton`: one launch for up to MAX_FUSED_ROWS rows, two or three beyond.
 
 Latency is the cost here, so blocks stay in registers and meet in scratch memory. From the words of
 the programs follow each row's own experts, the rows of each expert, and the schedule.
@@ -14,7 +14,7 @@ Arrays (M rows, K slots, E experts; P programs of BLOCK_M rows each):
 | contribution | float32 [E], or None | caller |
 | budget, floor, demand | int32, int32, float32 [], demand or None | caller, between launches |
 | out_ids, out_weights | as ids, as weights | each program its rows |
-| active | uint8 [E] | the last program; the first of `place_kernel` |
+| active | uint8 [E] | the last program to finish; the first of `place_kernel` |
 | numbers | int32, see `Layout`: T, schedule, retained mass | lists: as active; rows: each program |
 | scratch | int64, see `Layout`: ticket, words, counters | each program its words and counters |
 
@@ -35,7 +35,7 @@ from lynx_kernels.schedule.triton_lists import (
     write_schedule,
     write_slots,
 )
-from lynx_kernels.schedule.triton_words import add_rows, gather_by, popcount, read_slots
+from lynx_kernels.schedule.triton_words import add_rows, flat, gather_by, popcount, read_slots
 from lynx_kernels.select.triton_blocks import (
     add_all_demand,
     add_demand,
@@ -85,6 +85,7 @@ def select_kernel(
     SCORING: tl.constexpr,  # of logits, where scores_ptr holds these
     BLOCK_M: tl.constexpr,
     BLOCK_R: tl.constexpr,  # rows whose demand is added at a time
+    BLOCK_T: tl.constexpr,  # all rows
     NUM_PROGRAMS: tl.constexpr,
     HAS_PDL: tl.constexpr,
 ):
@@ -154,7 +155,7 @@ def select_kernel(
             tl.store(scratch_ptr, tl.full([], 0, tl.int64))
             write_schedule(
                 out_ids_ptr, out_weights_ptr, row_class_ptr, scratch_ptr, numbers_ptr, active_ptr,
-                num_rows, LAYOUT, NUM_PROGRAMS, BLOCK_M, BLOCK_R,
+                num_rows, LAYOUT, NUM_PROGRAMS, BLOCK_M, BLOCK_T,
             )  # fmt: skip
 
 
@@ -168,7 +169,7 @@ def demand_kernel(
     budget_ptr,
     floor_ptr,
     demand_ptr,
-    scratch_ptr,  # counters 0 at launch
+    scratch_ptr,  # shared counters 0 at launch
     num_rows,
     LAYOUT: tl.constexpr,
     POLICY: tl.constexpr,
@@ -177,7 +178,7 @@ def demand_kernel(
     BLOCK_R: tl.constexpr,
     HAS_PDL: tl.constexpr,
 ):
-    """First of three launches: add all demand to one set of counters.
+    """First of several launches: add all demand to one set of counters.
 
     Grid: M / BLOCK_M, program p adds the demand of rows [p BLOCK_M, (p + 1) BLOCK_M).
     """
@@ -188,7 +189,7 @@ def demand_kernel(
     budget, floor, share = tl.load(budget_ptr), tl.load(floor_ptr), read_share(demand_ptr)
     add_all_demand(
         scores_ptr, ids_ptr, weights_ptr, row_class_ptr, contribution_ptr, share, floor,
-        budget < LAYOUT.num_experts, scratch_ptr + LAYOUT.counters, first_row, end_row,
+        budget < LAYOUT.num_experts, scratch_ptr + LAYOUT.shared_counters, first_row, end_row,
         LAYOUT, POLICY, SCORING, BLOCK_M, BLOCK_R,
     )  # fmt: skip
 
@@ -204,8 +205,9 @@ def decide_kernel(
     demand_ptr,
     out_ids_ptr,
     out_weights_ptr,
+    active_ptr,
     numbers_ptr,
-    scratch_ptr,
+    scratch_ptr,  # ticket and flags of used experts 0 at launch
     num_rows,
     LAYOUT: tl.constexpr,
     POLICY: tl.constexpr,
@@ -213,12 +215,14 @@ def decide_kernel(
     BLOCK_M: tl.constexpr,
     HAS_PDL: tl.constexpr,
 ):
-    """Second of three launches: decide from the counters.
+    """Second of several launches: decide from the counters.
 
-    Grid: M / BLOCK_M, program p writes rows [p BLOCK_M, (p + 1) BLOCK_M) and its words.
+    Grid: M / BLOCK_M, program p writes rows [p BLOCK_M, (p + 1) BLOCK_M) and its words. The last to
+    finish clears the counters, and writes the active set where no schedule comes with it.
     """
     BLOCK_K: tl.constexpr = LAYOUT.block_slots
     program = tl.program_id(0)
+    counters_ptr = scratch_ptr + LAYOUT.shared_counters
     word_ptr = scratch_ptr + LAYOUT.words + program * LAYOUT.block_ids
     offs_m = program * BLOCK_M + tl.arange(0, BLOCK_M)
     if HAS_PDL:
@@ -235,14 +239,34 @@ def decide_kernel(
         if is_bounded(budget, share, LAYOUT, POLICY):
             scores, top = read_scores(scores_ptr, offs_m, num_rows, LAYOUT, SCORING)
             new_ids, is_lost, gates = decide(
-                ids, is_own, scores, top, scores_ptr, bias_ptr,
-                scratch_ptr + LAYOUT.counters, word_ptr, budget, offs_m, LAYOUT, POLICY, SCORING,
-                BLOCK_M,
+                ids, is_own, scores, top, scores_ptr, bias_ptr, counters_ptr, word_ptr,
+                budget, offs_m, LAYOUT, POLICY, SCORING, BLOCK_M,
             )  # fmt: skip
     write_rows(
         new_ids, weights, is_own, is_lost, gates, budget, share, out_ids_ptr, out_weights_ptr,
         numbers_ptr, offs_m, num_rows, LAYOUT, POLICY, BLOCK_M,
     )  # fmt: skip
+    if LAYOUT.num_scheduled == 0:
+        is_used = (new_ids >= 0) & (new_ids < LAYOUT.num_experts)
+        flag_ptr = scratch_ptr + LAYOUT.used + flat(new_ids)
+        tl.store(flag_ptr, tl.full([], 1, tl.int64), mask=flat(is_used))
+    tl.debug_barrier()
+    ticket = tl.atomic_add(scratch_ptr, 1, sem="acq_rel")
+    if ticket == tl.num_programs(0) - 1:
+        tl.store(scratch_ptr, tl.full([], 0, tl.int64))
+        tl.store(counters_ptr + tl.arange(0, LAYOUT.num_counters), tl.full([], 0, tl.int64))
+        if LAYOUT.num_scheduled == 0:
+            write_active(scratch_ptr + LAYOUT.used, numbers_ptr, active_ptr, LAYOUT)
+
+
+@triton.jit
+def write_active(used_ptr, numbers_ptr, active_ptr, LAYOUT):
+    """Write active set and T from the flags of used experts, and clear these."""
+    offs_e = tl.arange(0, LAYOUT.block_experts)
+    is_used = tl.load(used_ptr + offs_e, cache_modifier=".cg") != 0
+    tl.store(active_ptr + offs_e, is_used.to(tl.int8), mask=offs_e < LAYOUT.num_experts)
+    tl.store(numbers_ptr, tl.sum(is_used.to(tl.int32), axis=0))
+    tl.store(used_ptr + offs_e, tl.full([], 0, tl.int64))
 
 
 @triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=CONTROLS)
@@ -258,7 +282,7 @@ def place_kernel(
     BLOCK_M: tl.constexpr,
     HAS_PDL: tl.constexpr,
 ):
-    """Third of three launches: active set and schedule from all words.
+    """Third launch, where there is a schedule: this and the active set, from all words.
 
     Grid: M / BLOCK_M, program p schedules rows [p BLOCK_M, (p + 1) BLOCK_M); the first writes the
     active set and the lists.
@@ -278,13 +302,12 @@ def place_kernel(
         counts += tl.sum(rows, axis=0)
         counts_before += tl.sum(tl.where(offs_w < program, rows, 0), axis=0)
     offsets = write_lists(counts, program == 0, numbers_ptr, active_ptr, LAYOUT)
-    if LAYOUT.num_scheduled > 0:
-        _, ids, weights = read_slots(
-            out_ids_ptr, out_weights_ptr, row_class_ptr, offs_m, num_rows,
-            LAYOUT.top_k, LAYOUT.block_slots,
-        )  # fmt: skip
-        own_words = gather_by(words_ptr + program * BLOCK_S, ids, is_scheduled(ids, LAYOUT))
-        write_slots(
-            ids, weights, offs_m, offsets + counts_before, 0, own_words, numbers_ptr, num_rows,
-            LAYOUT, BLOCK_M,
-        )  # fmt: skip
+    _, ids, weights = read_slots(
+        out_ids_ptr, out_weights_ptr, row_class_ptr, offs_m, num_rows,
+        LAYOUT.top_k, LAYOUT.block_slots,
+    )  # fmt: skip
+    own_words = gather_by(words_ptr + program * BLOCK_S, ids, is_scheduled(ids, LAYOUT))
+    write_slots(
+        ids, weights, offs_m, offsets + counts_before, 0, own_words, numbers_ptr, num_rows,
+        LAYOUT, BLOCK_M,
+    )  # fmt: skip

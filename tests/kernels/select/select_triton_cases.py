@@ -19,6 +19,7 @@ from triton.errors import TritonError
 from lynx_kernels.schedule import Schedule, build_schedule_reference
 from lynx_kernels.select import (
     POLICIES,
+    LayerBuffers,
     RowClass,
     SelectBuffers,
     Selection,
@@ -88,7 +89,7 @@ def poison(buffers: SelectBuffers) -> None:
     buffers.weights.fill_(NAN)
     buffers.active.fill_(7)
     buffers.numbers.fill_(-99)
-    buffers.scratch[0, 1:].fill_(-1)
+    buffers.scratch[0, 1 : buffers.layout.shared_counters].fill_(-1)
 
 
 def run(case: Case, policy: str, buffers: SelectBuffers | None = None) -> Selection:
@@ -216,6 +217,72 @@ def test_empty_slots_and_shared_experts_pass_through(policy: str) -> None:
     check(case, policy)  # a schedule of the routed experts alone
 
 
+@pytest.mark.parametrize("num_experts", [128, 130, 300, 512])
+@pytest.mark.parametrize("budget", [0.05, 0.3, 0.9])
+def test_winners_among_many_experts(num_experts: int, budget: float) -> None:
+    """Above 128 experts a threshold is found instead of every rank; ties go to the lower id."""
+    case = softmax_case(24, num_experts, 8, (budget, 0, 1.0))
+    check(case, "lynx")
+    quarters = (16 * case.scores.sqrt()).round() / 16
+    weights, ids = quarters.topk(8, dim=1)
+    ties = replace(case, scores=quarters, topk_weights=weights, topk_ids=ids.int())
+    for policy in ("lynx", "xshare"):  # importance from almost none up, and of every expert
+        check(ties, policy)
+    check(replace(ties, topk_weights=torch.zeros_like(weights)), "lynx")
+
+
+# (M, E, K): what a server selects in above 256 rows, without a schedule.
+LARGE = [(257, 512, 10), (300, 128, 8), (512, 256, 4), (1000, 8, 2)]
+
+
+@pytest.mark.parametrize("shape", LARGE, ids=str)
+def test_large_batches(shape: tuple[int, ...]) -> None:
+    case = softmax_case(*shape, (0.3, 1, 1.0))
+    buffers = make_buffers(case)
+    for controls in ((0.3, 1, 1.0), (0.5, 2, 0.7)):  # each on what the last one left
+        check_alone(case.with_controls(*controls), buffers)
+    few = case.with_rows(torch.arange(shape[0]) % 3 == 0)  # in one launch, with the same buffers
+    check_alone(few.with_controls(0.3, 1, 1.0), buffers)
+
+
+def check_alone(case: Case, buffers: SelectBuffers) -> None:
+    """A selection without a schedule against the reference, and the contract by itself."""
+    got = select_triton(**case.arguments(DEVICE), policy=POLICIES["lynx"], out=buffers)
+    expected = select_reference(**case.arguments(), policy="lynx")
+    for name in ("topk_ids", "active", "num_active"):
+        assert torch.equal(getattr(got, name).cpu(), getattr(expected, name)), name
+    torch.testing.assert_close(got.topk_weights.cpu(), expected.topk_weights, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(got.retained_mass.cpu(), expected.retained_mass, rtol=1e-6, atol=0)
+    ids, exact = got.topk_ids.cpu(), case.row_class == RowClass.EXACT
+    assert torch.equal(ids[exact], case.topk_ids[exact])
+    assert torch.equal(got.topk_weights.cpu()[exact], case.topk_weights[exact])
+    assert (ids[case.row_class == RowClass.PAD] == -1).all()
+    flexible = case.row_class == RowClass.FLEXIBLE
+    own = case.topk_weights.argsort(dim=1, descending=True, stable=True)[:, : int(case.floor)]
+    floors = case.topk_ids.gather(1, own)[flexible]
+    protected = torch.cat([floors.flatten(), case.topk_ids[exact].flatten()]).unique().numel()
+    assert int(got.num_active) == ids[ids >= 0].unique().numel()
+    assert int(got.num_active) <= max(int(case.budget), protected)
+    assert (floors[:, :, None] == ids[flexible][:, None, :]).any(dim=2).all()
+
+
+def test_buffers_of_two_sizes_show_a_layers_t_and_mass_at_one_address() -> None:
+    small, large = softmax_case(6, 24, 4, (0.4, 1, 1.0)), softmax_case(258, 24, 4, (0.4, 1, 1.0))
+    sizes = {"top_k": 4, "num_experts": 24, "device": DEVICE}
+    layers = LayerBuffers.of(
+        2,
+        SelectBuffers.allocate(max_rows=8, num_scheduled=24, **sizes),
+        SelectBuffers.allocate(max_rows=300, **sizes),
+    )
+    for kind, case in enumerate((small, large, small)):
+        for layer in (0, 1):
+            got = run(case, "lynx", layers.layers[layer][kind % 2])
+            num_rows = len(case.row_class)
+            assert layers.num_active[layer] == got.num_active
+            assert torch.equal(layers.retained_mass[layer, :num_rows], got.retained_mass)
+            assert (got.schedule is None) == (case is large)
+
+
 @every_policy
 def test_refills_follow_the_correction_bias(policy: str) -> None:
     case = softmax_case(12, 24, 4, CONTROLS["cap binds"])
@@ -297,6 +364,7 @@ def test_buffers_serve_launch_after_launch(num_rows: int) -> None:
     for controls in CONTROLS.values():
         check(case.with_controls(*controls), "lynx", buffers)
         assert buffers.scratch[0, 0] == 0
+        assert (buffers.scratch[0, buffers.layout.shared_counters :] == 0).all()
     assert (buffers.ids[num_rows:] == -99).all()
     assert buffers.weights[num_rows:].isnan().all()
     poison(buffers)

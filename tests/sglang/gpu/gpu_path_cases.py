@@ -15,18 +15,21 @@ from typing import Any
 
 import pytest
 import torch
+from sglang.srt import runtime_context
 from sglang.srt.layers.moe import topk as sglang_topk
 from sglang.srt.layers.moe.fused_moe_native import moe_forward_native
 from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 from sglang.srt.layers.moe.utils import MoeRunnerBackend
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
+from lynx_controller import Phase
+from lynx_kernels import RowClass, fused_moe_reference, select
 from lynx_sglang.errors import DivergedError, LynxError, UnsupportedError
 from lynx_sglang.gpu import fused_runner
 from lynx_sglang.gpu.runtime import GpuBuilder
 from lynx_sglang.integration import experts as expert_hooks
 from lynx_sglang.integration import routing
-from lynx_sglang.integration.model_runner import capture
+from lynx_sglang.integration.model_runner import capture, capture_prefill
 from lynx_sglang.integration.scheduler import process_result, receive
 from lynx_sglang.integration.state import server_info
 from lynx_sglang.loop.ranks import Ranks
@@ -36,13 +39,19 @@ from lynx_sglang.settings import Settings
 pytestmark = pytest.mark.usefixtures("one_rank", "cpu_for_gpu")
 LAYERS, E, K, H, INNER = 2, 16, 4, 32, 16
 GRAPHS = [4, 8]
+PREFILL_GRAPHS = [16]  # in tokens
 
 
 class Model:
     """Real MoE layers, hooked as the plugin hooks them, behind a scheduler that overlaps."""
 
     def __init__(
-        self, settings: Settings, monkeypatch: pytest.MonkeyPatch, num_shared: int = 0
+        self,
+        settings: Settings,
+        monkeypatch: pytest.MonkeyPatch,
+        num_shared: int = 0,
+        graphs: list[int] = GRAPHS,
+        prefill_graphs: list[int] | None = None,
     ) -> None:
         self.builder = GpuBuilder(settings)
         build = expert_hooks.around_init(self.builder.add_expert_layer)
@@ -88,20 +97,24 @@ class Model:
             model_config=None,
         )
         self.routed: list[torch.Tensor] = []
+        self.graphs = graphs
+        self.prefill_graphs = prefill_graphs or []
+        if prefill_graphs is not None:  # SGLang captures them first
+            capture_prefill(self.builder)(
+                lambda _runner: [self.forward(size) for size in prefill_graphs],
+                SimpleNamespace(capture_num_tokens=prefill_graphs),
+            )
         capture(self.builder)(
-            lambda _runner: [self.forward(size) for size in GRAPHS], self.graphs()
+            lambda _runner: [self.forward(size) for size in graphs],
+            SimpleNamespace(capture_bs=graphs),
         )
         self.runtime = self.builder.start()
 
-    def graphs(self) -> Any:
-        return SimpleNamespace(capture_bs=GRAPHS)
-
     def plain(self, dispatch_output: Any, quant_info: Any, config: Any) -> Any:
         self.num_plain += 1
-        layer = self.experts[config.layer_id]
-        output = moe_forward_native(
-            layer, dispatch_output.hidden_states, dispatch_output.topk_output, config
-        )
+        weights, ids, _ = dispatch_output.topk_output
+        w13, w2 = quant_info.w13_weight, quant_info.w2_weight
+        output = fused_moe_reference(dispatch_output.hidden_states, w13, w2, ids, weights)
         return SimpleNamespace(hidden_states=output)
 
     def forward(self, rows: int) -> torch.Tensor:
@@ -144,10 +157,15 @@ class Model:
         )
         return sglang_topk.StandardTopKOutput(weights, ids, logits)
 
-    def launch(self, requests: list[Any], mode: ForwardMode = ForwardMode.DECODE) -> Any:
+    def launch(
+        self, requests: list[Any], mode: ForwardMode = ForwardMode.DECODE, prompt: int = 0
+    ) -> Any:
+        """``prompt``: tokens of a prompt that a mixed batch prefills before its requests' rows."""
         batch = SimpleNamespace(
             forward_mode=mode,
             reqs=requests,
+            decoding_reqs=requests,
+            extend_lens=[prompt] + [1] * len(requests),
             seq_lens=torch.ones(len(requests)),
             seq_lens_cpu=torch.ones(len(requests)),
             launch_ts=0.0,
@@ -158,11 +176,12 @@ class Model:
     def replay(self, _scheduler: Any, batch: Any) -> Any:
         """A graph of the next size where there is one; else Python runs the layers."""
         self.scheduler.forward_ct += 1
-        rows = len(batch.reqs)
-        if batch.forward_mode.is_decode() and rows <= GRAPHS[-1]:
-            size = next(size for size in GRAPHS if rows <= size)
+        is_mixed, is_decode = batch.forward_mode.is_mixed(), batch.forward_mode.is_decode()
+        rows = sum(batch.extend_lens) if is_mixed else len(batch.reqs)
+        graphs = self.graphs if is_decode else self.prefill_graphs
+        if (size := next((size for size in graphs if rows <= size), None)) is not None:
             step, self.runtime.step = self.runtime.step, None
-            with self.runtime.capturing():
+            with self.runtime.capturing(Phase.DECODE if is_decode else Phase.MIXED):
                 self.forward(size)
             self.runtime.step = step
         else:
@@ -176,6 +195,16 @@ class Model:
 @pytest.fixture
 def model_of(monkeypatch: pytest.MonkeyPatch) -> Any:
     return lambda num_shared=0, **settings: Model(Settings(**settings), monkeypatch, num_shared)
+
+
+@pytest.fixture
+def mixing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server was started with --enable-mixed-chunk."""
+    args = runtime_context.get_server_args()
+    asked = {"enable_mixed_chunk": True, "chunked_prefill_size": 32}
+    read = {name: getattr(args, name) for name in ("max_running_requests", "moe_runner_backend")}
+    mixing = SimpleNamespace(**read, **asked)
+    monkeypatch.setattr(runtime_context, "get_server_args", lambda: mixing)
 
 
 def requests_of(count: int, **params: Any) -> list[Any]:
@@ -197,7 +226,7 @@ def test_a_schedule_that_no_runner_took_is_not_the_next_steps(model_of: Any) -> 
     model = model_of()
     path = model.runtime.path
     model.finish(model.launch(requests_of(3)))
-    left = path._outputs[0].view(4)
+    left = path._outputs[0][0].view(4)
     path.hand_over(0, left.schedule, left.topk_weights)
     model.finish(model.launch(requests_of(3)))
     assert path.take(0, left.topk_weights) is None
@@ -208,7 +237,7 @@ def test_weights_that_change_after_selection_stay_with_sglangs_runner(
 ) -> None:
     """step3p5 and xllm scale them, qwen2_moe appends a shared expert's."""
     path = model_of().runtime.path
-    selected = path._outputs[0].view(4)
+    selected = path._outputs[0][0].view(4)
     weights = selected.topk_weights
     for changed in (weights * 2.0, torch.cat([weights, weights[:, :1]], dim=1), weights[:, :-1]):
         path.hand_over(0, selected.schedule, weights)
@@ -345,12 +374,99 @@ def test_prefill_is_sglangs_and_larger_decode_steps_run_without_a_graph(model_of
     assert server_info(model.builder)["decode_steps"] == 1
 
 
-def test_steps_above_the_most_rows_are_left_alone(model_of: Any) -> None:
+def test_steps_above_the_most_rows_are_left_alone_and_said(
+    model_of: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     model = model_of(budget=5)
     model.runtime.path.max_rows = 8
-    model.finish(model.launch(requests_of(12)))
-    assert model.num_plain == LAYERS
+    for _ in range(2):
+        model.finish(model.launch(requests_of(12)))
+    assert model.num_plain == 2 * LAYERS
     assert server_info(model.builder)["decode_steps"] == 0
+    assert caplog.text.count("256 rows runs every expert: lynx selects in up to 8") == 1
+
+
+@pytest.mark.parametrize("graphs", [[8], [8, 320]], ids=["eager", "graph"])
+def test_a_cap_holds_above_256_rows(graphs: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model(Settings(budget=5, floor=0), monkeypatch, graphs=graphs)
+    model.num_plain = 0
+    requests = requests_of(300)
+    model.finish(model.launch(requests))
+    for ids in model.routed:
+        assert ids[:300].unique().numel() == 5
+        assert (ids[300:] == -1).all()
+    assert model.num_plain == LAYERS  # SGLang's runner, on the experts that are left
+    info = server_info(model.builder)
+    assert (info["decode_steps"], info["active_experts_sum"]) == (1, 5.0)
+    assert all(account_of(one).degraded_tokens == 1 for one in requests)
+    model.finish(model.launch(requests_of(4)))  # and those below are scheduled again
+    assert model.num_plain == LAYERS
+
+
+def on_a_cpu(model: Model, rows: int, classes: torch.Tensor, budget: int) -> list[torch.Tensor]:
+    """Ids of each layer as the CPU path selects them."""
+    rng = torch.Generator().manual_seed(rows)
+    found = []
+    for gate in model.gates:
+        scores = (torch.randn(rows, H, generator=rng) @ gate.T).softmax(-1)
+        weights, ids = scores.topk(K)
+        one, cap = (torch.tensor(value, dtype=torch.int32) for value in (1, budget))
+        found.append(select(scores, ids.int(), weights, classes, budget=cap, floor=one).topk_ids)
+    return found
+
+
+@pytest.mark.usefixtures("mixing")
+@pytest.mark.parametrize("graphs", [[], PREFILL_GRAPHS], ids=["eager", "graph"])
+def test_decode_rows_of_mixed_steps_are_selected_as_on_a_cpu(
+    graphs: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model(Settings(budget=5), monkeypatch, prefill_graphs=graphs)
+    model.num_plain = 0
+    requests = [*requests_of(6), *requests_of(1, lynx="exact")]
+    launched = model.launch(requests, ForwardMode.MIXED, prompt=2)
+    model.finish(launched)
+    size = next(iter(graphs), 9)
+    classes = torch.full((size,), RowClass.PAD, dtype=torch.uint8)
+    classes[:9] = RowClass.FLEXIBLE
+    classes[[0, 1, 8]] = RowClass.EXACT
+    own, expected = own_routing(model, size, 9), on_a_cpu(model, size, classes, 5)
+    for got, asked, mine in zip(model.routed, expected, own, strict=True):
+        assert torch.equal(got.sort().values, asked.sort().values)
+        assert torch.equal(got[[0, 1, 8]].sort().values, mine[[0, 1, 8]].int().sort().values)
+        assert (got[9:] == -1).all()
+    assert model.num_plain == LAYERS
+    step = launched[1].lynx_flight.step
+    assert list(step.num_active.values()) == [
+        ids[ids >= 0].unique().numel() for ids in model.routed
+    ]
+    assert [account_of(one).decode_tokens for one in requests] == [1] * 7
+    assert account_of(requests[-1]).degraded_tokens == 0
+    assert sum(account_of(one).degraded_tokens for one in requests) > 0
+    assert step.batch.phase is Phase.MIXED
+
+
+@pytest.mark.usefixtures("mixing")
+def test_prefill_comes_out_of_graphs_that_select_as_it_went_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = Model(Settings(budget=5), monkeypatch, prefill_graphs=PREFILL_GRAPHS)
+    model.finish(model.launch(requests_of(7), ForwardMode.MIXED, prompt=3))
+    model.finish(model.launch(requests_of(11), ForwardMode.EXTEND))
+    for ids, own in zip(model.routed, own_routing(model, 16, 16), strict=True):
+        assert torch.equal(ids.sort().values, own.int().sort().values)  # padding as SGLang has it
+    model.finish(model.launch(requests_of(7)))  # the cap is back, and so is padding
+    for ids in model.routed:
+        assert ids[:7].unique().numel() <= 7
+        assert (ids[7:] == -1).all()
+    assert server_info(model.builder)["decode_steps"] == 2
+
+
+@pytest.mark.usefixtures("mixing")
+def test_chunks_beyond_what_lynx_selects_in_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        UnsupportedError, match=r"steps of up to 69632 rows are not served: .*65536"
+    ):
+        Model(Settings(), monkeypatch, prefill_graphs=[65536])
 
 
 def test_a_runner_that_routes_inside_its_kernel_is_refused() -> None:

@@ -88,7 +88,6 @@ def test_each_is_served_or_refused_in_one_line(feature: Feature, device: Any) ->
 @pytest.mark.parametrize(
     ("field", "device", "where"),
     [
-        ("enable_mixed_chunk", "cuda", " on a GPU"),
         ("modelopt_quant", "cpu", " on a CPU"),
         ("enable_eplb", "cpu", ""),
     ],
@@ -98,7 +97,14 @@ def test_the_line_says_where(field: str, device: Any, where: str) -> None:
     assert f"is not served{where}:" in next(refusals(args, device))
 
 
+def test_the_line_says_where_on_a_gpu_too() -> None:
+    feature = Feature("F", "--tp-size", "tp_size", bool, "reason", None)
+    assert feature.refusal(ServerArgs(model_path="m"), "cpu") is None
+    line = feature.refusal(ServerArgs(model_path="m", tp_size=2), "cuda")
+    assert line == "--tp-size 2 is not served on a GPU: reason. Remove it."
+
+
 def test_rows_are_the_table() -> None:
     assert [row.flags[0] for row in rows()] == [feature.flag for feature in FEATURES]
     served = {row.flags[0] for row in rows() if row.cuda is None and row.cpu is None}
-    assert served == {"--tp-size", "--ep-size"}
+    assert served == {"--tp-size", "--ep-size", "--enable-mixed-chunk"}

@@ -60,13 +60,25 @@ def test_rows_above_a_batch_are_padding_after_a_larger_one() -> None:
         assert buffer.row_class.tolist() == [FLEXIBLE] * rows + [PAD] * (6 - rows)
 
 
+def test_a_step_of_exact_rows_alone_has_no_cap_and_leaves_the_next_ones_in_force() -> None:
+    buffer = Buffer(LAYERS, E, floor=1, max_rows=6)
+    buffer.write(DECISION, E)
+    buffer.send(classes(FLEXIBLE), lane=0)
+    buffer.send_exact(lane=1)
+    assert buffer.row_class.tolist() == [EXACT] * 6
+    assert ({int(cap) for cap in buffer.caps.values()}, float(buffer.demand)) == ({E}, 1.0)
+    buffer.send(classes(FLEXIBLE), lane=1)
+    assert buffer.row_class.tolist() == [FLEXIBLE] + [PAD] * 5
+    assert (int(buffer.caps[3]), float(buffer.demand)) == (8, 0.75)
+
+
 def test_counters_of_steps_in_flight_do_not_mix() -> None:
     num_active, retained = torch.tensor([4, 6], dtype=torch.int32), torch.ones(2, 5)
     counters = Counters(num_active, retained)
-    counters.read(0, rows=2)
+    counters.read(0, slice(0, 2))
     num_active += 1
     retained[:, 1] = 0.5
-    counters.read(1, rows=3)
+    counters.read(1, slice(0, 3))
     num_active.zero_()
     for lane in (0, 1):
         counters.wait(lane)
@@ -78,5 +90,12 @@ def test_counters_of_steps_in_flight_do_not_mix() -> None:
 @pytest.mark.parametrize("rows", [0, 5])
 def test_counters_of_no_row_and_of_every_row(rows: int) -> None:
     counters = Counters(torch.zeros(2, dtype=torch.int32), torch.ones(2, 5))
-    counters.read(0, rows)
+    counters.read(0, slice(0, rows))
     assert counters.of(0)[1].shape == (2, rows)
+
+
+def test_counters_of_the_rows_that_decode_in_a_mixed_step() -> None:
+    retained = torch.arange(10.0).view(2, 5)
+    counters = Counters(torch.zeros(2, dtype=torch.int32), retained)
+    counters.read(0, slice(2, 4))
+    assert counters.of(0)[1].tolist() == [[2.0, 3.0], [7.0, 8.0]]
