@@ -104,7 +104,7 @@ def frame(url: str, before: list[dict[str, Any]], after: list[dict[str, Any]]) -
         new["decode_steps"] < old["decode_steps"] for old, new in zip(before, after, strict=True)
     ):
         before = after  # it has started anew
-    shown = Text(f"{url}  {time.strftime('%H:%M:%S')}", "bold")
+    shown = Text.assemble((f"{url}  {time.strftime('%H:%M:%S')}", "bold"))
     for old, new in zip(before, after, strict=True):
         for line in lines(old, new):
             shown.append(f"\n{line.label:<9}", "dim")
@@ -174,7 +174,7 @@ def mass(before: dict[str, Any], after: dict[str, Any], steps: int) -> str:
     old, new = before["tiers"]["flexible"], after["tiers"]["flexible"]
     tokens = new["decode_tokens"] - old["decode_tokens"]
     cut = (new["degraded_tokens"] - old["degraded_tokens"]) / tokens if tokens else 0.0
-    return f"{kept:.1%} of the routing mass retained, {limit}; {cut:.0%} of flexible tokens cut"
+    return f"{kept:.1%} retained, {limit}; {cut:.0%} of flexible tokens cut"
 
 
 def quality(after: dict[str, Any]) -> str:

@@ -73,7 +73,7 @@ def test_watch_tells_a_load_and_its_end(
         time.sleep(2.0)  # the controller learns what cuts cost
         busy = watched(server, capsys)
     assert "cannot hold SLO p95 ITL 0.01 ms at this quality floor" in busy
-    assert "of the routing mass retained" in busy
+    assert "% retained, limit 0.75" in busy
     assert len(busy.splitlines()) == 8
     idle = watched(server, capsys)
     assert "0 running, 0 waiting" in idle

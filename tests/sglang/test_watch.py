@@ -61,7 +61,7 @@ def test_a_frame_tells_what_ran_between_two_readings() -> None:
         "experts": "25.0 active, 40.0 expected uncapped, of 64 in a layer; cap 32.0",
         "requests": "12 running, 3 waiting; finished: 2 flexible, 0 exact",
         "share": "62% of the experts: the last caps still fit",
-        "mass": "90.0% of the routing mass retained, limit 0.75; 25% of flexible tokens cut",
+        "mass": "90.0% retained, limit 0.75; 25% of flexible tokens cut",
         "quality": "KL not measured yet; no limit",
         "state": "holds its limits (SLO p95 ITL 20 ms)",
     }
