@@ -181,12 +181,13 @@ class Runtime(ABC):
         """Put rank 0's order in force, on every rank.
 
         Raises:
-            DivergedError: this rank has other settings, or has run other experts.
+            DivergedError: this rank has other settings, or ranks keep running other experts.
         """
         if self._scheduler is None:
             raise LynxError("an order of rank 0 came before this rank's first step")
         self.ranks.obey(order, self.settings)
-        self._put_in_force(order.decision, order.floor)
+        is_parted = self.ranks.is_parted
+        self._put_in_force(full_quality(self.layers) if is_parted else order.decision, order.floor)
 
     def _attach(self, scheduler: Any) -> None:
         """Take what the scheduler alone knows: labels of metrics, the model's configuration."""

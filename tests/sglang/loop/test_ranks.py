@@ -23,7 +23,7 @@ from lynx_sglang.cpu.runtime import CpuBuilder, CpuRuntime
 from lynx_sglang.errors import DivergedError
 from lynx_sglang.integration import model_runner, state
 from lynx_sglang.integration.scheduler import receive, run_batch
-from lynx_sglang.loop.ranks import CHECK_STEPS, Order, Ranks
+from lynx_sglang.loop.ranks import CHECK_STEPS, PATIENCE, Order, Ranks
 from lynx_sglang.loop.step import batch_ahead, size_class_of
 from lynx_sglang.loop.tier import Tier
 from lynx_sglang.settings import Settings
@@ -122,6 +122,16 @@ class Replica:
         self.ranks = [Rank(0, settings), Rank(1, other or settings, seed)]
         self.sent: list[Order] = []
         self.is_skipping = False  # the broadcast, as --scheduler-recv-interval does
+        self.answers: list[bool] = []  # of a collective, for the ranks that come to it later
+
+    def is_any(self, _differs: bool) -> bool:
+        """What the ranks' collective tells each of them; rank 0 comes first."""
+        if self.answers:
+            return self.answers.pop()
+        first, second = (rank.runtime.ranks for rank in self.ranks)
+        answer = (first._steps, first._checksum) != (second._steps, second._checksum)
+        self.answers.append(answer)
+        return answer
 
     def loop(self, requests: list[Any], mode: ForwardMode = ForwardMode.DECODE) -> None:
         carried = b""
@@ -140,6 +150,8 @@ class Replica:
             return list(pickle.loads(carried))
 
         for rank, carry in zip(self.ranks, (send, take), strict=True):
+            if rank.builder.runtime is not None:
+                rank.runtime.ranks._is_any = self.is_any
             received = receive(rank.builder)(carry, None)
             assert received == ([] if self.is_skipping else ["a request"])
         for rank in self.ranks:
@@ -176,7 +188,7 @@ def test_ranks_run_the_same_experts_while_the_budget_moves() -> None:
     told = state.server_info(replica.ranks[0].builder)["ranks"]
     assert (told["size"], told["unforeseen"]) == (2, 0)
     assert told["orders"] == len(replica.sent) > 5
-    assert replica.ranks[1].runtime.ranks.state()["checks"] > 5
+    assert replica.ranks[1].runtime.ranks.state()["checks"] == 100 // CHECK_STEPS
 
 
 def test_a_fixed_budget_holds_from_the_first_decode_step() -> None:
@@ -233,14 +245,48 @@ def test_exact_requests_and_shadow_passes_are_the_same_everywhere() -> None:
     assert all(ids.unique().numel() > 8 for ids in replica.ranks[1].routed)
 
 
-def test_ranks_that_part_are_an_error() -> None:
-    replica = Replica(Settings(), seed=1)
-    requests = [request(str(row)) for row in range(4)]
+def parted() -> tuple[Replica, list[Any]]:
+    """Ranks whose routers see other scores, at their first check."""
+    replica = Replica(Settings(demand=0.6), seed=1)
+    requests = [request(str(row)) for row in range(8)]
     replica.loop(requests, ForwardMode.EXTEND)
-    replica.loop(requests)
-    replica.ranks[0].builder.apply(Settings(budget=8))
-    with pytest.raises(DivergedError, match=r"rank 1 has run other experts than rank 0: after 1"):
+    for _step in range(CHECK_STEPS + 1):
         replica.loop(requests)
+    return replica, requests
+
+
+def test_ranks_that_part_run_every_expert_until_they_agree(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    replica, requests = parted()
+    for rank in replica.ranks:
+        assert rank.runtime.decision.demand == float(rank.runtime.buffer.demand) == 1.0
+        assert rank.runtime.ranks.state()["mismatches"] == 1
+    assert "rank 1 has run other experts than rank 0: after 32" in caplog.text
+    replica.ranks[1].seed = 0
+    for _step in range(2 * CHECK_STEPS):  # the first of them ends with a step of before
+        replica.loop(requests)
+    assert [rank.runtime.decision.demand for rank in replica.ranks] == [0.6] * 2
+    told = state.server_info(replica.ranks[0].builder)["ranks"]
+    assert (told["checks"], told["mismatches"]) == (3, 2)
+
+
+def test_orders_under_a_mismatch_cut_nothing() -> None:
+    replica, requests = parted()
+    for rank in replica.ranks:
+        rank.builder.apply(Settings(demand=0.5))
+    replica.loop(requests)
+    assert replica.sent[-1].decision.demand == 0.5
+    assert [rank.runtime.decision.demand for rank in replica.ranks] == [1.0] * 2
+
+
+def test_ranks_that_stay_parted_are_an_error() -> None:
+    replica, requests = parted()
+    for _step in range(CHECK_STEPS * (PATIENCE - 1) - 1):
+        replica.loop(requests)
+    with pytest.raises(DivergedError, match=f"in {PATIENCE} checks in a row"):
+        replica.loop(requests)
+    assert replica.ranks[0].runtime.ranks.mismatches == PATIENCE
 
 
 @pytest.mark.parametrize(
