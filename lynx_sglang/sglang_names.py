@@ -15,6 +15,9 @@ from dataclasses import dataclass
 
 SUPPORTED_VERSIONS = ("0.5.22", "0.5.23")  # the two newest releases
 
+# Without expert parallelism, their Triton runner reads weights of an expert -1 for an empty slot.
+NO_EMPTY_SLOTS = ("0.5.22",)
+
 
 @dataclass(frozen=True, slots=True)
 class Name:
@@ -425,7 +428,11 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "sglang.srt.layers.moe.moe_runner.base:MoeRunnerConfig": "intermediate_size_per_partition",
         "sglang.srt.layers.moe.moe_runner.runner:MoeRunner": "fused_func run runner_backend",
         "sglang.srt.layers.moe.fused_moe_triton.layer:FusedMoE": (
-            "layer_id moe_ep_rank moe_ep_size moe_runner_config quant_method runner_backend"
+            "dispatcher layer_id moe_ep_rank moe_ep_size moe_runner_config quant_method "
+            "runner_backend"
+        ),
+        "sglang.srt.layers.moe.token_dispatcher.standard:StandardDispatcher": (
+            "dispatch skip_local_expert_mapping"
         ),
         "sglang.srt.layers.quantization.fp8:Fp8MoEMethod": (
             "is_fp4_expert runner use_mxfp8 weight_block_size"
@@ -472,6 +479,15 @@ PLATFORM_CAPABILITIES = Name(
 )
 PLATFORM_ENUM = Name(
     "sglang.srt.platforms.device_mixin:PlatformEnum", use="the CPU platform's kind"
+)
+SYMMETRIC_MEMORY = Name(
+    "sglang.srt.distributed.device_communicators.pynccl_allocator:use_symmetric_memory",
+    ("group_coordinator", "disabled"),
+    "where a layer's output is allocated",
+)
+IS_SYMMETRIC = Name(
+    "sglang.srt.layers.dp_attention:is_allocation_symmetric",
+    use="where a layer's output is allocated",
 )
 COMBINE_INPUT = Name(
     "sglang.srt.layers.moe.token_dispatcher:StandardCombineInput", use="a runner's result"
@@ -537,3 +553,8 @@ def sglang_version() -> str:
 def is_supported() -> bool:
     """Whether the installed SGLang is one that this table was checked against."""
     return sglang_version() in SUPPORTED_VERSIONS
+
+
+def takes_empty_slots_for_experts() -> bool:
+    """Whether runners of the installed SGLang read id -1 as an expert's."""
+    return sglang_version() in NO_EMPTY_SLOTS

@@ -94,6 +94,9 @@ class DevicePath:
         """
         self.sizes, self.max_rows = sizes, max_rows
         self._selects_prefill = selects_prefill
+        # Set by ``ExpertLayers``. SGLang's runners read ids -1 as an expert's:
+        self.fills_slots = False
+        self.fronted: set[int] = set()  # layers that Lynx's kernels run, which read no ids
         self.buffer = Buffer(
             sizes.layer_ids, sizes.num_experts, floor, max_rows=max_rows, device=device
         )

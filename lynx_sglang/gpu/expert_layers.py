@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lynx_kernels.fused_moe import Workspace
+from lynx_sglang import sglang_names
 from lynx_sglang.gpu.device_path import MAX_SCHEDULED_ROWS, DevicePath
 from lynx_sglang.gpu.fused_runner import FusedRunner, builder_of, uncovered
 from lynx_sglang.settings import BACKEND
@@ -52,8 +53,9 @@ class ExpertLayers:
     def allocate(self, path: DevicePath) -> None:
         """Allocate scratch before any capture; log which runner serves how many layers, and why."""
         workspaces: dict[Any, Workspace] = {}
+        path.fills_slots = path.sizes.ep_size == 1 and sglang_names.takes_empty_slots_for_experts()
         for runner in self._runners:
-            runner.allocate(path, workspaces)
+            path.fronted.add(runner.allocate(path, workspaces))
         if self._runners:
             logger.info(
                 "lynx's kernels run the experts of %d layers in decode steps of up to %d rows, "

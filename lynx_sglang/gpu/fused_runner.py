@@ -37,11 +37,16 @@ class FusedRunner:
     def __init__(self, layer: Any, original: Callable[..., Any]) -> None:
         """``layer``: SGLang's ``FusedMoE``. ``original``: SGLang's own fused function."""
         self._layer, self._original = layer, original
+        self._is_spread = layer.moe_ep_size > 1
+        if self._is_spread:
+            # SGLang would map ids to this rank's experts in each step; its own runner alone reads
+            # them.
+            layer.dispatcher.skip_local_expert_mapping = True
         self._path: DevicePath | None = None
         self._workspace: Workspace | None = None
 
-    def allocate(self, path: DevicePath, workspaces: dict[Any, Workspace]) -> None:
-        """Allocate scratch before any capture; layers of one shape share it."""
+    def allocate(self, path: DevicePath, workspaces: dict[Any, Workspace]) -> int:
+        """Allocate scratch before any capture; layers of one shape share it. The layer's id."""
         w13, w2 = self._layer.w13_weight, self._layer.w2_weight
         dtype = self._layer.moe_runner_config.params_dtype
         key = (w13.shape, w2.shape, w13.dtype, dtype)
@@ -51,6 +56,8 @@ class FusedRunner:
                 w13, w2, max_rows=rows, top_k=path.sizes.num_slots, dtype=dtype
             )
         self._path, self._workspace = path, workspaces[key]
+        layer_id: int = self._layer.layer_id
+        return layer_id
 
     def __call__(self, dispatch_output: Any, quant_info: Any, runner_config: Any) -> Any:
         """hidden [M, H] through its experts; see ``lynx_kernels.fused_moe_triton``."""
@@ -62,7 +69,7 @@ class FusedRunner:
             topk_weights = dispatch_output.topk_output.topk_weights
             schedule = path.take(self._layer.layer_id, topk_weights)
         if schedule is None or workspace is None:
-            return self._original(dispatch_output, quant_info, runner_config)
+            return self._original(self._as_sglang(dispatch_output), quant_info, runner_config)
         is_clamped = runner_config.gemm1_alpha is not None
         scales = [quant_info.w13_scale, quant_info.w2_scale]
         if quant_info.per_channel_quant:  # [E, N, 1]
@@ -80,20 +87,50 @@ class FusedRunner:
             w13_bias=quant_info.b13,
             w2_bias=quant_info.b2,
             apply_router_weight_on_input=runner_config.apply_router_weight_on_input,
+            out=output_of(dispatch_output.hidden_states),
         )
         if runner_config.routed_scaling_factor not in (None, 1.0):
             output.mul_(runner_config.routed_scaling_factor)
         return StandardCombineInput(hidden_states=output)
 
+    def _as_sglang(self, dispatch_output: Any) -> Any:
+        """A routing as SGLang's dispatcher hands it to SGLang's runner."""
+        topk = dispatch_output.topk_output
+        if self._path is not None and self._path.fills_slots:
+            topk = topk._replace(topk_ids=filled(topk.topk_ids))
+        if self._is_spread:
+            dispatcher = self._layer.dispatcher
+            dispatcher.skip_local_expert_mapping = False
+            try:
+                topk = dispatcher.dispatch(dispatch_output.hidden_states, topk).topk_output
+            finally:
+                dispatcher.skip_local_expert_mapping = True
+        return dispatch_output._replace(topk_output=topk)
+
+
+def output_of(hidden: Tensor) -> Tensor:
+    """Memory for a layer's output [M, H], where SGLang's all-reduce reads it fastest."""
+    from sglang.srt.distributed.device_communicators.pynccl_allocator import use_symmetric_memory
+    from sglang.srt.layers.dp_attention import is_allocation_symmetric
+    from sglang.srt.runtime_context import get_parallel
+
+    group = get_parallel().tp_group
+    with use_symmetric_memory(group, disabled=not is_allocation_symmetric()):
+        return torch.empty_like(hidden)
+
+
+def filled(topk_ids: Tensor) -> Tensor:
+    """Ids [M, K] without empty slots, for runners that take -1 for an expert.
+
+    An empty slot has weight 0: it may name any expert that is there.
+    """
+    return topk_ids.clamp(min=0)
+
 
 def builder_of(layer: Any) -> Any:
-    """The object that built a layer's runner: its quant method, or that method's scheme."""
-    from sglang.srt.layers.quantization.compressed_tensors.compressed_tensors import (
-        CompressedTensorsFusedMoEMethod,
-    )
-
-    method = layer.quant_method
-    return layer.scheme if isinstance(method, CompressedTensorsFusedMoEMethod) else method
+    """The object that built a layer's runner: its quant method, or the scheme beside it."""
+    method, scheme = layer.quant_method, getattr(layer, "scheme", None)
+    return method if scheme is None or getattr(method, "runner", None) is not None else scheme
 
 
 def uncovered(method: Any, config: Any, device: torch.device) -> str | None:

@@ -20,6 +20,7 @@ from lynx_kernels.select.policies import MAX_ROWS as MAX_SELECT_ROWS
 from lynx_sglang.errors import LynxError, UnsupportedError
 from lynx_sglang.gpu.device_path import MAX_ROWS, DevicePath, Flight, Sizes
 from lynx_sglang.gpu.expert_layers import ExpertLayers
+from lynx_sglang.gpu.fused_runner import filled
 from lynx_sglang.loop.builder import Builder
 from lynx_sglang.loop.layers import MoeLayers
 from lynx_sglang.loop.runtime import Routing, Runtime
@@ -100,7 +101,10 @@ class GpuRuntime(Runtime):
             is_scheduled=is_final and phase is Phase.DECODE,
         )
         self.path.hand_over(layer_id, chosen.schedule, chosen.topk_weights)
-        return chosen.topk_ids, chosen.topk_weights
+        ids = chosen.topk_ids
+        if self.path.fills_slots and layer_id not in self.path.fronted:
+            ids = filled(ids)
+        return ids, chosen.topk_weights
 
     def run_batch(
         self, original: Callable[..., Any], scheduler: Any, batch: Any, *rest: Any

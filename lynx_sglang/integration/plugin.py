@@ -1,7 +1,7 @@
 """Entry point ``sglang.srt.plugins``: runs in every SGLang process.
 
 Without ``--moe-backend lynx`` it adds command-line options and nothing else. With it, the
-scheduler processes also get the runner, the selection and the telemetry.
+scheduler processes, and they alone, also get the runner, the selection and the telemetry.
 """
 
 from __future__ import annotations
@@ -9,11 +9,15 @@ from __future__ import annotations
 import logging
 import sys
 
+import setproctitle
+
 from lynx_sglang import settings, sglang_names
 from lynx_sglang.integration import flags, proof
 
 logger = logging.getLogger(__name__)
 
+# Titles of SGLang's processes that load plugins and run no model.
+WITHOUT_MODEL = ("sglang::detokenizer", "sglang::data_parallel_controller")
 _registered = False
 
 
@@ -36,7 +40,7 @@ def register() -> None:
             )
         logger.warning("lynx is off: %s.", reason)
         return
-    if published is None:
+    if published is None or setproctitle.getproctitle().startswith(WITHOUT_MODEL):
         _register_launcher()
         return
     try:

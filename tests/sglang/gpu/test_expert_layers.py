@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from sglang.srt.distributed.device_communicators import pynccl_allocator
+from sglang.srt.layers import dp_attention
 from sglang.srt.layers.moe.moe_runner.base import MoeRunnerConfig
 from sglang.srt.layers.quantization.fp8 import Fp8MoEMethod
 from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
+from sglang.srt.runtime_context import get_parallel
 
 from lynx_sglang.gpu import fused_runner
-from lynx_sglang.gpu.fused_runner import uncovered
+from lynx_sglang.gpu.fused_runner import output_of, uncovered
 
 DEVICE = torch.device("cpu")
 
@@ -97,3 +102,20 @@ def test_old_devices_stay_with_sglang(arch: Any) -> None:
     arch(80)
     assert uncovered(PLAIN, config(), DEVICE) is None
     assert uncovered(fp8(), config(), DEVICE) == "compute capability 8.0"
+
+
+def test_a_layers_output_lies_where_sglangs_all_reduce_reads_fastest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    @contextmanager
+    def use(group: Any, disabled: bool = False) -> Iterator[None]:
+        asked.append((group, disabled))
+        yield
+
+    monkeypatch.setattr(pynccl_allocator, "use_symmetric_memory", use)
+    monkeypatch.setattr(dp_attention, "is_allocation_symmetric", lambda: True)
+    with get_parallel().override(tp_group="the group"):
+        assert output_of(torch.ones(3, 8)).shape == (3, 8)
+    assert asked == [("the group", False)]

@@ -13,6 +13,7 @@ from sglang.srt.plugins.hook_registry import HookRegistry
 from lynx_sglang import sglang_names
 from lynx_sglang.integration import flags, plugin
 from lynx_sglang.settings import BACKEND, TRANSPORT_VARIABLE, Settings
+from lynx_sglang.sglang_source import Source
 
 LAUNCHER = {
     name.hook_path
@@ -63,6 +64,26 @@ def test_a_servers_process_gets_the_runtime(
     monkeypatch.setattr("lynx_sglang.cpu.runner.install", lambda add_layer: None)
     plugin.register()
     assert set(hooks) == LAUNCHER | SERVER
+
+
+@pytest.mark.parametrize("title", ["sglang::detokenizer", "sglang::data_parallel_controller"])
+def test_a_servers_process_without_a_model_gets_no_runtime(
+    title: str, hooks: dict[str, list[object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TRANSPORT_VARIABLE, Settings().to_json())
+    monkeypatch.setattr(plugin.setproctitle, "getproctitle", lambda: title)
+    plugin.register()
+    assert set(hooks) == LAUNCHER
+
+
+def test_the_titles_are_sglangs() -> None:
+    """``run_*_process`` sets its title before it loads plugins."""
+    for module, title in zip(
+        ("detokenizer_manager", "data_parallel_controller"), plugin.WITHOUT_MODEL, strict=True
+    ):
+        source = Source.installed().text(f"sglang.srt.managers.{module}")
+        start = source.index(f'setproctitle.setproctitle("{title}")')
+        assert source.index("load_plugins()", start) - start < 300
 
 
 def test_another_sglang_is_left_alone_with_one_clear_line(
