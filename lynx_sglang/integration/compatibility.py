@@ -18,7 +18,7 @@ from lynx_sglang import calibration
 from lynx_sglang.cpu import entry_point
 from lynx_sglang.errors import UnsupportedError
 from lynx_sglang.integration import features, flags, model_files
-from lynx_sglang.integration.formats import Experts, routes_inside
+from lynx_sglang.integration.formats import Experts, routes_inside, widens
 from lynx_sglang.loop import shadow
 from lynx_sglang.settings import BACKEND, Settings
 
@@ -73,6 +73,13 @@ def admit(settings: Settings, server_args: Any) -> None:
     chosen: dict[str, Any] = {}
     if device_of(view) == "cuda" and is_ours and experts.uncovered(gpu_arch()) is None:
         chosen["moe_runner_backend"] = "triton"
+        if view.moe_runner_backend not in ("auto", "triton"):
+            logger.info(
+                "lynx: SGLang chose the runner %s for these experts. Lynx's kernels read the "
+                "weights of its triton, which runs all other steps. To keep %s behind lynx's "
+                "selection, name it with --moe-runner-backend",
+                *[view.moe_runner_backend] * 2,
+            )
     architectures = getattr(model_config.hf_config, "architectures", None)
     if model_files.has_appended_shared_experts(architectures):
         # Appended after selection, they would be slots that it does not know.
@@ -147,7 +154,8 @@ def gpu_refusal(settings: Settings, args: Any, experts: Experts) -> str | None:
         )
     if settings.shadowed_share:
         return f"{SHADOWS} are not served on a GPU: captured steps do not run twice. Remove them."
-    return routes_inside(args.moe_runner_backend, experts)
+    runner = args.moe_runner_backend
+    return routes_inside(runner, experts) or widens(runner, experts)
 
 
 def gpu_arch() -> int:

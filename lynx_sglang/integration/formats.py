@@ -89,3 +89,13 @@ def routes_inside(runner: str | None, experts: Experts) -> str | None:
         f"can be selected. Add --moe-runner-backend {ROUTING_RUNNERS[runner]}, or one that the "
         "checkpoint's format takes."
     )
+
+
+def widens(runner: str | None, experts: Experts) -> str | None:
+    """Why this runner would not run the experts in their own format; None where it does."""
+    if experts.quantization != "mxfp4" or runner not in (None, "auto", "triton"):
+        return None
+    return (
+        f"--moe-runner-backend {runner or 'auto'} is not served with mxfp4 experts: SGLang widens "
+        "them to bfloat16, to four times their memory. Add --moe-runner-backend marlin."
+    )

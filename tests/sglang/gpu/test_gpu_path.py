@@ -1,4 +1,4 @@
-"""The GPU path without a GPU; the cases are in the three files that it runs."""
+"""The GPU path without a GPU; the cases are in the four files that it runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    "name", ["gpu_path_cases.py", "fp8_experts_cases.py", "rank_path_cases.py"]
+    "name",
+    [
+        "gpu_path_cases.py",
+        "fp8_experts_cases.py",
+        "quant_method_cases.py",
+        "rank_path_cases.py",
+    ],
 )
 def test_cases_under_the_interpreter(name: str) -> None:
     cases = Path(__file__).with_name(name)

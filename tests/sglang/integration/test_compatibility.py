@@ -203,6 +203,32 @@ def test_what_sglang_chose_stays_and_is_asked(monkeypatch: pytest.MonkeyPatch, s
         last(args, lambda _args: None)
 
 
+@pytest.mark.parametrize("runner", ["auto", "triton"])
+def test_experts_are_never_widened(runner: str) -> None:
+    args = arguments("cuda", moe_runner_backend=runner)
+    line = str(refusal(Settings(), args, Experts(32, "mxfp4")))
+    assert f"--moe-runner-backend {runner} is not served with mxfp4 experts" in line
+    assert refusal(Settings(), args, Experts(32, "awq")) is None
+    marlin = arguments("cuda", moe_runner_backend="marlin")
+    assert refusal(Settings(), marlin, Experts(32, "mxfp4")) is None
+
+
+@pytest.mark.parametrize("before", ["flashinfer_trtllm", "deep_gemm", "auto"])
+def test_a_runner_that_gives_way_is_named_at_start(
+    before: str, monkeypatch: pytest.MonkeyPatch, steps: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    caplog.set_level("INFO", "lynx_sglang")
+    args = arguments("cuda", moe_runner_backend="lynx")
+    first, last = steps("fp8")
+    first(args, lambda _args: None)
+    overrides.declare_resolution(args, "model", moe_runner_backend=before)
+    last(args, lambda _args: None)
+    assert overrides.resolving_view(args).moe_runner_backend == "triton"
+    told = f"SGLang chose the runner {before} for these experts" in caplog.text
+    assert told is (before != "auto")
+
+
 # ------------------------------------------------------------------ models
 
 
