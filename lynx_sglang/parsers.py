@@ -61,6 +61,12 @@ def one_of(*names: str) -> Callable[[object], str]:
     return parse
 
 
+def switch(*names: str) -> Callable[[object], str]:
+    """One of these words; YAML reads on and off as true and false."""
+    parse = one_of(*names)
+    return lambda text: parse(("off", "on")[text] if isinstance(text, bool) else text)
+
+
 def word_or(words: tuple[str, ...], parse: Callable[[object], T]) -> Callable[[object], str | T]:
     """One of these words, or a value of ``parse``."""
     return lambda text: str(text) if text in words else parse(text)

@@ -146,6 +146,14 @@ class Settings:
         "measure the KL. Such a step takes longer. auto: 0.02 with a quality limit, else 0.",
     )
 
+    prefill_pacing: str = option(
+        "off",
+        parsers.switch("off", "advise", "on"),
+        "off, advise or on",
+        "Prefill between decode steps under an inter-token latency target: the tokens of a chunk, "
+        "and the decode steps between chunks. on: the controller sets them. advise: it only "
+        "reports them. off: SGLang's own.",
+    )
     store: str | None = option(
         None,
         parsers.store,

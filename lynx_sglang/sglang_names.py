@@ -365,13 +365,15 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         SERVER_ARGUMENTS: (
             "attention_backend chunked_prefill_size device disable_overlap_schedule dp_size dtype "
             "enable_mixed_chunk enable_return_aux_hidden_states max_running_requests model_path "
-            "moe_runner_backend pp_size quantization tp_size"
+            "moe_runner_backend pp_size prefill_decode_interval_min_bs quantization tp_size"
         ),
         "sglang.srt.entrypoints.engine:Engine": "server_args",
-        "sglang.srt.configs.model_config:ModelConfig": "hf_config hf_text_config",
+        "sglang.srt.configs.model_config:ModelConfig": "hf_config hf_text_config is_hybrid_swa",
         "sglang.srt.managers.scheduler:Scheduler": (
-            "chunked_req enable_overlap forward_ct forward_stream_ctx last_batch "
-            "metrics_reporter model_config running_batch waiting_queue"
+            "_prefill_decode_interval_remaining chunked_prefill_size chunked_req enable_overlap "
+            "forward_ct forward_stream_ctx last_batch metrics_reporter model_config page_size "
+            "prefill_decode_interval prefill_decode_interval_min_bs running_batch "
+            "truncation_align_size waiting_queue"
         ),
         "sglang.srt.managers.schedule_batch:ScheduleBatch": (
             "after_idle_gap chunked_req decoding_reqs extend_lens forward_mode launch_ts "
@@ -455,7 +457,9 @@ LACKS: dict[str, dict[str, tuple[str, ...]]] = {
             "enable_nvidia_megakernel",
             "enable_paged_experts",
             "enable_return_aux_hidden_states",
+            "prefill_decode_interval_min_bs",
         ),
+        "sglang.srt.managers.scheduler:Scheduler": ("prefill_decode_interval_min_bs",),
         "sglang.srt.layers.moe.fused_moe_triton.layer:FusedMoE": ("runner_backend",),
     }
 }

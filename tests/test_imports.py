@@ -44,7 +44,7 @@ ORDER = {
     ),
     "lynx_controller": (
         {""},
-        {"fleet", "log"},
+        {"fleet", "log", "pacer"},
         {"controller"},
         {"decide"},
         {"learn"},

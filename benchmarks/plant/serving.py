@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from benchmarks.plant.simulator import Load, Plant, Sample, Setting
-from lynx_controller.types import Observation
+from lynx_controller import Observation, Pace
+from lynx_controller.decide.pacing import Rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,14 @@ class Policy(Protocol):
     def plan(self, rows: int) -> Setting | None: ...
 
 
+class Pacing(Protocol):
+    """What paces prefill: told each prefill step, asked before each step."""
+
+    def prefilled(self, tokens: int, ms: float) -> None: ...
+
+    def pace(self, rows: int) -> Pace: ...
+
+
 @dataclass(slots=True)
 class Served:
     """What a run left behind."""
@@ -65,11 +74,13 @@ def serve(
     max_rows: int = 64,
     chunk_tokens: int = 512,
     is_mixed: bool = False,
+    pacing: Pacing | None = None,
 ) -> Served:
     """Run all requests to their end.
 
     Up to `chunk_tokens` of waiting prompts are prefilled per step: in a step of their own while the
     streams wait, as SGLang does by default, or together with the decode rows (`is_mixed`).
+    `pacing` sets the tokens of the next chunk, and the decode steps between two prefills.
     """
     coming = deque(sorted(requests, key=lambda each: each.at_ms))
     waiting: deque[Stream] = deque()
@@ -77,16 +88,27 @@ def serve(
     served = Served()
     full: Setting = (1.0, (plant.num_experts,) * plant.num_layers)
     setting, rows_before, now_ms, lost_ms = full, 0, 0.0, 0.0
+    deferred = 0  # decode steps until the next prefill
     while coming or waiting or running:
         if not waiting and not running and coming[0].at_ms > now_ms:
             now_ms, lost_ms = coming[0].at_ms, 0.0
         while coming and coming[0].at_ms <= now_ms:
             waiting.append(Stream(coming[0], coming[0].prompt))
             coming.popleft()
-        tokens, ready = take_chunk(waiting, chunk_tokens, max_rows - len(running))
+        pace = pacing.pace(len(running)) if pacing else Pace(chunk_tokens, 0, Rule.UNPACED)
+        tokens, ready = 0, list[Stream]()
+        if pace.rule is Rule.WAIT:
+            deferred = pace.interval
+        if deferred and running:
+            deferred -= 1
+        else:
+            tokens, ready = take_chunk(waiting, pace.chunk_tokens, max_rows - len(running))
+            deferred = pace.interval if tokens else 0
         if tokens and (not running or not is_mixed):
             step_ms = plant.step_ms(0, plant.num_layers * plant.uncapped(tokens))
             step_ms += plant.token_ms * tokens
+            if pacing:
+                pacing.prefilled(tokens, step_ms)
             now_ms += step_ms
             lost_ms += step_ms if running else 0.0
         elif running:

@@ -120,6 +120,11 @@ class Controller:
             return None
         return forecast.ms(self._min_share(batch)), forecast.ms(1.0)
 
+    @property
+    def noise(self) -> float:
+        """Relative standard deviation of a step's time, as learned."""
+        return self._estimator.cost.sigma
+
     def set_slo(self, slo: Slo) -> None:
         self._limits = SloLimits.of(slo)
         self._feedback.keep(self._limits)

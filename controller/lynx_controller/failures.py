@@ -15,7 +15,8 @@ class Failures:
     The controller has no clock, so the rate follows counts: n failures write log2(n) lines.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, outcome: str = "chose full quality") -> None:
+        self._outcome = outcome
         self.total = 0
         self.last: str | None = None
         self._counts: Counter[tuple[str, str, int]] = Counter()
@@ -28,7 +29,8 @@ class Failures:
         number = self._counts[kind]
         if number & (number - 1) == 0:
             logger.error(
-                "the controller failed and chose full quality (%d times at this line)",
+                "the controller failed and %s (%d times at this line)",
+                self._outcome,
                 number,
                 exc_info=error,
             )

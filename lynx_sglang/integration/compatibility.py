@@ -96,6 +96,8 @@ def admit(settings: Settings, server_args: Any) -> None:
         measured = calibration.load(settings.calibration, settings.policy)
         if reason := measured.refusal(model_config.hf_text_config):
             raise UnsupportedError(reason)
+    if reason := pacing_refusal(settings, view, model_config):
+        raise UnsupportedError(reason)
     if settings.shadowed_share and (reason := shadow.refusal(model_config)):
         raise UnsupportedError(f"{SHADOWS} are not served with {view.model_path}: {reason}.")
 
@@ -118,6 +120,30 @@ def refusal(settings: Settings, args: Any, experts: Experts) -> str | None:
     if reason := next(features.refusals(args, device), None):
         return reason
     return cpu_refusal(args, experts) if device == "cpu" else gpu_refusal(settings, args, experts)
+
+
+def pacing_refusal(settings: Settings, args: Any, model_config: Any) -> str | None:
+    """Why prefill cannot be paced on this server; None if it can, or is not asked for."""
+    if settings.prefill_pacing == "off":
+        return None
+    reason = None
+    if not args.chunked_prefill_size or args.chunked_prefill_size < 0:
+        reason = "--chunked-prefill-size -1 prefills prompts whole"
+    elif settings.prefill_pacing == "on":
+        if not hasattr(args, "prefill_decode_interval_min_bs"):
+            reason = (
+                "this SGLang has no --prefill-decode-interval-min-bs, so that an empty batch would "
+                "wait too; 0.5.23 has it"
+            )
+        elif args.tp_size > 1:
+            reason = "its decisions do not travel to the other ranks of --tp-size yet"
+        elif args.enable_mixed_chunk:
+            reason = "with --enable-mixed-chunk decode rows use up a small chunk"
+        elif model_config.is_hybrid_swa:
+            reason = "sliding-window layers size their memory by one chunk size"
+    if reason is None:
+        return None
+    return f"--lynx-prefill-pacing {settings.prefill_pacing} is not served: {reason}. Set it off."
 
 
 def device_of(args: Any) -> features.Device | None:

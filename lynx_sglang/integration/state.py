@@ -36,6 +36,7 @@ def server_info(builder: Builder[Runtime]) -> dict[str, Any]:
     runtime, layers = builder.runtime, builder.layers
     control = None if runtime is None else runtime.control
     replica = None if control is None else control.replica
+    pacing = None if control is None else control.pacing
     telemetry = Telemetry() if runtime is None else runtime.telemetry
     return {
         "sglang": sglang_names.sglang_version(),
@@ -58,6 +59,7 @@ def server_info(builder: Builder[Runtime]) -> dict[str, Any]:
         "refused_change": builder.refused_change,
         "shadow": telemetry.shadow.report(),
         "fleet": None if replica is None else replica.state(),
+        "pacing": None if pacing is None else {"is_on": pacing.is_on, **pacing.pacer.state()},
         "ranks": None if runtime is None else runtime.ranks.state(),
     }
 

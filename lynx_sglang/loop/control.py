@@ -13,13 +13,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lynx_controller import Batch, Controller, ControllerConfig, Decision, Observation
+from lynx_controller import Batch, Controller, ControllerConfig, Decision, Observation, Slo
 from lynx_controller.fleet.replica import Replica
 from lynx_controller.log.decision_log import Log, LoggedController
+from lynx_controller.pacer import slo_of_decoding
 from lynx_sglang import calibration
 from lynx_sglang.loop import membership, tier
 from lynx_sglang.loop.clock import StepClock
 from lynx_sglang.loop.layers import MoeLayers
+from lynx_sglang.loop.prefill import Pacing, Prefill
 from lynx_sglang.loop.step import Step
 from lynx_sglang.loop.telemetry import Telemetry
 from lynx_sglang.settings import Settings, describe_slo
@@ -38,12 +40,14 @@ class Control:
     ) -> None:
         self.layers, self.telemetry = layers, telemetry
         self.replica: Replica | None = None  # of a fleet, with --lynx-store
+        self.pacing: Pacing | None = None  # with --lynx-prefill-pacing, from the first step on
+        self._last_prefill: Prefill | None = None
         self.clock = StepClock()
         make: Callable[..., Controller] = Controller
         if settings.decision_log is not None:
             make = partial(LoggedController, Log(Path(settings.decision_log)))
         self.controller = make(
-            slo=settings.slo,
+            slo=self._slo(settings),
             num_layers=len(layers),
             num_experts=layers.num_experts,
             top_k=layers.top_k,
@@ -64,7 +68,7 @@ class Control:
         demand = None if settings.demand == "auto" else float(settings.demand)
         if settings.budget == "full":
             demand = 1.0
-        self.controller.set_slo(settings.slo)
+        self.controller.set_slo(self._slo(settings))
         self.controller.set_min_retained_mass(settings.min_retained_mass)
         self.controller.set_max_quality_loss(settings.max_quality_loss)
         share = None if settings.share == "auto" else float(settings.share)
@@ -91,6 +95,10 @@ class Control:
             streams=[request.rid for request in step.requests],
         )
         self.telemetry.step_ended(step, step_ms)
+        if self.pacing is not None:
+            self._pace(self.pacing, step, step_ms, itl_ms)
+            if self.pacing.is_on:
+                itl_ms = step_ms  # pacing answers for the time that gaps lose to prefill
         if not step.batch.rows:
             return self.decision
         self._account(step)
@@ -106,6 +114,23 @@ class Control:
         caps = dict(zip(self.layers.ids, ran_under.budget, strict=True))
         self.telemetry.decided(step, caps, self.decision, self.settings)
         return self.decision
+
+    def _slo(self, settings: Settings) -> Slo:
+        """The controller's: beside pacing that of decoding alone."""
+        return slo_of_decoding(settings.slo) if settings.prefill_pacing == "on" else settings.slo
+
+    def _pace(self, pacing: Pacing, step: Step, step_ms: float, itl_ms: float) -> None:
+        """Learn from a step of either kind, and set the pace of the next prefill."""
+        if step.prefill is not None:
+            self._last_prefill = step.prefill
+            pacing.pacer.prefilled(step.prefill.tokens, step.prefill.prefix, step_ms)
+        elif step.batch.rows:
+            pacing.pacer.decoded(self.settings.slo, step.batch.rows, itl_ms)
+        slo, prefix = self.settings.slo, pacing.prefix(self._last_prefill)
+        wait_ms = 0.0 if slo.ttft_ms is None else pacing.wait_ms()
+        pace = pacing.pacer.decide(self.controller, slo, self.decided_for, prefix, wait_ms)
+        pacing.put_in_force(pace)
+        self.telemetry.pace = pace
 
     def _account(self, step: Step) -> None:
         """Add each decode row's retained mass to the accounts of its request and its tier."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lynx_controller import Decision, Reason
+from lynx_controller import Decision, Pace, Reason
 from lynx_sglang.loop.shadow import KL_BUCKETS, Comparison
 from lynx_sglang.loop.tier import Account, Tier
 from lynx_sglang.loop.waiting import Waiting
@@ -30,6 +30,7 @@ class Reading:
     active_experts: float  # T, mean over layers
     retained_mass: float  # of flexible rows, mean over layers
     floor_hits: int  # layers whose floors needed more experts than the cap
+    pace: Pace | None = None  # of the next prefill, where it is paced
 
     @classmethod
     def idle(cls, settings: Settings, unloaded: Decision) -> Reading:
@@ -120,6 +121,16 @@ GAUGES = (
         "lynx_guard_binds",
         "1 while the quality limit keeps the cap above the one that the SLO asks for.",
         lambda at: float(at.decision.reason is Reason.GUARD),
+    ),
+    GaugeSpec(
+        "lynx_prefill_chunk_tokens",
+        "Paced prefill: most tokens of the next chunk; 0 without --lynx-prefill-pacing.",
+        lambda at: 0.0 if at.pace is None else at.pace.chunk_tokens,
+    ),
+    GaugeSpec(
+        "lynx_prefill_interval_steps",
+        "Paced prefill: decode steps before the next one; 0 at SGLang's own pace.",
+        lambda at: 0.0 if at.pace is None else at.pace.interval,
     ),
 )
 

@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 
-from lynx_controller import Decision, Reason
+from lynx_controller import Decision, Phase, Reason
 from lynx_sglang.errors import LynxError
 from lynx_sglang.loop.buffer import Buffer
 from lynx_sglang.loop.control import Control
 from lynx_sglang.loop.layers import MoeLayers
+from lynx_sglang.loop.prefill import Pacing, Prefill
 from lynx_sglang.loop.ranks import Order, Ranks
 from lynx_sglang.loop.scores import RouterScores
 from lynx_sglang.loop.step import SIZE_CLASSES, Step, batch_ahead, size_class_of, step_of
@@ -109,6 +110,9 @@ class Runtime(ABC):
         if self._scheduler is None:
             self._attach(scheduler)
         step = step_of(batch, scheduler.forward_ct + 1, self.default_tier, self.size_class_of)
+        is_paced = self.control is not None and self.control.pacing is not None
+        if is_paced and step.batch.phase is Phase.PREFILL:
+            step.prefill = Prefill.of(batch)
         if step.batch.rows and self.control is not None:
             if self.settings.slo_ttft_ms is not None:
                 step.waiting = Waiting.of(scheduler)
@@ -201,6 +205,9 @@ class Runtime(ABC):
             self.control.join(
                 self.settings.store, scheduler.model_config.hf_config, self.ranks.spread
             )
+        if self.settings.prefill_pacing != "off":
+            is_on = self.settings.prefill_pacing == "on"
+            self.control.pacing = Pacing(scheduler, is_on=is_on)
         self.control.log_start(self.ranks.size)
 
     def _adopt(self, decision: Decision) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from lynx_controller import Batch, Phase
 from lynx_kernels import RowClass
+from lynx_sglang.loop.prefill import Prefill
 from lynx_sglang.loop.shadow import Comparison
 from lynx_sglang.loop.tier import Tier, tier_of
 from lynx_sglang.loop.waiting import Waiting
@@ -31,6 +32,7 @@ class Step:
     first_decode_row: int
     kv_tokens: int
     waiting: Waiting | None = None  # with a TTFT target
+    prefill: Prefill | None = None  # of a prefill step, where prefill is paced
     is_selecting: bool = False  # layers select experts in this step
     is_shadowed: bool = False  # it also runs with every expert
     shadow: Comparison | None = None

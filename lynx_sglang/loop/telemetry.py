@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from lynx_controller import Decision
+from lynx_controller import Decision, Pace
 from lynx_sglang.loop.metrics import Metrics, Reading
 from lynx_sglang.loop.shadow import ShadowTotals
 from lynx_sglang.loop.step import Step
@@ -28,6 +28,7 @@ class Telemetry:
         self.tokens = {tier: Account() for tier in Tier}  # decoded
         self.store_failures = 0
         self.is_idle = True  # nothing runs or waits
+        self.pace: Pace | None = None  # of the next prefill, where it is paced
         self._metrics: Metrics | None = None  # with --enable-metrics
 
     def open(self, scheduler: Any) -> None:
@@ -92,6 +93,7 @@ class Telemetry:
             settings,
             active_experts=sum(step.num_active.values()) / len(caps),
             retained_mass=mean_retained_mass(step),
+            pace=self.pace,
             floor_hits=sum(step.num_active[layer] > cap for layer, cap in caps.items()),
         )
         self.decisions[decision.reason.value] += 1

@@ -8,10 +8,13 @@ import lynx_controller
 def test_the_public_names() -> None:
     assert sorted(lynx_controller.__all__) == [
         "Batch",
+        "Bounds",
         "Controller",
         "ControllerConfig",
         "Decision",
         "Observation",
+        "Pace",
+        "Pacer",
         "Phase",
         "Reason",
         "Slo",

@@ -49,6 +49,7 @@ def test_file_takes_the_flags_names(tmp_path, key: str) -> None:
         ("slo_itl_ms", "nan"),
         ("slo_itl_ms", "fast"),
         ("slo_itl_ms", True),
+        ("prefill_pacing", "auto"),
         ("slo_tpot_ms", "0"),
         ("slo_tpot_ms", "60001"),
         ("slo_ttft_ms", "0"),
@@ -139,6 +140,13 @@ def test_a_missing_file_is_named(tmp_path) -> None:
 )
 def test_caps_in_experts(budget: object, cap: int) -> None:
     assert resolve({"budget": budget}, {}).cap(64) == cap
+
+
+@pytest.mark.parametrize("word", ["on", "off", "advise"])
+def test_yaml_may_read_on_and_off_as_booleans(tmp_path, word: str) -> None:
+    file = tmp_path / "lynx.yaml"
+    file.write_text(f"prefill_pacing: {word}")
+    assert resolve({}, {"LYNX_CONFIG": str(file)}).prefill_pacing == word
 
 
 def test_settings_travel_as_json() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from lynx_sglang.loop.tier import account_of
 from lynx_sglang.settings import Settings
 
 LAYERS, EXPERTS, TOP_K = 3, 32, 4
+SCHEDULER = "sglang.srt.managers.scheduler:Scheduler"
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +57,9 @@ class Scheduler:
             hf_config=PretrainedConfig(), linear_attn_registry_result=None
         )
         self.metrics_reporter = SimpleNamespace(enable_metrics=False)
+        self.chunked_prefill_size, self.prefill_decode_interval = 512, 0
+        self.prefill_decode_interval_min_bs = self._prefill_decode_interval_remaining = 0
+        self.page_size, self.truncation_align_size, self.chunked_req = 1, None, None
         self.passes = 0
         self.routed: list[tuple[torch.Tensor, torch.Tensor]] = []  # ids in, ids out
 
@@ -68,6 +73,8 @@ class Scheduler:
             reqs=requests,
             seq_lens=torch.ones(len(requests)),
             seq_lens_cpu=torch.ones(len(requests)),
+            prefix_lens=[0] * len(requests),
+            extend_lens=[100] * len(requests),
             launch_ts=time.monotonic(),
             after_idle_gap=False,
         )
@@ -321,3 +328,41 @@ def test_a_lost_store_is_no_step_paths_concern() -> None:
     assert info["fleet"]["failures"] > 0
     assert info["settings"]["store"] == "set"
     assert scheduler.runtime.telemetry.decode_steps == 200
+
+
+def paced(mode: str) -> Scheduler:
+    """After prefills that no SLO of a microsecond has room for."""
+    scheduler = Scheduler(Settings(slo_itl_ms=0.001, prefill_pacing=mode))
+    requests = [request(str(i)) for i in range(4)]
+    for _ in range(5):
+        scheduler.run(requests, ForwardMode.EXTEND)
+        scheduler.run(requests)
+    return scheduler
+
+
+def test_prefill_that_spent_the_late_gaps_waits_by_the_schedulers_own_rule() -> None:
+    scheduler = paced("on")
+    pacing = state.server_info(scheduler.builder)["pacing"]
+    assert (pacing["rule"], pacing["is_on"], pacing["failures"]) == ("wait", True, 0)
+    assert pacing["prefills"] == 5
+    assert pacing["late_gaps"] >= 4
+    deferred = scheduler._prefill_decode_interval_remaining
+    assert deferred == scheduler.prefill_decode_interval == pacing["interval"] > 1
+    sglang = pkgutil.resolve_name(SCHEDULER)
+    batch = SimpleNamespace(batch_size=lambda: 4)
+    waits = [sglang._should_defer_prefill(scheduler, batch) for _ in range(deferred + 1)]
+    assert waits == [True] * deferred + [False]
+    scheduler._prefill_decode_interval_remaining = deferred
+    empty = SimpleNamespace(batch_size=lambda: 0)
+    assert not sglang._should_defer_prefill(scheduler, empty)
+
+
+@pytest.mark.parametrize("mode", ["off", "advise"])
+def test_without_on_the_scheduler_is_untouched(mode: str) -> None:
+    scheduler, new = paced(mode), Scheduler(Settings())
+    for name in vars(new):
+        if "prefill" in name:
+            assert getattr(scheduler, name) == getattr(new, name)
+    pacing = state.server_info(scheduler.builder)["pacing"]
+    assert (pacing is None) == (mode == "off")
+    assert pacing is None or pacing["rule"] == "wait"

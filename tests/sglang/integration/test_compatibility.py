@@ -12,7 +12,7 @@ from sglang.srt.server_args import ServerArgs
 
 from lynx_sglang.errors import UnsupportedError
 from lynx_sglang.integration import compatibility, formats
-from lynx_sglang.integration.compatibility import FIRST_STEP, LAST_STEP, refusal
+from lynx_sglang.integration.compatibility import FIRST_STEP, LAST_STEP, pacing_refusal, refusal
 from lynx_sglang.integration.formats import Experts, num_experts_of, routes_inside
 from lynx_sglang.settings import TRANSPORT_VARIABLE, Settings
 
@@ -66,6 +66,32 @@ def test_a_policy_without_a_gpu_kernel_is_refused_on_a_gpu(policy: str) -> None:
 
 def test_another_device_is_refused() -> None:
     assert "--device npu is not served" in str(refusal(Settings(), arguments("npu"), Experts(64)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_hybrid", "text"),
+    [
+        ({"chunked_prefill_size": -1}, False, "--chunked-prefill-size -1"),
+        ({"tp_size": 2}, False, "--tp-size"),
+        ({"enable_mixed_chunk": True}, False, "--enable-mixed-chunk"),
+        ({}, True, "sliding-window"),
+    ],
+)
+def test_where_prefill_cannot_be_paced(changes: dict[str, Any], is_hybrid: bool, text: str) -> None:
+    args = arguments(**{"chunked_prefill_size": 512, **changes})
+    model = SimpleNamespace(is_hybrid_swa=is_hybrid)
+    on, off = Settings(prefill_pacing="on"), Settings(prefill_pacing="off")
+    assert text in str(pacing_refusal(on, args, model))
+    assert pacing_refusal(off, args, model) is None
+    advised = pacing_refusal(Settings(prefill_pacing="advise"), args, model)
+    assert (advised is None) == (args.chunked_prefill_size > 0)
+
+
+def test_prefill_is_paced_where_an_empty_batch_does_not_wait() -> None:
+    on, model = Settings(prefill_pacing="on"), SimpleNamespace(is_hybrid_swa=False)
+    assert pacing_refusal(on, arguments(chunked_prefill_size=512), model) is None
+    older = SimpleNamespace(chunked_prefill_size=512, tp_size=1)  # SGLang 0.5.22
+    assert "0.5.23 has it" in str(pacing_refusal(on, older, model))
 
 
 def test_a_dense_model_is_refused() -> None:

@@ -12,7 +12,8 @@ import pytest
 import torch
 from prometheus_client import REGISTRY, generate_latest
 
-from lynx_controller import Batch, Decision, Phase, Reason
+from lynx_controller import Batch, Decision, Pace, Phase, Reason
+from lynx_controller.decide.pacing import Rule
 from lynx_sglang.loop.layers import MoeLayers
 from lynx_sglang.loop.metrics import GAUGES, PREFIX, Metrics
 from lynx_sglang.loop.runtime import unloaded
@@ -69,6 +70,7 @@ def step(**values: Any) -> Step:
 
 def test_a_decode_step_sets_every_gauge(telemetry: Telemetry) -> None:
     limits = Settings(slo_itl_ms=20.0, slo_tpot_ms=15.0, slo_ttft_ms=500.0, max_quality_loss=0.01)
+    telemetry.pace = Pace(96, 1, Rule.FIT)
     telemetry.decided(step(), CAPS, DECISION, limits)
     expected = {
         "slo_itl_seconds": 0.02,
@@ -85,6 +87,8 @@ def test_a_decode_step_sets_every_gauge(telemetry: Telemetry) -> None:
         "max_quality_loss_nats": 0.01,
         "guard_share": DECISION.guard_share,
         "guard_binds": 1.0,
+        "prefill_chunk_tokens": 96.0,
+        "prefill_interval_steps": 1.0,
     }
     names = [gauge.name.removeprefix("lynx_") for gauge in GAUGES]
     assert {name: shown(name) for name in names} == pytest.approx(expected)
