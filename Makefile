@@ -14,7 +14,7 @@ GPU_PYTHON ?= $(if $(wildcard $(STAMP)),$(PYTHON),python3)
 gpu-%: export PYTHONPATH := $(CURDIR)/kernels:$(CURDIR)/controller
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo serve test fuzz check format docs bench bench-shadow \
+.PHONY: help env demo serve test families fuzz check format docs bench bench-shadow \
 	gpu-all gpu-copy gpu-check gpu-sanitize gpu-bench gpu-e2e gpu-tune gpu-resources clean
 
 help:  ## list the targets
@@ -40,6 +40,9 @@ serve: $(STAMP)  ## start a Lynx server on this CPU; SLO_MS=20 and PORT=30000 ca
 test: $(STAMP)  ## run all tests, also those on real servers
 	$(PYTHON) -m pytest -m "not e2e" --numprocesses 2
 	$(PYTHON) -m pytest -m e2e
+
+families: $(STAMP)  ## serve a tiny model of every MoE family, plain and with Lynx (10 minutes)
+	FAMILIES=all $(PYTHON) -m pytest tests/e2e/test_families.py --timeout=0
 
 fuzz: $(STAMP)  ## 100,000 wrong inputs of each kind
 	FUZZ_CASES=100000 $(PYTHON) -m pytest tests/fuzz --timeout=0

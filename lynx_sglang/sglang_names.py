@@ -197,6 +197,16 @@ EXPERT_RECORDER = Name(
     "sglang.srt.eplb.expert_distribution:get_global_expert_distribution_recorder",
     use="shadow passes stay out of SGLang's expert statistics",
 )
+RECORDER_HOOK = Name(
+    "sglang.srt.eplb.expert_distribution:_ExpertDistributionRecorderReal._on_hook",
+    ("hook_name",),
+    "CPU platform: asks CUDA about captures in a layer that it does not record",
+)
+SHARED_EXPERT_GATE = Name(
+    "sglang.kernels.ops.elementwise.elementwise:_launch_fused_gate_sigmoid_mul",
+    ("hidden_states", "gate_weight", "shared_output", "output", "do_add"),
+    "CPU platform: replaced, it is a Triton kernel",
+)
 STATEFUL_LAYERS = Name(
     "sglang.srt.configs.hybrid_arch:mambaish_config",
     ("model_config",),
@@ -225,6 +235,11 @@ FUSED_MOE = Name(
     "sglang.srt.layers.moe.fused_moe_triton.layer:FusedMoE.__init__",
     ("layer_id", "num_experts", "top_k", "num_fused_shared_experts"),
     "GPU: the model's layers, and Lynx's kernels in front of their Triton runner",
+)
+TOPK_LAYER = Name(
+    "sglang.srt.layers.moe.topk:TopK.__init__",
+    ("top_k", "layer_id"),
+    "experts per token, which some models do not tell FusedMoE",
 )
 BIND_BACKEND = Name(
     "sglang.srt.layers.moe.topk:TopK.bind_runner_backend",
@@ -368,6 +383,8 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
             "moe_runner_backend pp_size prefill_decode_interval_min_bs quantization tp_size"
         ),
         "sglang.srt.entrypoints.engine:Engine": "server_args",
+        "sglang.srt.eplb.expert_distribution:_ExpertDistributionRecorderReal": "recording",
+        "sglang.srt.models.registry:_ModelRegistry": "is_arch_supported",
         "sglang.srt.configs.model_config:ModelConfig": "hf_config hf_text_config is_hybrid_swa",
         "sglang.srt.managers.scheduler:Scheduler": (
             "_prefill_decode_interval_remaining chunked_prefill_size chunked_req enable_overlap "
@@ -528,6 +545,10 @@ MXFP4_CONFIG = Name(
 OVERRIDE_PLATFORM = Name(
     "sglang.srt.runtime_context:override_platform",
     use="lynx-sglang check --gpu: facts of a GPU that is not there",
+)
+MODEL_REGISTRY = Name(
+    "sglang.srt.models.registry:ModelRegistry",
+    use="whether an external package brings a model's code",
 )
 HOOK_TYPE = Name("sglang.srt.plugins.hook_registry:HookType", use="every hook")
 SCHEDULER_PROCESS = Name(

@@ -214,6 +214,8 @@ def fused_topk(
         and 0 < topk <= gating_output.shape[1]
     )
     if not is_covered:
+        if correction_bias is not None:
+            correction_bias = correction_bias.view(-1)  # Ernie's is [1, E]
         return fused_topk_torch_native(  # type: ignore[no-any-return]
             hidden_states, gating_output, topk, renormalize, correction_bias, scoring_func
         )
@@ -232,9 +234,27 @@ def fused_topk(
     return weights, ids
 
 
+def gate_shared_expert(
+    hidden_states: torch.Tensor,
+    gate_weight: torch.Tensor,
+    shared_output: torch.Tensor,
+    output: torch.Tensor,
+    *,
+    do_add: bool,
+) -> None:
+    """Write sigmoid(hidden [M, H] . gate [H]) * shared [M, H] to ``output``, or add it.
+
+    SGLang's form is a Triton kernel. Qwen2-MoE's shared experts have such a gate.
+    """
+    gate = torch.sigmoid(hidden_states.float() @ gate_weight.float()).unsqueeze(-1)
+    gated = gate * shared_output
+    output.copy_(output + gated if do_add else gated)
+
+
 def install(dispatch_key: str) -> None:
     """Make SGLang's layers run these forms on the platform of ``dispatch_key``."""
     from sglang.kernels.fused_op import BaseFusedOp
+    from sglang.kernels.ops.elementwise import elementwise
     from sglang.srt.layers.layernorm import RMSNorm
     from sglang.srt.layers.moe import topk as sglang_topk
     from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
@@ -242,3 +262,4 @@ def install(dispatch_key: str) -> None:
     BaseFusedOp.register_oot_forward(RMSNorm, rms_norm_forward, dispatch_key)
     BaseFusedOp.register_oot_forward(RotaryEmbedding, rotary_forward, dispatch_key)
     sglang_topk.fused_topk_native = fused_topk  # SGLang binds it at import, by machine
+    elementwise._launch_fused_gate_sigmoid_mul = gate_shared_expert

@@ -69,7 +69,7 @@ class CpuPlatform(SRTPlatform):
             register_attention_backend,
         )
 
-        from lynx_sglang.cpu import memory, operators, timer
+        from lynx_sglang.cpu import memory, operators, recorder, timer
         from lynx_sglang.cpu.attention import BatchedDecodeAttention
 
         if ATTENTION_BACKEND not in ATTENTION_BACKENDS:
@@ -77,6 +77,7 @@ class CpuPlatform(SRTPlatform):
         operators.install(self.get_dispatch_key_name())
         timer.install()
         memory.install()
+        recorder.install()
         _keep_freed_memory()
         if "OMP_NUM_THREADS" not in os.environ:
             # Leave one core to SGLang's other processes: a thread that waits for a core delays the

@@ -90,6 +90,8 @@ def admit(settings: Settings, server_args: Any) -> None:
         view = resolving_view(server_args)
     if reason := model_files.refusal(architectures):
         raise UnsupportedError(f"--moe-backend lynx: {reason}")
+    if device_of(view) == "cpu" and (reason := model_files.refusal_on_cpu(architectures)):
+        raise UnsupportedError(f"--moe-backend lynx: {reason}")
     if reason := refusal(settings, view, experts):
         raise UnsupportedError(f"--moe-backend lynx: {reason}")
     if settings.calibration is not None:

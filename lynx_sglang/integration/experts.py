@@ -30,6 +30,16 @@ def around_init(note: Callable[[Any], None]) -> Callable[..., None]:
     return hook
 
 
+def topk_init(note: Callable[[int, int], None]) -> Callable[..., None]:
+    """The hook around ``TopK.__init__``: call ``note`` with each router's layer and top-k."""
+
+    def hook(original: Callable[..., None], topk: Any, *rest: Any, **named: Any) -> None:
+        original(topk, *rest, **named)
+        note(topk.layer_id, topk.topk_config.top_k)
+
+    return hook
+
+
 def bind_backend(
     original: Callable[..., None], topk: Any, runner_backend: Any, **named: Any
 ) -> None:

@@ -235,8 +235,7 @@ FEATURES: tuple[Feature, ...] = (
     ),
     Feature(
         "Expert distribution recorder", "--expert-distribution-recorder-mode",
-        "expert_distribution_recorder_mode", other_than(None),
-        None, "SGLang's recorder asks CUDA in every layer, with and without Lynx",
+        "expert_distribution_recorder_mode", other_than(None), None, None,
     ),
     Feature(
         "Mixed prefill and decode batches", "--enable-mixed-chunk", "enable_mixed_chunk", bool,

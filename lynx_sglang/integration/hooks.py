@@ -38,6 +38,7 @@ def install(settings: Settings) -> None:
         around = cpu_hooks()
     pauses = scheduler.Pauses(builder)
     on_both: Hooks = {
+        sglang_names.TOPK_LAYER: experts.topk_init(builder.add_router),
         sglang_names.POST_PROCESS_TOPK: routing.post_process_topk(builder),
         sglang_names.RECEIVE: scheduler.receive(builder),
         sglang_names.RUN_BATCH: scheduler.run_batch(builder),

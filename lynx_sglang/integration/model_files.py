@@ -5,9 +5,14 @@ A test scans the wheel for such code, so that a new file is read before it is se
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
+from pathlib import Path
 
 
 class Way(Enum):
@@ -30,8 +35,16 @@ class ModelFile:
     reason: str = ""
 
 
+EXTERNAL_MODELS = "SGLANG_EXTERNAL_MODEL_PACKAGE"
+CLASS = re.compile(r"^class (\w+)", re.MULTILINE)
 OWN_ROUTING = "its layers route by themselves, where nothing can be selected"
 OWN_EXPERTS = "its layers run their experts without SGLang's MoE layer"
+
+
+# Served on a GPU, where Lynx's selection stands before SGLang's own runner.
+REFUSED_ON_CPU = {
+    "BeamForCausalLM": "its code refuses every runner but SGLang's own, and Lynx's runs on a CPU",
+}
 
 
 def _selected(*names: str) -> tuple[ModelFile, ...]:
@@ -106,6 +119,12 @@ def of(architectures: Iterable[str] | None) -> ModelFile | None:
 def refusal(architectures: Iterable[str] | None) -> str | None:
     """Why a model's layers cannot be selected; None where they can, as far as the name tells."""
     file = of(architectures)
+    if file is None and architectures and not is_sglangs(architectures):
+        return (
+            f"--model-path of a {' '.join(architectures)} is not served: SGLang has no code of its "
+            f"own for it and runs that of Transformers: {OWN_ROUTING}. "
+            "Serve it without --moe-backend lynx."
+        )
     if file is None or file.way is not Way.REFUSED:
         return None
     named = " ".join(name for name in architectures or () if name in file.architectures)
@@ -113,6 +132,37 @@ def refusal(architectures: Iterable[str] | None) -> str | None:
         f"--model-path of a {named} is not served: {file.reason}. "
         "Serve it without --moe-backend lynx."
     )
+
+
+def refusal_on_cpu(architectures: Iterable[str] | None) -> str | None:
+    """Why a model is not served on a CPU, beyond ``refusal``; None where it is."""
+    for name in architectures or ():
+        if name in REFUSED_ON_CPU:
+            return (
+                f"--model-path of a {name} is not served on a CPU: {REFUSED_ON_CPU[name]}. "
+                "Serve it without --moe-backend lynx."
+            )
+    return None
+
+
+@cache
+def classes() -> frozenset[str]:
+    """Names of all classes in SGLang's model code, which is read and not imported."""
+    origin = getattr(importlib.util.find_spec("sglang"), "origin", None)
+    folder = Path(str(origin)).parent / "srt" / "models"
+    texts = (path.read_text() for path in folder.rglob("*.py"))
+    return frozenset(name for text in texts for name in CLASS.findall(text))
+
+
+def is_sglangs(architectures: Iterable[str]) -> bool:
+    """Whether SGLang runs its own code, or that of an external package, for one of these."""
+    if not classes().isdisjoint(architectures):
+        return True
+    if not os.environ.get(EXTERNAL_MODELS):
+        return False
+    from sglang.srt.models.registry import ModelRegistry
+
+    return any(ModelRegistry.is_arch_supported(name) for name in architectures)
 
 
 def has_appended_shared_experts(architectures: Iterable[str] | None) -> bool:

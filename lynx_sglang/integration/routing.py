@@ -17,12 +17,13 @@ def post_process_topk(builder: Builder[Runtime]) -> Callable[..., Any]:
         runtime = builder.runtime
         if runtime is None:
             return original(**call)
+        bias = call["topk_config"].correction_bias
         selection = runtime.select(
             call["layer_id"],
             call["topk_ids"],
             call["topk_weights"],
             scores_of(call["router_logits"], call["topk_config"]),
-            call["topk_config"].correction_bias,
+            None if bias is None else bias.view(-1),  # Ernie's is [1, E]
             is_final=is_final(call),
         )
         if selection is not None:

@@ -25,6 +25,7 @@ class Builder(ABC, Generic[RuntimeForm]):
         self._settings = settings
         self._runtime: RuntimeForm | None = None
         self._configs: list[Any] = []
+        self._routed: dict[int, int] = {}  # top-k of each layer's router
 
     @property
     def runtime(self) -> RuntimeForm | None:
@@ -38,11 +39,15 @@ class Builder(ABC, Generic[RuntimeForm]):
 
     @property
     def layers(self) -> MoeLayers:
-        return MoeLayers.of(self._configs)
+        return MoeLayers.of(self._configs, self._routed)
 
     def add_layer(self, config: Any) -> None:
         """Note a MoE layer's ``MoeRunnerConfig`` as SGLang builds the layer."""
         self._configs.append(config)
+
+    def add_router(self, layer_id: int, top_k: int) -> None:
+        """Note a layer's router as SGLang builds it; ``top_k`` counts fused shared experts."""
+        self._routed[layer_id] = top_k
 
     def start(self) -> RuntimeForm:
         """The runtime, made at the first call: before the first step, and before any capture.

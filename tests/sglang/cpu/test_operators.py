@@ -10,7 +10,12 @@ from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.moe.topk import fused_topk_torch_native
 from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
 
-from lynx_sglang.cpu.operators import fused_topk, rms_norm_forward, rotary_forward
+from lynx_sglang.cpu.operators import (
+    fused_topk,
+    gate_shared_expert,
+    rms_norm_forward,
+    rotary_forward,
+)
 
 TOLERANCE = {"atol": 1e-6, "rtol": 1e-5}
 
@@ -93,3 +98,21 @@ def test_other_routers_run_native(bias: torch.Tensor | None, scoring: str) -> No
     got = fused_topk(logits, logits, 2, True, bias, scoring)
     expected = fused_topk_torch_native(logits, logits, 2, True, bias, scoring)
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_a_bias_may_have_a_row_of_its_own() -> None:
+    """Ernie's correction bias is [1, E], which SGLang's native form does not take."""
+    hidden, logits, bias = torch.randn(5, 8), torch.randn(5, 16), torch.randn(16)
+    expected = fused_topk_torch_native(hidden, logits, 4, True, bias)
+    got = fused_topk(hidden, logits, 4, True, bias.unsqueeze(0))
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize("do_add", [False, True])
+def test_a_shared_expert_is_gated(do_add: bool) -> None:
+    hidden, shared, before = torch.randn(3, 5, 96)
+    gate = torch.randn(96)
+    output = before.clone()
+    gate_shared_expert(hidden, gate, shared, output, do_add=do_add)
+    expected = torch.sigmoid((hidden * gate).sum(-1, keepdim=True)) * shared
+    torch.testing.assert_close(output, expected + before if do_add else expected, **TOLERANCE)

@@ -275,7 +275,19 @@ def test_a_layer_that_does_not_select_stops_the_server() -> None:
 @pytest.mark.parametrize("other", [layer(1, num_experts=8), layer(1, top_k=2), layer(0)])
 def test_layers_of_several_sizes_are_refused(other: Any) -> None:
     with pytest.raises(UnsupportedError, match="differ in experts or top-k"):
-        MoeLayers.of([layer(0), other])
+        MoeLayers.of([layer(0), other], {})
+
+
+def test_top_k_that_a_layer_lacks_is_its_routers() -> None:
+    layers = [
+        layer(3, top_k=None, num_fused_shared_experts=None),
+        layer(1, top_k=None, num_fused_shared_experts=None),
+    ]
+    assert MoeLayers.of(layers, {1: TOP_K, 3: TOP_K}) == MoeLayers([1, 3], EXPERTS, TOP_K)
+    with pytest.raises(UnsupportedError, match="differ in experts or top-k"):
+        MoeLayers.of(layers, {1: TOP_K, 3: 1})
+    with pytest.raises(UnsupportedError, match="no SGLang router"):
+        MoeLayers.of(layers, {})
 
 
 @pytest.mark.parametrize(

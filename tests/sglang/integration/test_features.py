@@ -107,4 +107,9 @@ def test_the_line_says_where_on_a_gpu_too() -> None:
 def test_rows_are_the_table() -> None:
     assert [row.flags[0] for row in rows()] == [feature.flag for feature in FEATURES]
     served = {row.flags[0] for row in rows() if row.cuda is None and row.cpu is None}
-    assert served == {"--tp-size", "--ep-size", "--enable-mixed-chunk"}
+    assert served == {
+        "--tp-size",
+        "--ep-size",
+        "--enable-mixed-chunk",
+        "--expert-distribution-recorder-mode",
+    }

@@ -95,3 +95,26 @@ def test_a_refused_model_is_named() -> None:
     assert model_files.refusal(None) is None
     assert model_files.has_appended_shared_experts(["Qwen3NextForCausalLM"])
     assert not model_files.has_appended_shared_experts(["Qwen3MoeForCausalLM"])
+
+
+def test_a_model_that_sglang_leaves_to_transformers_is_refused() -> None:
+    line = str(model_files.refusal(["Dots1ForCausalLM"]))
+    assert line.startswith("--model-path of a Dots1ForCausalLM is not served: SGLang has no code")
+
+
+def test_every_class_that_sglang_serves_is_found() -> None:
+    """SGLang looks for architectures among the names in ``EntryClass``."""
+    served = set()
+    for path in (SRT / "models").rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "EntryClass":
+                served |= {name.id for name in ast.walk(node.value) if isinstance(name, ast.Name)}
+    assert len(served) > 100
+    assert served <= model_files.classes()
+
+
+def test_a_model_that_takes_no_other_runner_is_refused_on_a_cpu_alone() -> None:
+    (name,) = model_files.REFUSED_ON_CPU
+    assert model_files.refusal([name]) is None
+    assert f"a {name} is not served on a CPU: its code" in str(model_files.refusal_on_cpu([name]))
+    assert model_files.refusal_on_cpu(["MixtralForCausalLM"]) is None

@@ -23,6 +23,7 @@ SERVER = {
     name.hook_path
     for name in (
         sglang_names.CREATE_RUNNER,
+        sglang_names.TOPK_LAYER,
         sglang_names.POST_PROCESS_TOPK,
         sglang_names.RECEIVE,
         sglang_names.RUN_BATCH,

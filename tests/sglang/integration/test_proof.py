@@ -17,6 +17,7 @@ PROGRAM = Path(__file__).with_name("failing_hooks.py")
 LAUNCHER = {sglang_names.ADD_CLI_ARGS.hook_path, sglang_names.FROM_CLI_ARGS.hook_path}
 FRONTEND = {sglang_names.START.hook_path}
 SERVER = {
+    sglang_names.TOPK_LAYER.hook_path,
     sglang_names.POST_PROCESS_TOPK.hook_path,
     sglang_names.RECEIVE.hook_path,
     sglang_names.RUN_BATCH.hook_path,
