@@ -1,0 +1,1 @@
+"""Benchmarks of kernels, policies, cost models and controllers, with committed results."""

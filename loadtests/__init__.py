@@ -1,0 +1,1 @@
+"""The demo puts one open-loop load on plain SGLang and on Lynx, and reports both."""

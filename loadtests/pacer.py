@@ -17,7 +17,7 @@ LATE_MS = 50.0  # an arrival this much behind its time was not sent by the plan
 
 @dataclass(frozen=True, slots=True)
 class Punctuality:
-    """How well the client kept to its own plan."""
+    """The client's punctuality against its own plan."""
 
     arrivals: int
     late: int

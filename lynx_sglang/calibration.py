@@ -69,7 +69,7 @@ class Calibration:
         return dict(zip(layer_ids, rows, strict=True))
 
     def refusal(self, model_config: Any) -> str | None:
-        """Why this file does not fit a Hugging Face text configuration; None if it does."""
+        """The reason to refuse this file for a Hugging Face text configuration; None if it fits."""
         found = fingerprint(model_config)
         if found == self.model_sha256:
             return None
@@ -88,7 +88,7 @@ def _are_numbers(values: object, low: float, high: float) -> bool:
     return isinstance(values, list) and all(_is_number(value, low, high) for value in values)
 
 
-# What a server reads of a file: the rest is for people.
+# Entries that a server reads: the rest is for people.
 CHECKS: dict[str, Callable[[Any], bool]] = {
     "policy": lambda value: isinstance(value, str),
     "model": lambda value: isinstance(value, str),

@@ -23,7 +23,7 @@ class ConnectionFailed(LynxError):
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """A server's address, and the keys that it asks for."""
+    """A server's address and API keys."""
 
     url: str  # scheme and host, without a path's last slash
     api_key: str | None = None

@@ -89,7 +89,7 @@ def options_of(line: Sequence[str]) -> list[str]:
 
 
 def answer(options: Sequence[str], gpu: int | None = None) -> Answer:
-    """What SGLang's resolution and Lynx's check say to these options.
+    """Resolve these options as SGLang does, and check them as Lynx does at start.
 
     ``gpu``: of this compute capability times ten; None for this machine's device.
     """
@@ -128,7 +128,7 @@ def answer(options: Sequence[str], gpu: int | None = None) -> Answer:
 
 
 def runner_of(args: Any) -> str:
-    """What will run the experts of a server with these resolved arguments."""
+    """The runner of a server's experts, in words, from its resolved arguments."""
     from sglang.srt.arg_groups.overrides import model_config_of, resolving_view
 
     from lynx_sglang.integration.compatibility import device_of, gpu_arch
@@ -160,7 +160,7 @@ def last_line(text: str) -> str:
 
 @contextlib.contextmanager
 def same_environment() -> Iterator[None]:
-    """What resolution puts into the environment does not outlive the answer."""
+    """Put the environment back afterwards: resolution writes variables into it."""
     before = dict(os.environ)
     try:
         yield

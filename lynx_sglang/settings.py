@@ -32,12 +32,12 @@ ENV_PREFIX = "LYNX_"
 # Carries the resolved settings from the launcher to SGLang's child processes.
 TRANSPORT_VARIABLE = "LYNX_RESOLVED_SETTINGS"
 GUARD_SHARE = 0.02  # share of capped steps that is shadowed for a quality limit
-# Policies that a server can run: it knows no similarity of experts.
+# Policies that a server can run: it has no similarities of experts.
 SERVED = tuple(name for name, policy in POLICIES.items() if not policy.needs_similarity)
 
 
 def option(default: Any, parse: Callable[[object], Any], allowed: str, about: str) -> Any:
-    """A dataclass field that knows its parser, its range in words and its help text."""
+    """A dataclass field with its parser, its range in words and its help text."""
     return field(default=default, metadata={"parse": parse, "allowed": allowed, "about": about})
 
 
@@ -182,7 +182,7 @@ class Settings:
         return float(self.shadow_share)
 
     def conflict(self) -> str | None:
-        """Why these values exclude one another; None if they do not."""
+        """The reason to refuse these values together; None if they agree."""
         if self.max_quality_loss is not None and self.shadowed_share == 0.0:
             return (
                 "--lynx-max-quality-loss needs shadow passes: "
@@ -196,7 +196,7 @@ class Settings:
         return None
 
     def excess(self, num_experts: int) -> str | None:
-        """Why the budget is no cap on this many experts; None if it is one."""
+        """The reason to refuse the budget for this many experts; None if it is a cap on them."""
         if isinstance(self.budget, int) and self.budget > num_experts:
             return (
                 f"--lynx-budget takes at most this model's {num_experts} experts, "

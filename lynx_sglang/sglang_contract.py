@@ -32,7 +32,7 @@ def faults(source: Source, arguments: Iterable[str] = ()) -> Iterator[str]:
 
 
 def name_fault(source: Source, name: Name) -> str | None:
-    """Why a name does not fit, or None."""
+    """The difference between an entry and a source of SGLang, or None."""
     if source.find(name.path) is None:
         return gone(source, name.path)
     present = source.parameters(name.path)

@@ -34,7 +34,7 @@ class Name:
         return self.path.replace(":", ".")
 
     def fault(self) -> str | None:
-        """Why the installed SGLang does not have this name as described, or None."""
+        """The difference between this entry and the installed SGLang; None if there is none."""
         try:
             target = pkgutil.resolve_name(self.path)
         except (ImportError, AttributeError) as error:
@@ -345,7 +345,7 @@ UPDATE_HANDLERS = Name(
     ("self",),
     "/set_internal_state",
 )
-# Where requests come in.
+# Entry of requests.
 START = Name(
     "sglang.srt.server_args:PortArgs.init_new", ("server_args",), "the launcher starts a server"
 )

@@ -1,0 +1,1 @@
+"""Small Mixture-of-Experts models: training, evaluation and files for SGLang."""

@@ -52,7 +52,7 @@ class Steps:
         self.ids.append([routing.ids for routing in routings])
 
     def loads(self, layer: int, experts: int) -> torch.Tensor:
-        """How many tokens each expert of a layer served, [E]."""
+        """Number of tokens that each expert of a layer served, [E]."""
         flat = torch.cat([step[layer].flatten() for step in self.ids])
         return torch.bincount(flat, minlength=experts).float()
 

@@ -34,7 +34,7 @@ class Cache:
 
 @dataclass(slots=True)
 class Batch:
-    """How tokens lie: `valid` [B, S] marks real ones, `positions` [N] places them.
+    """The layout of tokens: `valid` [B, S] marks real ones, `positions` [N] places them.
 
     `mask` [B, 1, S, S_keys] is what each may attend to; None means causal (right padding only).
     """

@@ -1,4 +1,4 @@
-"""How well a model predicts GSM8K's text, beside a unigram and a bigram model of the same tokens.
+"""A model's perplexity on GSM8K's text, beside unigram and bigram models of the same tokens.
 
 Teacher-forced, in the chat format; the template's own tokens are not counted. `question` is the
 problem's text, `answer` the worked solution and the end of the turn.

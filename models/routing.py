@@ -14,7 +14,7 @@ Choice = tuple[Tensor, Tensor, Tensor]  # scores [N, E], ids int64 [N, K], weigh
 
 @dataclass(slots=True)
 class Routing:
-    """What one layer's router did: scores [N, E], chosen ids [N, K], both losses.
+    """One layer's routing: scores [N, E], chosen ids [N, K], both losses.
 
     Scores are a softmax or, before any correction bias, a sigmoid of the logits.
     """

@@ -37,5 +37,5 @@ def train_tokenizer(texts: Iterable[str], size: int) -> Tokenizer:
 
 
 def chat_prompt(prompt: str) -> str:
-    """What the chat template makes of one user message."""
+    """One user message in the chat template."""
     return f"{PREFIX}{prompt}{MIDDLE}"

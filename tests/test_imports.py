@@ -57,7 +57,7 @@ MAY_IMPORT = {
     "lynx_kernels": {"lynx_kernels"},
     "lynx_controller": {"lynx_controller"},
 }
-# What pyproject.toml names, ``python -m lynx_sglang``, and the public functions of the packages.
+# Entry points: those of pyproject.toml, ``python -m lynx_sglang``, and public functions.
 ENTRY_POINTS = (
     "lynx_sglang.integration.plugin",
     "lynx_sglang.cpu.entry_point",

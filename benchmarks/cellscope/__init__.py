@@ -1,0 +1,1 @@
+"""An experiment that compares cost models of a fleet, CellScope's among them."""

@@ -129,7 +129,7 @@ def ours(fleet: Sites, window: Window) -> Predict:
     return law_of(fit_ours(fleet, window))
 
 
-# What learns from the samples alone, and what is told of hidden states, for comparison.
+# Models that learn from the samples alone, and others that are given hidden states, for comparison.
 LEARNED: Final[dict[str, Callable[[Sites, Window], Predict]]] = {
     "local raw": local_raw,
     "local physics": local_physics,

@@ -135,7 +135,7 @@ def bars(
 
 
 def ratios(table: dict[str, dict[str, Figures]], costs: dict[str, Figures]) -> dict[str, Figures]:
-    """What the paper publishes ratios of."""
+    """Our figures for the ratios that the paper publishes."""
     online = costs["update + drift + statistics, 64 layers"]["p50_us"]
     literal = costs["literal CellScope: site weights"]["p50_us"]
     grow, rebuild = (
@@ -162,7 +162,7 @@ def ratios(table: dict[str, dict[str, Figures]], costs: dict[str, Figures]) -> d
 
 
 def tune() -> None:
-    """What the constants in contenders.py and drift.py were chosen from."""
+    """Print the trials that the constants in contenders.py and drift.py were chosen from."""
     trials: list[tuple[str, Callable[..., contenders.Predict]]] = [
         *(
             (f"raw ridge {x}", partial(contenders.local_raw, ridge=x))

@@ -46,7 +46,7 @@ STATES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What one replica is asked to do."""
+    """The traffic of one replica."""
 
     log_rows: float
     rows_spread: float

@@ -28,7 +28,7 @@ HINDSIGHT: Final = "ours, fitted on what is predicted"
 
 
 class Recorded:
-    """What `fleet.Fleet` is to the models, of recorded steps; a host is a log."""
+    """Recorded steps in the form of `fleet.Fleet`; a host is a log."""
 
     def __init__(self, logs: Sequence[tuple[Path, Path]]) -> None:
         """

@@ -1,0 +1,1 @@
+"""Benchmarks run controllers on a simulated plant and on recorded decision logs."""

@@ -47,7 +47,7 @@ def figures(samples: list[Sample], slo_ms: float) -> dict[str, float]:
 
 
 def as_served(played: Playback) -> list[Sample]:
-    """What the server did, under what it ran."""
+    """The server's own steps, under the decisions that it ran."""
     return [
         played.run(load, (1.0, played.caps_of(seen)))[1]
         for load, seen in zip(played.loads, played.recorded, strict=True)

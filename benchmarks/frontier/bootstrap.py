@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 
 
 def draws_of(problems: int, seed: int = 0) -> Floats:
-    """How often each problem is drawn: [DRAWS + 1, problems]; the first draw is the sample."""
+    """Draws of each problem, counted: [DRAWS + 1, problems]; the first draw is the sample."""
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(problems, np.full(problems, 1 / problems), size=DRAWS)
     return np.concatenate([np.ones((1, problems)), np.asarray(drawn, dtype=np.float64)])

@@ -23,7 +23,7 @@ PROTECTING = ("lynx-v1", "lynx-v3", "random")  # measured with a floor alone
 
 
 def constants() -> dict[str, list[Policy]]:
-    """What is not published about a policy, as variants to choose from on validation data."""
+    """Unpublished constants of policies, as variants to choose from on validation data."""
     v1, v3, sere = (POLICIES[name] for name in ("lynx-v1", "lynx-v3", "sere"))
     return {
         "lynx-v1": [replace(v1, confidence=c) for c in (0.0, NEVER)],

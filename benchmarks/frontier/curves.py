@@ -20,7 +20,7 @@ OURS = (
 
 
 def read(file: Path) -> tuple[dict[str, Any], list[Row]]:
-    """How a model's rows were made, and the rows."""
+    """The header of a model's rows (how they were made), and the rows."""
     first, *lines = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines())
     return first, lines
 

@@ -75,7 +75,7 @@ def similarities(forced: Forced) -> list[Tensor]:
 
 @torch.inference_mode()
 def contributions(forced: Forced) -> list[Tensor]:
-    """How much an expert's output usually weighs, as `calibrate` has it: per layer float32 [E]."""
+    """The usual size of each expert's output, as `calibrate` has it: per layer float32 [E]."""
     outputs = ExpertOutputs()
     for index, (layer, x) in enumerate(inputs_of(forced).items()):
         _, ids, weights = Experts.choose(layer, layer.router(x))
@@ -87,7 +87,7 @@ def contributions(forced: Forced) -> list[Tensor]:
 
 
 def inputs_of(forced: Forced) -> dict[Experts, Tensor]:
-    """What every decode token brings to each MoE layer, [N, H], at full quality."""
+    """The inputs of each MoE layer from all decode tokens, [N, H], at full quality."""
     seen: dict[Experts, Tensor] = {}
     layers = forced.model.moe_layers()
     hooks = [

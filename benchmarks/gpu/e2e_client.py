@@ -34,7 +34,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Point:
-    """What the timed streams of a load saw."""
+    """The figures of a load's timed streams."""
 
     gaps_ms: list[list[float]]  # of each round
     graph_share: float | None  # of the decode steps that the server logged at this batch
@@ -128,7 +128,7 @@ def request(prompts: list[list[int]], tokens: int) -> dict[str, Any]:
 
 
 def stream(server: Server, body: dict[str, Any]) -> Iterator[tuple[float, int]]:
-    """When each chunk arrived, and how many tokens it brought."""
+    """The arrival time and the number of tokens of each chunk."""
     address = urlsplit(server.url)
     assert address.hostname is not None
     connection = http.client.HTTPConnection(address.hostname, address.port, timeout=120)

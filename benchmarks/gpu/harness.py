@@ -30,7 +30,14 @@ from benchmarks.command import command
 from benchmarks.gpu import IS_DRY_RUN
 from benchmarks.gpu.shapes import Shape, logits_of
 from lynx_kernels.schedule import Schedule
-from lynx_kernels.select import POLICIES, RowClass, SelectBuffers, Selection, select_triton
+from lynx_kernels.select import (
+    POLICIES,
+    RowClass,
+    SelectBuffers,
+    Selection,
+    select_reference,
+    select_triton,
+)
 
 if not IS_DRY_RUN and not torch.cuda.is_available():
     sys.exit("no CUDA device: only --dry-run works here")
@@ -52,17 +59,17 @@ def rows_of(shape: Shape, num_rows: int, seed: int = 0) -> Tensor:
 
 @dataclass(frozen=True)
 class Router:
-    """What `select` reads of one batch, and where it writes, at fixed addresses."""
+    """The inputs and output buffers of `select` for one batch, at fixed addresses."""
 
     inputs: dict[str, Any]  # tensors, by select's names
     buffers: SelectBuffers
 
     @classmethod
     def random(cls, shape: Shape, num_rows: int) -> Router:
-        scores = logits_of(shape, num_rows, seed=num_rows).softmax(dim=1)
-        weights, ids = scores.topk(shape.top_k, dim=1)
+        logits = logits_of(shape, num_rows, seed=num_rows)
+        weights, ids = logits.softmax(dim=1).topk(shape.top_k, dim=1)
         inputs = {
-            "scores": scores,
+            "scores": logits,
             "topk_ids": ids.int(),
             "topk_weights": weights,
             "row_class": torch.full((num_rows,), RowClass.FLEXIBLE, dtype=torch.uint8),
@@ -83,9 +90,20 @@ class Router:
         self.inputs["budget"].fill_(budget)
         self.inputs["demand"].fill_(demand)
 
+    def reference(self) -> Selection:
+        """The right selection under the controls that are set, on the CPU."""
+        inputs = {name: value.cpu() for name, value in self.inputs.items()}
+        inputs["scores"] = inputs["scores"].softmax(dim=1)
+        return select_reference(**inputs)
+
     def select(self) -> Selection:
+        """From router logits, as a server calls it."""
         return select_triton(
-            **self.inputs, policy=POLICIES["lynx"], correction_bias=None, out=self.buffers
+            **self.inputs,
+            policy=POLICIES["lynx"],
+            correction_bias=None,
+            scoring="softmax",
+            out=self.buffers,
         )
 
 
@@ -180,7 +198,7 @@ def header() -> dict[str, Any]:
 
 
 class Clock:
-    """How much of the time that the operator gave is left.
+    """The operator's time limit, counted down.
 
     Programs ask it between two results. A result that does not come, as of a kernel that hangs,
     ends the program GRACE_S after the limit; the rows before it are in their file. A program that

@@ -47,7 +47,7 @@ class MachineCode:
         return sum(n for name, n in self.instructions.items() if name.split(".")[0] == operation)
 
     def by_width(self, operation: str) -> dict[int, int]:
-        """How many of a load's instructions move 16, 8 and at most 4 bytes per thread."""
+        """Number of a load's instructions that move 16, 8 and at most 4 bytes per thread."""
         widths = {16: 0, 8: 0, 4: 0}
         for name, n in self.instructions.items():
             head, *modifiers = name.split(".")

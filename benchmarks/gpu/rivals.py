@@ -95,7 +95,7 @@ RIVALS: dict[str, Rival] = {
 
 
 def expected_of(name: str, weights: Weights, hidden: Tensor, ids: Tensor, mix: Tensor) -> Tensor:
-    """What a rival should compute from the same tensors."""
+    """The right output of a rival from the same tensors."""
     if name == "sglang fused swiglu":
         weights = replace(weights, shape=replace(weights.shape, is_interleaved=True))
     return weights.reference(hidden, ids, mix)

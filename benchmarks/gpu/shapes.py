@@ -45,7 +45,7 @@ class Shape:
         return 3 * self.hidden_size * self.intermediate_size * self.element_bytes
 
     def layer_bytes(self, num_rows: int, num_active: float) -> float:
-        """What must move at least: weights of the active experts, rows in and out, activations."""
+        """The least bytes to move: weights of the active experts, rows in and out, activations."""
         rows = num_rows * self.hidden_size * 2 * 2
         inner = num_rows * self.top_k * self.intermediate_size * 2 * 2
         return num_active * self.expert_bytes + rows + inner

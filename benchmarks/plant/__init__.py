@@ -1,0 +1,1 @@
+"""The plant simulates or plays back a server's decode steps for controllers."""

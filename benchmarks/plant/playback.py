@@ -77,7 +77,7 @@ class Playback:
 
     @property
     def slope_ms(self) -> float:
-        """What an expert costs in a layer, as fitted on the decision log."""
+        """The cost of an expert in a layer, as fitted on the decision log."""
         return self._estimator.cost.slope_ms
 
     def caps(self, rows: int, share: float) -> tuple[int, ...]:

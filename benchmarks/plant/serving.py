@@ -42,7 +42,7 @@ class Stream:
 
 
 class Policy(Protocol):
-    """What is in control: told each decode step, asked before a step whose rows differ."""
+    """A policy in control: it observes each decode step and decides where the rows change."""
 
     def __call__(self, seen: Observation) -> Setting: ...
 
@@ -59,7 +59,7 @@ class Pacing(Protocol):
 
 @dataclass(slots=True)
 class Served:
-    """What a run left behind."""
+    """The record of a run."""
 
     samples: list[Sample] = field(default_factory=list)  # one per decode or mixed step
     tpots_ms: list[float] = field(default_factory=list)  # one per finished request

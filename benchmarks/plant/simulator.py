@@ -23,7 +23,7 @@ Setting: TypeAlias = tuple[float, Sequence[int]]
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What arrives at one step."""
+    """The arrivals of one step."""
 
     rows: int
     outside_ms: float = 0.0  # lost between steps: prefill, a sleeping scheduler
@@ -175,7 +175,7 @@ class Plant:
 
 
 class Machine(Protocol):
-    """What can be controlled: a plant, or a recording of one."""
+    """A machine to control: a plant, or a recording of one."""
 
     num_layers: int
     num_experts: int

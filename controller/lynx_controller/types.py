@@ -29,7 +29,7 @@ class Reason(Enum):
     QUEUE = "queue"  # the wait for a place sets a lower step time than the gaps' SLO
     SATURATED = "saturated"  # the least share misses the SLO, or a cut would buy no time
     OUTSIDE = "outside"  # time lost outside the experts was ignored: no cut could win it back
-    GUARD = "guard"  # the quality limit stops the cut that the SLO asks for
+    GUARD = "guard"  # the quality limit stops the cut that the SLO needs
     FROZEN = "frozen"  # the step taught nothing: the previous decision stands
     BLIND = "blind"  # too many unusable steps in a row: full quality
     OVERRIDE = "override"  # an operator fixed the budget or the demand

@@ -1,0 +1,1 @@
+"""``lynx-sglang calibrate`` measures a model and writes its calibration file."""

@@ -13,7 +13,7 @@ import psutil
 
 
 class FreeMemory:
-    """What was free at the first question, less what this process took since, in bytes."""
+    """Free memory at the first call, less the growth of this process since, in bytes."""
 
     def __init__(self, measure: Callable[[], int], taken: Callable[[], int]) -> None:
         """``measure``: free memory of the machine. ``taken``: memory of this process alone."""

@@ -1,1 +1,1 @@
-"""``lynx-sglang eval``: what a running server's answers lose at fixed budgets and demands."""
+"""``lynx-sglang eval`` measures the losses of a server at fixed shares, budgets and demands."""

@@ -1,4 +1,4 @@
-"""How far a served answer is from the full model, token by token.
+"""The KL from the full model to a served answer, token by token.
 
 SGLang prefills with every expert, so the full model's probabilities of an answer are those of a
 request whose prompt is the question and the served tokens: teacher forcing, with a clean KV cache.

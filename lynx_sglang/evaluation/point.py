@@ -10,7 +10,7 @@ from lynx_sglang import settings
 from lynx_sglang.errors import SettingError
 from lynx_sglang.loop import changes
 
-# What decides a cut: a point fixes all of them, so that no controller moves during a measurement.
+# Settings that decide a cut: a point fixes all, so that no controller moves while it measures.
 KNOBS = (
     *("slo_itl_ms", "slo_tpot_ms", "slo_ttft_ms"),
     *("max_quality_loss", "budget", "demand", "share"),

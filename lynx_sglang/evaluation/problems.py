@@ -34,7 +34,7 @@ HUMANEVAL = (
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """``check`` tells whether an answer solves it; it may take seconds."""
+    """``check`` returns whether an answer solves it; it may take seconds."""
 
     set: str
     index: int

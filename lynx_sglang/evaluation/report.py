@@ -1,4 +1,4 @@
-"""What the rows of a measurement say, leg by leg."""
+"""The report of a measurement: figures of each leg, from its rows."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ SHADOW_SUMS = ("steps", "rows", "kl_sum", "agreements")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to measure. ``alone``: problems of each set that are also asked one at a time."""
+    """A measurement's plan. ``alone``: problems of each set that are also asked one at a time."""
 
     points: tuple[Point, ...]
     concurrency: tuple[int, ...]
@@ -160,7 +160,7 @@ async def run(
 
 
 def window(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """What the server counted between two readings."""
+    """The server's counts between two readings."""
     sums = {name: after[name] - before[name] for name in SUMS}
     shadow = {name: after["shadow"][name] - before["shadow"][name] for name in SHADOW_SUMS}
     return {**sums, "shadow": shadow}
@@ -178,7 +178,7 @@ def prompt_of(tokenizer: Any, problem: Problem) -> list[int]:
 
 
 def manifest(plan: Plan, info: dict[str, Any]) -> dict[str, Any]:
-    """What a measurement is of; rows of another one are never mixed with its own."""
+    """The identity of a measurement; rows of different ones are never mixed."""
     part = info["internal_states"][0]["lynx"]
     present = part["settings"]
     asked = hashlib.sha256("\0".join(problem.prompt for problem in plan.problems).encode())

@@ -1,4 +1,4 @@
-"""Whether a server ran what a point asked for, by what the server itself counted."""
+"""Verification of a point: the server's own counts show that it ran as asked."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ FIXED = ("override", "frozen")  # decisions that an operator's setting made, or 
 
 
 def fault(point: Point, before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
-    """Why the steps between two readings of a server's ``lynx`` part are not the point's.
-
-    None where they are.
-    """
+    """The reason to reject the steps between two readings of a server's ``lynx`` part, or None."""
     steps = after["decode_steps"] - before["decode_steps"]
     if steps < 1:
         return "no decode step ran"
@@ -39,7 +36,7 @@ def fault(point: Point, before: Mapping[str, Any], after: Mapping[str, Any]) -> 
 def _cut_fault(
     point: Point, before: Mapping[str, Any], after: Mapping[str, Any], steps: int
 ) -> str | None:
-    """Why the cut is not the point's, by its mean T and mass."""
+    """The reason to reject the cut, by its mean T and mass; None if it is the point's."""
     active = (after["active_experts_sum"] - before["active_experts_sum"]) / steps
     lost = 1.0 - (after["retained_mass_sum"] - before["retained_mass_sum"]) / steps
     decision, num_experts = after["decision"], after["num_experts"]

@@ -34,7 +34,7 @@ MAX_SCHEDULED_ROWS = MAX_FUSED_ROWS  # Lynx's kernels run experts up to here, SG
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What all MoE layers of a model have in common."""
+    """The sizes that all MoE layers of a model share."""
 
     layer_ids: list[int]  # ascending
     num_experts: int  # E, routed

@@ -134,7 +134,7 @@ def builder_of(layer: Any) -> Any:
 
 
 def uncovered(method: Any, config: Any, device: torch.device) -> str | None:
-    """Why a layer's experts stay with SGLang's runner; None if Lynx's kernels run them.
+    """The reason to leave a layer's experts to SGLang's runner; None if Lynx's kernels run them.
 
     ``method``: the object that built the runner.
     """

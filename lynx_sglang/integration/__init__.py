@@ -1,0 +1,1 @@
+"""The room that SGLang calls: flags, hooks, refusals and the states of a server."""

@@ -82,7 +82,7 @@ def admit(settings: Settings, server_args: Any) -> None:
             )
     architectures = getattr(model_config.hf_config, "architectures", None)
     if model_files.has_appended_shared_experts(architectures):
-        # Appended after selection, they would be slots that it does not know.
+        # Their slots would be appended after selection, which does not cover them.
         chosen["disable_shared_experts_fusion"] = True
         logger.info("lynx: --disable-shared-experts-fusion is set for this model")
     if chosen:
@@ -105,7 +105,7 @@ def admit(settings: Settings, server_args: Any) -> None:
 
 
 def refusal(settings: Settings, args: Any, experts: Experts) -> str | None:
-    """Why a server with these resolved arguments cannot run Lynx, and what to do; None if it can.
+    """The reason to refuse a server with these resolved arguments, and a way out; None if it runs.
 
     ``args``: SGLang's, after resolution.
     """

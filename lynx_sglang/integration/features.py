@@ -104,7 +104,7 @@ def both(
 
 
 FEATURES: tuple[Feature, ...] = (
-    # How a model is spread over ranks. Tensor and expert parallelism route the same rows on all.
+    # Parallelism over ranks. Tensor and expert parallelism route the same rows on all.
     Feature("Tensor parallelism", "--tp-size", "tp_size", above_one, None, None),
     Feature("Expert parallelism", "--ep-size", "ep_size", above_one, None, None),
     both(
@@ -141,7 +141,7 @@ FEATURES: tuple[Feature, ...] = (
         "Ray actors", "--use-ray", "use_ray",
         "its processes do not inherit Lynx's settings",
     ),
-    # Where experts lie.
+    # Placement of experts.
     both("Expert load balancing (EPLB)", "--enable-eplb", "enable_eplb", PLACES),
     both(
         "Redundant experts", "--ep-num-redundant-experts", "ep_num_redundant_experts", PLACES,
@@ -175,7 +175,7 @@ FEATURES: tuple[Feature, ...] = (
     both(
         "Layer offload", "--offload-group-size", "offload_group_size", PAGED, above_zero
     ),
-    # What runs in a step.
+    # Extra work in a step.
     both(
         "Other model implementations", "--model-impl", "model_impl",
         "only SGLang's own model code was read and tried", one_of("transformers", "mindspore"),
@@ -249,7 +249,7 @@ FEATURES: tuple[Feature, ...] = (
 
 
 def refusals(args: Any, device: Device) -> Iterator[str]:
-    """Why a server with these resolved arguments cannot run Lynx, a line for each obstacle."""
+    """The reasons to refuse a server with these resolved arguments, a line for each."""
     for feature in FEATURES:
         if (line := feature.refusal(args, device)) is not None:
             yield line

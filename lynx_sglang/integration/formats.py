@@ -1,4 +1,4 @@
-"""What runs a model's experts on a GPU: Lynx's kernels, or SGLang's behind Lynx's selection.
+"""The runner of a model's experts on a GPU: Lynx's kernels, or SGLang's behind Lynx's selection.
 
 This is the answer before the weights are there; ``gpu.fused_runner`` asks every layer again.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 # Hugging Face configuration names for the number of routed experts.
 EXPERT_COUNT_NAMES = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-# What Lynx's kernels cover, as they say it; not imported, so that a launcher needs no Triton.
+# Coverage of Lynx's kernels, as they state it; not imported, so that a launcher needs no Triton.
 MIN_ARCH, MIN_FP8_ARCH = 80, 89  # compute capability times ten
 SCALE_BLOCK = 128  # of fp8 weights
 FP8 = ("fp8", "w8a8_fp8", "modelopt_fp8")
@@ -49,7 +49,7 @@ class Experts:
         )
 
     def uncovered(self, arch: int) -> str | None:
-        """Why SGLang's own choice runs them on a GPU of this compute capability; None: Lynx's."""
+        """The reason to leave them to SGLang's runner at this compute capability, or None."""
         if self.quantization is None:
             return None if arch >= MIN_ARCH else f"compute capability {arch / 10:.1f}"
         if self.quantization not in FP8:
@@ -81,7 +81,7 @@ def declared_quantization(hf_config: Any) -> dict[str, Any]:
 
 
 def routes_inside(runner: str | None, experts: Experts) -> str | None:
-    """Why this runner cannot have a selection before it, and which can; None where it can."""
+    """The reason to refuse this runner behind a selection, and others to name; None if it fits."""
     if runner not in ROUTING_RUNNERS or (runner == "flashinfer_mxfp4" and experts.is_fp4):
         return None
     return (

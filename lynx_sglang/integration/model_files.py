@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 class Way(Enum):
-    """How the layers of a file are served."""
+    """The way to serve the MoE layers of a model file."""
 
     SELECTED = "selection before the runner"
     RESCALED = "selection before SGLang's own runner: weights are scaled after it"
@@ -117,7 +117,7 @@ def of(architectures: Iterable[str] | None) -> ModelFile | None:
 
 
 def refusal(architectures: Iterable[str] | None) -> str | None:
-    """Why a model's layers cannot be selected; None where they can, as far as the name tells."""
+    """The reason to refuse a model by its architecture's name; None if the name gives none."""
     file = of(architectures)
     if file is None and architectures and not is_sglangs(architectures):
         return (

@@ -53,7 +53,7 @@ def register() -> None:
 
 
 def _register_launcher() -> None:
-    """The options come last: where a step before them fails, SGLang does not know the flag."""
+    """The options come last: where a step before them fails, SGLang does not accept the flag."""
     from sglang.srt.arg_groups.choices import (
         add_attention_backend_choices,
         add_moe_runner_backend_choices,

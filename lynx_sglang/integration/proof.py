@@ -73,7 +73,7 @@ def is_ours(hook: Callable[..., Any]) -> bool:
 
 
 def hooks_of(target: str) -> Iterator[Any]:
-    """All that the wrappers around a function hold, outermost first."""
+    """The objects in the closures of a function's wrappers, outermost first."""
     owner, name = target.rsplit(".", 1)
     try:
         function = getattr(pkgutil.resolve_name(owner), name)

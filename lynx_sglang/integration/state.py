@@ -65,7 +65,7 @@ def server_info(builder: Builder[Runtime]) -> dict[str, Any]:
 
 
 def add_update_handlers(handlers: dict[str, Any], _controller: Any) -> dict[str, Any]:
-    """The hook after ``_update_handlers``: SGLang knows Lynx's keys; ``change_settings`` acts."""
+    """The hook after ``_update_handlers``: SGLang accepts Lynx's keys; ``change_settings`` acts."""
     from sglang.srt.managers.scheduler_components.internal_state import _UpdateHandler
 
     ours = _UpdateHandler(lambda _key, _value: None, lambda _key, _value: None)

@@ -1,0 +1,1 @@
+"""The loop of a decode step, on any device: observe, decide, select, report."""

@@ -119,7 +119,7 @@ GAUGES = (
     ),
     GaugeSpec(
         "lynx_guard_binds",
-        "1 while the quality limit keeps the cap above the one that the SLO asks for.",
+        "1 while the quality limit keeps the cap above the one that the SLO needs.",
         lambda at: float(at.decision.reason is Reason.GUARD),
     ),
     GaugeSpec(

@@ -101,7 +101,7 @@ class Runtime(ABC):
 
     @abstractmethod
     def shadow_refusal(self) -> str | None:
-        """Why this server cannot run shadow passes; None if it can."""
+        """The reason to refuse shadow passes on this server; None if it can run them."""
 
     # ---------------------------------------------------------------- a step
 
@@ -194,7 +194,7 @@ class Runtime(ABC):
         self._put_in_force(full_quality(self.layers) if is_parted else order.decision, order.floor)
 
     def _attach(self, scheduler: Any) -> None:
-        """Take what the scheduler alone knows: labels of metrics, the model's configuration."""
+        """Take labels of metrics and the model's configuration from the scheduler."""
         self._scheduler = scheduler
         if self.control is None:
             logger.info("lynx follows rank 0, on rank %d of %d", self.ranks.rank, self.ranks.size)

@@ -57,7 +57,7 @@ class Comparison:
 
 
 def refusal(model_config: Any) -> str | None:
-    """Why a model with this ``ModelConfig`` cannot run a step twice; None if it can."""
+    """The reason to refuse to run a step of this ``ModelConfig`` twice; None if it can."""
     from sglang.srt.configs.hybrid_arch import mambaish_config
 
     if mambaish_config(model_config) is None:

@@ -19,7 +19,7 @@ KEY = "lynx"
 
 
 class Tier(Enum):
-    """What selection may do with a request's tokens."""
+    """A request's tier: whether selection may change its experts."""
 
     FLEXIBLE = "flexible"
     EXACT = "exact"
@@ -82,7 +82,7 @@ def warn_once() -> None:
 
 @dataclass(slots=True)
 class Account:
-    """What selection took from one request, over its decoded tokens; lives on the ``Req``."""
+    """One request's losses to selection, over its decoded tokens; kept on the ``Req``."""
 
     decode_tokens: int = 0
     degraded_tokens: int = 0

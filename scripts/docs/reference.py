@@ -70,7 +70,7 @@ def metrics_table() -> str:
 
 
 def policies_table() -> str:
-    """What a server may be given as --lynx-policy, and what only benchmarks have."""
+    """The values of --lynx-policy, and the policies that only benchmarks have."""
     rows = [
         (f"`{name}`", "yes" if name in settings.SERVED else "no",
          "yes" if policy.has_triton_form else "no", policy.source)
@@ -144,7 +144,7 @@ def tested_versions_table() -> str:
 
 
 def versions_table() -> str:
-    """What the package asks for, and what these pages and their tests were made with."""
+    """The versions that the package requires, and those that these pages and their tests used."""
     project = (ROOT / "pyproject.toml").read_text()
     (python,) = re.findall(r'^requires-python = "(.+)"$', project, re.MULTILINE)
     made_with = {name: version(name) for name in ("sglang", "torch", "triton", "numpy")}

@@ -65,7 +65,7 @@ def decode_table() -> str:
 
 
 def shadow_table() -> str:
-    """What shadow passes cost."""
+    """The cost of shadow passes."""
     run = load("shadow_step.json")
     rows = [
         (f"{float(share):g}", spread(run["step_ms"][share], ".1f"), spread(ratio, ".2f"))

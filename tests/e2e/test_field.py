@@ -1,4 +1,4 @@
-"""What clients and operators send by mistake: answered, and the server goes on."""
+"""Mistakes of clients and operators are answered, and the server goes on."""
 
 from __future__ import annotations
 

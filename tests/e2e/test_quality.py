@@ -1,4 +1,4 @@
-"""What a request gets: plain SGLang's answer at full budget, its tier, and a report."""
+"""A request gets plain SGLang's answer at full budget, its tier, and a report."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def parts(names: list[str]) -> st.SearchStrategy[str]:
 
 
 def attempt(call: Callable[[], T]) -> tuple[T | None, str]:
-    """What a call gave, or its error's text."""
+    """The result of a call, or its error's text."""
     try:
         return call(), ""
     except ValueError as error:  # SettingError is one

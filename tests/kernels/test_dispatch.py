@@ -1,4 +1,4 @@
-"""Which path `select` and `fused_moe` take: on fake CUDA tensors, with launches recorded."""
+"""The path that `select` and `fused_moe` take on fake CUDA tensors, with launches recorded."""
 
 from __future__ import annotations
 

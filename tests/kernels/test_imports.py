@@ -1,4 +1,4 @@
-"""What the package exports, in whatever order it is imported, and what it stands on."""
+"""The package's exports, in any order of import, and its dependencies."""
 
 from __future__ import annotations
 

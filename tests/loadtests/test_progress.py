@@ -1,4 +1,4 @@
-"""What a long program says while it runs."""
+"""The progress lines of a long program."""
 
 from __future__ import annotations
 

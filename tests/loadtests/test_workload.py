@@ -1,4 +1,4 @@
-"""What the load asks, and how it is marked."""
+"""The questions of the load, and their marking."""
 
 from __future__ import annotations
 

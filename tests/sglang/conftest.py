@@ -1,4 +1,4 @@
-"""What tests of the plugin share: a lone rank for SGLang's own MoE layers, calibration files."""
+"""Fixtures of the plugin's tests: a lone rank for SGLang's own MoE layers, calibration files."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Cost models that only the experiment uses: groups, crossed levels, drift."""

@@ -125,7 +125,7 @@ def squared_error(gram: Array, moment: Array, count: Array, mean: Array) -> Arra
 
 
 class Design:
-    """Which sites share which levels; sums over them are prepared once per fit."""
+    """The levels that sites share; sums over them are prepared once per fit."""
 
     def __init__(self, kinds: Sequence[Labels]) -> None:
         self.levels = [int(each.max()) + 1 for each in kinds]

@@ -27,7 +27,7 @@ SIGNS: Final = np.array([[1.0], [-1.0]])
 
 
 class Scope(Enum):
-    """How far a drift reaches."""
+    """The reach of a drift."""
 
     LOCAL = "local"
     REPLICA = "replica"

@@ -1,4 +1,4 @@
-"""Which replicas obey the same cost law, found from how they respond, and the priors that follow.
+"""Groups of replicas with one cost law, found from their responses, and the priors that follow.
 
     fingerprint  r = log(probe w),  V = J P J',  J = probe / (probe w)
     distance     D2 = (r - r')' (V + V' + eps I)^-1 (r - r') / q
@@ -33,7 +33,7 @@ LOCAL_SPREAD: Final = 0.5  # prior standard deviation of a local model's weights
 
 
 class Structure(Enum):
-    """What a site is shrunk to."""
+    """The centre that a site is shrunk to."""
 
     GROUPS = "groups"
     CROSSED = "crossed"  # its block, replica and layer
@@ -54,7 +54,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where each site is: [S] labels, numbered from 0 without holes."""
+    """The place of each site: [S] labels, numbered from 0 without holes."""
 
     replica: Labels
     layer: Labels

@@ -25,7 +25,7 @@ FORGET_EVERY: Final = 8  # steps; forgetting each step costs more than the updat
 
 @dataclass(slots=True)
 class Statistics:
-    """All that a fit needs of a site's samples, in two halves so that it can hold one out."""
+    """Sums over a site's samples for a fit, in two halves so that it can hold one out."""
 
     count: Array  # [2, S]
     gram: Array  # [2, d, d, S] sum of x x'

@@ -28,7 +28,7 @@ COST: Final = "cost"
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a replica is comparable with. Names hold no "/": it separates the parts of a key."""
+    """Replicas of one identity are comparable. Names hold no "/", the separator of keys."""
 
     model: str
     name: str  # of the replica

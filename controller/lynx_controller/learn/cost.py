@@ -198,7 +198,7 @@ class CostModel:
             keep = 1.0 - min(1.0 - self.config.slope_forgetting, leverage)
             self.within.add(x, r, y, (1.0 - gain) * trust, keep)
             self.pooled.add(active, fitted + clipped, self.config.slope_forgetting)
-        if is_steady or cost.shifting:  # far from home, a residual tells of the slope
+        if is_steady or cost.shifting:  # far from home, a residual shows the slope
             risen = cost.excess_ms + gain * clipped / (1.0 + leverage)
             cost.excess_ms = max(0.0, risen * (1.0 - 1.0 / self.config.adopt_steps))
         cost.shifting = max(0, cost.shifting - 1)

@@ -1,4 +1,4 @@
-"""Recent decisions, to know the budget that a step ran under."""
+"""Recent decisions, to find the budget that a step ran under."""
 
 from __future__ import annotations
 

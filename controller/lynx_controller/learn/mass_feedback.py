@@ -6,8 +6,8 @@
     kept > least mass, at the least share         lift -= DOWN * (kept - least mass)
 
 The quality model expects a loss of at most twice the square of the cut. Requests that route alike
-lose more: all rows want the same capped experts. Up is fast, since each step below the limit costs
-quality; down is slow, and a lighter cut tells nothing of the least share.
+lose more: all rows lose the same capped experts. Up is fast, since each step below the limit costs
+quality; down is slow, and a lighter cut says nothing of the least share.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class Window:
         loss is known after a few steps, not once it has filled the window.
 
         Gaps that lost more than payable_ms outside count with their step alone: they would miss
-        the SLO at the least share too, so they ask for no cut.
+        the SLO at the least share too, so they call for no cut.
         """
         steady_ms = min(self.outside_ms[-STEADY:])
         outside_ms = [each if each > steady_ms else steady_ms for each in self.outside_ms]

@@ -24,7 +24,7 @@ BECAUSE: Final = {
     Reason.QUEUE: "requests wait for a place: faster steps free one sooner",
     Reason.SATURATED: "the least share misses the SLO, or a cut would buy no time",
     Reason.OUTSIDE: "time lost outside the experts was ignored: no cut could win it back",
-    Reason.GUARD: "the quality limit stops the cut that the SLO asks for",
+    Reason.GUARD: "the quality limit stops the cut that the SLO needs",
     Reason.FROZEN: "the step taught nothing: the previous decision stands",
     Reason.BLIND: "too many unusable steps in a row: full quality",
     Reason.OVERRIDE: "an operator fixed the budget or the demand",

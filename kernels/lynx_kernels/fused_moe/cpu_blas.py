@@ -17,7 +17,7 @@ TRANSPOSED, AS_IS = ord("T"), ord("N")
 
 
 def _register() -> bool:
-    """Tell the compiler where torch's `sgemm_` is; False where torch exports none."""
+    """Give the compiler the address of torch's `sgemm_`; False where torch exports none."""
     for path in sorted((Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*")):
         sgemm = getattr(ctypes.CDLL(str(path)), "sgemm_", None)
         if sgemm is not None:

@@ -124,7 +124,7 @@ def place_in_row(mass, fixed, is_own, BLOCK_K):
 def add_demand(
     kind, ids, weights, contribution_ptr, share, floor, is_capped, counters_ptr, LAYOUT, POLICY
 ):
-    """Scatter what these rows protect, what they want, and how much."""
+    """Scatter the experts that these rows protect, those beyond, and the mass of each."""
     is_own = (ids >= 0) & (ids < LAYOUT.num_experts)
     mass, fixed = fixed_mass(weights, is_own)
     rank, before = place_in_row(mass, fixed, is_own, LAYOUT.block_slots)

@@ -16,7 +16,7 @@ PLACES = 16
 
 
 def requests_per_s(plant: Plant, share: float) -> float:
-    """What all places serve, at 60 tokens a request."""
+    """The rate that all places serve, at 60 tokens a request."""
     return 1e3 * PLACES / (60.0 * plant.step_ms(PLACES, plant.active_at(PLACES, share)))
 
 

@@ -103,7 +103,7 @@ class Case:
         return fused_moe_reference(*given, first_expert=self.first_expert, **options)
 
     def of_rank(self, held: range) -> Case:
-        """What an expert-parallel rank has of it."""
+        """The part of an expert-parallel rank."""
         part = slice(held.start, held.stop)
         return replace(self, w13=self.w13[part], w2=self.w2[part], first_expert=held.start)
 

@@ -102,7 +102,7 @@ def run(case: Case, policy: str, buffers: SelectBuffers | None = None) -> Select
 
 
 def check(case: Case, policy: str, buffers: SelectBuffers | None = None) -> Selection:
-    """Everything that `select_triton` returns, against the references."""
+    """Compare all results of `select_triton` with the references."""
     got = run(case, policy, buffers)
     expected = select_reference(**case.arguments(), policy=policy)
     for name in ("topk_ids", "active", "num_active"):

@@ -1,4 +1,4 @@
-"""Which layers Lynx's kernels run on a GPU, and the reason where they do not."""
+"""The layers that Lynx's kernels run on a GPU, and the reason where they do not."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def targets() -> list[str]:
-    """What Lynx hooks in such a process, as a process of its own that nothing fails in says it."""
+    """The functions that Lynx hooks in such a process, from one in which nothing fails."""
     status, said = in_a_fork("", is_server=True, report=lambda: "\n".join(HookRegistry._hooks))
     assert status == 0, said
     return re.findall(r"^sglang\.srt\.[\w.]+$", said, re.MULTILINE)  # beside SGLang's warnings

@@ -1,4 +1,4 @@
-"""What the process that takes requests does for Lynx, on stand-ins for SGLang's managers."""
+"""Lynx in the process that takes requests, on stand-ins for SGLang's managers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the plugin does in a process, and that it does nothing where it is not wanted."""
+"""The plugin's work in a process, and none where nobody asked for Lynx."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a decision and a step send to a device, and what comes back; CPU tensors stand in."""
+"""Data of a decision and a step, to a device and back; CPU tensors stand in."""
 
 from __future__ import annotations
 

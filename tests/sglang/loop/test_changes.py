@@ -68,7 +68,7 @@ def test_updates_must_go_together() -> None:
 
 
 def sent(**entries: Any) -> dict[str, Any]:
-    """What the scheduler gets of these entries."""
+    """The entries as they reach the scheduler."""
     body = json.dumps({"server_args": {f"lynx_{name}": each for name, each in entries.items()}})
     return dict(json.loads(changes.wire_body(body.encode()))["server_args"])
 

@@ -1,4 +1,4 @@
-"""What a shadow pass finds, and how often there is one."""
+"""The findings of a shadow pass, and its frequency."""
 
 from __future__ import annotations
 

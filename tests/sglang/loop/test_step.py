@@ -1,4 +1,4 @@
-"""What the scheduler's batch means to selection: phases, row classes, tiers and accounts."""
+"""From the scheduler's batch to selection: phases, row classes, tiers and accounts."""
 
 from __future__ import annotations
 

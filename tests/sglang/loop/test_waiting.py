@@ -1,4 +1,4 @@
-"""What the scheduler's queue says of those that wait, in SGLang's own records."""
+"""The waiting requests of the scheduler's queue, in SGLang's own records."""
 
 from __future__ import annotations
 
