@@ -53,7 +53,7 @@ class Connection:
         return self.parsed(text)
 
     def lynx_parts(self) -> list[dict[str, Any]]:
-        """What each scheduler says of Lynx; raises ConnectionFailed where none does."""
+        """The ``lynx`` part of each scheduler's state; ConnectionFailed where there is none."""
         states = self.server_info()["internal_states"]
         parts = [state["lynx"] for state in states if isinstance(state.get("lynx"), dict)]
         if not parts:

@@ -50,7 +50,7 @@ class Policy(Protocol):
 
 
 class Pacing(Protocol):
-    """What paces prefill: told each prefill step, asked before each step."""
+    """A pacer of prefill: it observes each prefill step, and sets the pace before each step."""
 
     def prefilled(self, tokens: int, ms: float) -> None: ...
 

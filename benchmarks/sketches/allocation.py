@@ -1,4 +1,4 @@
-"""Which expert gets which rank: the most explained energy for a number of bytes."""
+"""Ranks of the experts' sketches: the most explained energy for a number of bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What does a cut lose when lost experts leave their low-rank sketches? By bytes of sketches.
+"""Loss of a cut whose lost experts leave low-rank sketches, by bytes of sketches.
 
 Sketches are fitted on training problems. The form (importance by what an expert puts out, or by
 what its sketch misses) is chosen on validation problems: the least geometric mean of KL over that

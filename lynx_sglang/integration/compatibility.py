@@ -125,7 +125,7 @@ def refusal(settings: Settings, args: Any, experts: Experts) -> str | None:
 
 
 def pacing_refusal(settings: Settings, args: Any, model_config: Any) -> str | None:
-    """Why prefill cannot be paced on this server; None if it can, or is not asked for."""
+    """The reason to refuse paced prefill on this server; None if it can, or pacing is off."""
     if settings.prefill_pacing == "off":
         return None
     reason = None

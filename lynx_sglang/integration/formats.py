@@ -92,7 +92,7 @@ def routes_inside(runner: str | None, experts: Experts) -> str | None:
 
 
 def widens(runner: str | None, experts: Experts) -> str | None:
-    """Why this runner would not run the experts in their own format; None where it does."""
+    """The reason to refuse a runner that would widen the experts; None if it keeps their format."""
     if experts.quantization != "mxfp4" or runner not in (None, "auto", "triton"):
         return None
     return (

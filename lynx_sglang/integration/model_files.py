@@ -135,7 +135,7 @@ def refusal(architectures: Iterable[str] | None) -> str | None:
 
 
 def refusal_on_cpu(architectures: Iterable[str] | None) -> str | None:
-    """Why a model is not served on a CPU, beyond ``refusal``; None where it is."""
+    """The reason to refuse a model on a CPU, beyond ``refusal``; None if it is served."""
     for name in architectures or ():
         if name in REFUSED_ON_CPU:
             return (

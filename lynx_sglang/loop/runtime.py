@@ -222,7 +222,7 @@ class Runtime(ABC):
 
 
 def unloaded(settings: Settings, layers: MoeLayers) -> Decision:
-    """What holds without load: full quality, but for what an operator fixed."""
+    """The decision without load: full quality, except for an operator's fixed settings."""
     is_full = settings.demand == "auto" or settings.budget == "full"
     return replace(
         full_quality(layers),

@@ -1,4 +1,4 @@
-"""What operators watch a server with, on a real one under a small load."""
+"""Operators' tools to watch a server, on a real one under a small load."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much prefill may run between decode steps under an inter-token SLO: a pure function."""
+"""The amount of prefill between decode steps under an inter-token SLO: a pure function."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PATIENCE: Final = 0.5  # share of a TTFT that may pass before prefill goes first
 
 
 class Rule(Enum):
-    """What set the pace."""
+    """The rule that set the pace."""
 
     UNPACED = "unpaced"  # no SLO on the gaps, or no cost is known yet
     CREDIT = "credit"  # fewer gaps were late than may be: the engine's own pace

@@ -344,7 +344,7 @@ def test_lynx_or_the_runner_that_sglang_would_have_chosen(
 def test_experts_that_would_route_inside_are_refused_for_gpt_oss(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What SGLang chooses for it on Blackwell."""
+    """The runner that SGLang chooses on Blackwell."""
     with gpu(monkeypatch, 100):
         layer = built(of("mxfp4", {"quant_method": "mxfp4"})(), "flashinfer_mxfp4")
         with pytest.raises(UnsupportedError, match="flashinfer_mxfp4 routes inside"):

@@ -125,7 +125,7 @@ class Replica:
         self.answers: list[bool] = []  # of a collective, for the ranks that come to it later
 
     def is_any(self, _differs: bool) -> bool:
-        """What the ranks' collective tells each of them; rank 0 comes first."""
+        """The answer of the ranks' collective to each of them; rank 0 comes first."""
         if self.answers:
             return self.answers.pop()
         first, second = (rank.runtime.ranks for rank in self.ranks)
