@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.gpu.resources import code_of
+
 ROOT = Path(__file__).parents[2]
 VARIANTS = {
     "qwen3-30b:8:90": "products too narrow for a warpgroup",
@@ -133,3 +135,10 @@ def test_the_listing_is_of_these_kernels() -> None:
     done = run("--is-current")
     message = "run python -m benchmarks.gpu.resources"
     assert done.returncode == 0, f"{message}\n{done.stderr[-2000:]}"
+
+
+def test_a_listing_stays_current_when_only_words_change() -> None:
+    source = '"""Module."""\nBLOCK = 8  # rows\n\ndef load(x):\n    """Load."""\n    return x\n'
+    reworded = '"""A module."""\nBLOCK = 8\n\ndef load(x):\n    """A load."""\n    return x\n'
+    assert code_of(source) == code_of(reworded)
+    assert code_of(source) != code_of(source.replace("8", "16"))
