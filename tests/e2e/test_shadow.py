@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -102,12 +103,18 @@ def test_a_tight_quality_limit_binds_the_controller_and_a_loose_one_does_not(
     lynx: Server, settings: Settings, prompts: list[str], generate: Generate
 ) -> None:
     """An SLO that nothing can meet asks for the deepest cut; the guard alone says how deep."""
-    reached = []
+    reached, bound = [], []
     for limit in (0, 10, 1e-4):
         assert settings(
             slo_itl_ms=0.01, min_retained_mass=0.3, shadow_share=1, max_quality_loss=limit
         )
-        generate(lynx, prompts[:12], ignore_eos=True, max_new_tokens=60)
+        with ThreadPoolExecutor(1) as pool:
+            load = pool.submit(generate, lynx, prompts[:12], ignore_eos=True, max_new_tokens=60)
+            is_bound = False
+            while not load.done():
+                is_bound = is_bound or guard_binds(lynx)
+            load.result()
+        bound.append(is_bound)
         part = lynx.lynx()
         assert part is not None
         reached.append((part["decision"]["reason"], part["decision"]["share"]))
@@ -116,9 +123,14 @@ def test_a_tight_quality_limit_binds_the_controller_and_a_loose_one_does_not(
     assert without[1] == pytest.approx(loose[1], abs=0.05)
     assert tight[0] == "guard"
     assert tight[1] > loose[1] + 0.2
+    assert bound == [False, False, True]
+
+
+def guard_binds(lynx: Server) -> bool:
+    """The gauge of the moment: an idle server shows 0."""
     lines = lynx.get("/metrics").splitlines()
     (binds,) = [line for line in lines if line.startswith("sglang:lynx_guard_binds{")]
-    assert float(binds.split()[-1]) == 1.0
+    return float(binds.split()[-1]) == 1.0
 
 
 def test_a_limit_that_nothing_would_measure_is_not_taken(lynx: Server, settings: Settings) -> None:
