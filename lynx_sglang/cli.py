@@ -11,7 +11,15 @@ from typing import Any
 
 from lynx_controller.fleet import refit
 from lynx_controller.log import replay
-from lynx_sglang import connection, launch_line, settings, sglang_contract, sglang_names, watch
+from lynx_sglang import (
+    connection,
+    launch_line,
+    settings,
+    sglang_contract,
+    sglang_names,
+    steer,
+    watch,
+)
 from lynx_sglang.calibrate import measure
 from lynx_sglang.cpu import entry_point
 from lynx_sglang.errors import LynxError
@@ -47,6 +55,10 @@ def main(argv: list[str] | None = None) -> int:
     view = commands.add_parser("watch", help="watch a running server, refreshed every second")
     watch.add_arguments(view)
     view.set_defaults(run=watch.run)
+
+    change = commands.add_parser("set", help="change settings of running servers, all or none")
+    steer.add_arguments(change)
+    change.set_defaults(run=steer.run)
 
     explain = commands.add_parser("replay", help="explain the decisions in a --lynx-decision-log")
     explain.add_argument("log", type=Path, help="file that the server wrote")

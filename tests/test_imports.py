@@ -26,7 +26,7 @@ ORDER = {
     "lynx_sglang": (
         {"__main__"},
         {"cli"},
-        {"launch_line", "watch"},
+        {"launch_line", "steer", "watch"},
         {"integration", "calibrate"},
         {"cpu", "gpu", "evaluation"},
         {"loop"},

@@ -206,6 +206,22 @@ def test_every_panel_and_rule_has_data_of_a_real_server(
         assert prometheus.values("instance:lynx_degraded_tokens:ratio_rate5m")[0] > 0.0
 
 
+def test_set_changes_a_server_and_says_what_it_refuses(
+    server: Server, plain: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to_server = ["set", "--url", server.url]
+    assert cli.main([*to_server, "slo-itl-ms=25", "max-quality-loss=0.01"]) == 0
+    assert "slo-itl-ms 0.01 -> 25, max-quality-loss none -> 0.01" in capsys.readouterr().out
+    assert cli.main([*to_server, "shadow-share=0", "floor=2"]) == 1
+    assert "shadow" in capsys.readouterr().err
+    assert cli.main([*to_server, "--url", plain.url, "floor=2"]) == 1
+    assert f"{plain.url} runs without --moe-backend lynx" in capsys.readouterr().err
+    part = server.lynx()
+    assert part is not None
+    assert (part["settings"]["slo_itl_ms"], part["settings"]["floor"]) == (25.0, 1)
+    assert cli.main([*to_server, "slo-itl-ms=0.01", "max-quality-loss=none"]) == 0
+
+
 def test_watch_tells_a_stopped_server(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     """Last of this module: it stops the module's server."""
     server.stop()
