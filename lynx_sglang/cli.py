@@ -109,7 +109,7 @@ def run_comparison(path: Path) -> int:
         return 1
     is_known = source.version in sglang_names.SUPPORTED_VERSIONS
     print(f"sglang {source.version}: {'supported' if is_known else 'NOT supported'}")
-    faults = list(sglang_contract.faults(source, (each.field for each in features.FEATURES)))
+    faults = list(sglang_contract.faults(source, features.fields()))
     for fault in faults:
         print(f"missing: {fault}")
     for change in sglang_contract.changes(source, known):

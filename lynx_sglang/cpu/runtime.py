@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
-from lynx_controller import Phase
 from lynx_kernels import select, warm_up
 from lynx_sglang.errors import LynxError
-from lynx_sglang.loop import shadow
 from lynx_sglang.loop.buffer import Buffer
 from lynx_sglang.loop.builder import Builder
 from lynx_sglang.loop.layers import MoeLayers
 from lynx_sglang.loop.runtime import Routing, Runtime
 from lynx_sglang.loop.scores import RouterScores
-from lynx_sglang.loop.step import pad_to
+from lynx_sglang.loop.shadow import compare, flexible_rows, log_probabilities
+from lynx_sglang.loop.step import Step, pad_to
 from lynx_sglang.settings import Settings
 
 
@@ -37,7 +37,6 @@ class CpuRuntime(Runtime):
         """
         super().__init__(settings, layers, Buffer(layers.ids, layers.num_experts, settings.floor))
         self._contributions = contributions
-        self._sampler = shadow.Sampler()
 
     def select(
         self,
@@ -75,8 +74,7 @@ class CpuRuntime(Runtime):
     ) -> Any:
         step = self.begin(scheduler, batch)
         step.is_selecting = step.batch.flexible_rows > 0 and not self.buffer.is_full
-        if step.is_selecting and step.batch.phase is Phase.DECODE:
-            step.is_shadowed = self._sampler.pick(self.settings.shadowed_share)
+        step.is_shadowed = self.is_sampled(step)
         self.step = step
         try:
             result = original(scheduler, batch, *rest)
@@ -99,8 +97,29 @@ class CpuRuntime(Runtime):
         )
         return result
 
-    def shadow_refusal(self) -> str | None:
-        return None if self._scheduler is None else shadow.refusal(self._scheduler.model_config)
+    def run_twice(self, step: Step, forward: Callable[[], Any]) -> Any:
+        rows = flexible_rows(step.row_class)
+        began_s = time.monotonic()
+        with self._all_experts():
+            full = log_probabilities(forward(), rows)
+        ended_s = time.monotonic()
+        output = forward()
+        served_s = time.monotonic()
+        step.shadow = compare(full, log_probabilities(output, rows))
+        step.shadow_ms = (ended_s - began_s + time.monotonic() - served_s) * 1e3
+        return output
+
+    @contextmanager
+    def _all_experts(self) -> Iterator[None]:
+        """Inside, every row keeps its own experts; neither Lynx nor SGLang's recorder notes it."""
+        from sglang.srt.eplb.expert_distribution import get_global_expert_distribution_recorder
+
+        step, self.step = self.step, None
+        try:
+            with get_global_expert_distribution_recorder().disable_this_region():
+                yield
+        finally:
+            self.step = step
 
 
 class CpuBuilder(Builder[CpuRuntime]):

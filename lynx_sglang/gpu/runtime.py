@@ -21,6 +21,7 @@ from lynx_sglang.errors import LynxError, UnsupportedError
 from lynx_sglang.gpu.device_path import MAX_ROWS, DevicePath, Flight, Sizes
 from lynx_sglang.gpu.expert_layers import ExpertLayers
 from lynx_sglang.gpu.fused_runner import filled
+from lynx_sglang.gpu.shadow import Shadows
 from lynx_sglang.loop.builder import Builder
 from lynx_sglang.loop.layers import MoeLayers
 from lynx_sglang.loop.runtime import Routing, Runtime
@@ -43,6 +44,8 @@ class GpuRuntime(Runtime):
     ) -> None:
         super().__init__(settings, layers, path.buffer, size_classes)
         self.path = path
+        self._shadows = Shadows(path.buffer.row_class.device)
+        self._lane = 0  # of the step that is being launched
         self._captured: Phase | None = None  # of the graphs that are being captured
         self._is_proven = False  # every layer selects
         self._has_warned = False  # of a step that is too large
@@ -112,9 +115,10 @@ class GpuRuntime(Runtime):
         """Launch a step; ``process_result`` accounts for it."""
         step = self.begin(scheduler, batch)
         step.is_selecting = self._can_select(step)
+        step.is_shadowed = self.is_sampled(step)
         with forward_stream(scheduler):
             lane = self.path.begin(step)
-        self.step, ran_under = step, self.decision
+        self.step, self._lane, ran_under = step, lane, self.decision
         try:
             result = original(scheduler, batch, *rest)
         finally:
@@ -147,16 +151,20 @@ class GpuRuntime(Runtime):
         flight: Flight | None = getattr(result, "lynx_flight", None)
         if flight is not None:
             self.path.land(flight)
+            step = flight.step
+            if step.is_shadowed:
+                step.shadow, step.shadow_ms = self._shadows.land(flight.lane)
             self.end(
-                flight.step,
+                step,
                 time.monotonic(),
                 ran_under=flight.ran_under,
                 launch_s=flight.launch_s,
                 is_after_idle=flight.is_after_idle,
             )
 
-    def shadow_refusal(self) -> str | None:
-        return "captured steps do not run twice"
+    def run_twice(self, step: Step, forward: Callable[[], Any]) -> Any:
+        """Launch both passes; ``process_result`` reads the comparison."""
+        return self._shadows.run(step, self._lane, self.path.buffer, forward)
 
 
 class GpuBuilder(Builder[GpuRuntime]):

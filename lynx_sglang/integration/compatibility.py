@@ -24,7 +24,6 @@ from lynx_sglang.settings import BACKEND, Settings
 
 logger = logging.getLogger(__name__)
 
-SHADOWS = "shadow passes (--lynx-shadow-share, --lynx-max-quality-loss)"
 FIRST_STEP = "handle_deprecated_dp_attention"
 LAST_STEP = "validate_deepep_v2_dispatch_token_budget"
 
@@ -100,8 +99,8 @@ def admit(settings: Settings, server_args: Any) -> None:
             raise UnsupportedError(reason)
     if reason := pacing_refusal(settings, view, model_config):
         raise UnsupportedError(reason)
-    if settings.shadowed_share and (reason := shadow.refusal(model_config)):
-        raise UnsupportedError(f"{SHADOWS} are not served with {view.model_path}: {reason}.")
+    if settings.shadowed_share and (reason := shadow_refusal(view, model_config)):
+        raise UnsupportedError(f"--moe-backend lynx: {reason}")
 
 
 def refusal(settings: Settings, args: Any, experts: Experts) -> str | None:
@@ -148,6 +147,16 @@ def pacing_refusal(settings: Settings, args: Any, model_config: Any) -> str | No
     return f"--lynx-prefill-pacing {settings.prefill_pacing} is not served: {reason}. Set it off."
 
 
+def shadow_refusal(args: Any, model_config: Any) -> str | None:
+    """The reason to refuse shadow passes on a server with these resolved arguments, or None."""
+    device = device_of(args)
+    if device is not None and (line := next(features.shadow_refusals(args, device), None)):
+        return line
+    if reason := shadow.refusal(model_config):
+        return f"{features.SHADOWS} are not served with {args.model_path}: {reason}."
+    return None
+
+
 def device_of(args: Any) -> features.Device | None:
     name = str(args.device).partition(":")[0]
     return "cuda" if name == "cuda" else "cpu" if name == "cpu" else None
@@ -180,8 +189,6 @@ def gpu_refusal(settings: Settings, args: Any, experts: Experts) -> str | None:
             f"--lynx-policy {settings.policy} is for comparison on a CPU and has no GPU kernel. "
             f"Choose one of {', '.join(policies_for_triton())}."
         )
-    if settings.shadowed_share:
-        return f"{SHADOWS} are not served on a GPU: captured steps do not run twice. Remove them."
     runner = args.moe_runner_backend
     return routes_inside(runner, experts) or widens(runner, experts)
 

@@ -247,12 +247,44 @@ FEATURES: tuple[Feature, ...] = (
     ),
 )  # fmt: skip
 
+SHADOWS = "shadow passes (--lynx-shadow-share, --lynx-max-quality-loss)"
+# Served, but not beside shadow passes: the forward of a shadowed step runs twice, inside what
+# SGLang counts as one. The rest of a forward may run again: the served pass is the last to write
+# the step's KV slots, its routed experts (--enable-return-routed-experts) and its logits.
+COUNTED_TWICE: tuple[Feature, ...] = (
+    Feature(
+        "Expert distribution recorder", "--expert-distribution-recorder-mode",
+        "expert_distribution_recorder_mode", other_than(None),
+        "captured graphs count the experts of both passes", None,
+    ),
+    both(
+        "KV canary", "--kv-canary", "kv_canary", "it takes a second pass for a fault",
+        other_than(None, "none"),
+    ),
+    both(
+        "Tensor dumps", "--debug-tensor-dump-output-folder", "debug_tensor_dump_output_folder",
+        "it numbers passes, and a shadowed step has two", other_than(None),
+    ),
+)  # fmt: skip
+
+
+def fields() -> list[str]:
+    """The arguments of SGLang that are read."""
+    return [feature.field for feature in (*FEATURES, *COUNTED_TWICE)]
+
 
 def refusals(args: Any, device: Device) -> Iterator[str]:
     """The reasons to refuse a server with these resolved arguments, a line for each."""
     for feature in FEATURES:
         if (line := feature.refusal(args, device)) is not None:
             yield line
+
+
+def shadow_refusals(args: Any, device: Device) -> Iterator[str]:
+    """The reasons to refuse shadow passes on a server with these resolved arguments."""
+    for feature in COUNTED_TWICE:
+        if (line := feature.refusal(args, device)) is not None:
+            yield f"beside {SHADOWS}, {line}"
 
 
 def rows() -> tuple[Row, ...]:

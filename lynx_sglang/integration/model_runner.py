@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from lynx_controller import Phase
-from lynx_kernels import RowClass
 from lynx_sglang.integration import proof
 from lynx_sglang.loop.builder import Builder
 from lynx_sglang.loop.runtime import Runtime
-from lynx_sglang.loop.shadow import compare, log_probabilities
 
 if TYPE_CHECKING:
     from lynx_sglang.gpu.runtime import GpuBuilder
@@ -21,25 +18,13 @@ logger = logging.getLogger(__name__)
 
 
 def forward(builder: Builder[Runtime]) -> Callable[..., Any]:
-    """The hook around ``ModelRunner._forward_raw``: a sampled step runs every expert first."""
+    """The hook around ``ModelRunner._forward_raw``: a sampled step runs twice."""
 
     def hook(original: Callable[..., Any], *call: Any, **named: Any) -> Any:
-        from sglang.srt.eplb.expert_distribution import get_global_expert_distribution_recorder
-
         runtime = builder.runtime
         if runtime is None or runtime.step is None or not runtime.step.is_shadowed:
             return original(*call, **named)
-        step = runtime.step
-        flexible = step.row_class == RowClass.FLEXIBLE
-        began_s = time.monotonic()
-        with runtime.all_experts(), get_global_expert_distribution_recorder().disable_this_region():
-            full = log_probabilities(original(*call, **named), flexible)
-        ended_s = time.monotonic()
-        output = original(*call, **named)
-        served_s = time.monotonic()
-        step.shadow = compare(full, log_probabilities(output, flexible))
-        step.shadow_ms = (ended_s - began_s + time.monotonic() - served_s) * 1e3
-        return output
+        return runtime.run_twice(runtime.step, lambda: original(*call, **named))
 
     return hook
 

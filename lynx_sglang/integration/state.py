@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from lynx_sglang import sglang_names
 from lynx_sglang.errors import SettingError
+from lynx_sglang.integration.compatibility import shadow_refusal
 from lynx_sglang.loop import changes
 from lynx_sglang.loop.builder import Builder
 from lynx_sglang.loop.runtime import Runtime
@@ -74,13 +76,16 @@ def add_update_handlers(handlers: dict[str, Any], _controller: Any) -> dict[str,
 
 def change_settings(builder: Builder[Runtime]) -> Callable[..., Any]:
     """The hook around ``set_internal_state``: Lynx's entries, all or none, beside SGLang's."""
+    from sglang.srt.arg_groups.overrides import resolving_view
     from sglang.srt.managers.io_struct import SetInternalStateReqOutput
+    from sglang.srt.runtime_context import get_server_args
 
-    def refusal(asked: Settings) -> str | None:
+    def refusal(scheduler: Any, asked: Settings) -> str | None:
         if reason := asked.excess(builder.layers.num_experts):
             return reason
-        runtime = builder.runtime
-        return runtime.shadow_refusal() if runtime is not None and asked.shadowed_share else None
+        if not asked.shadowed_share:
+            return None
+        return shadow_refusal(resolving_view(get_server_args()), scheduler.model_config)
 
     def hook(original: Callable[..., Any], controller: Any, request: Any) -> Any:
         entries = {
@@ -90,7 +95,8 @@ def change_settings(builder: Builder[Runtime]) -> Callable[..., Any]:
         }
         builder.refused_change = None
         try:
-            asked = changes.changed(builder.settings, entries, refusal) if entries else None
+            refused = partial(refusal, controller.scheduler)
+            asked = changes.changed(builder.settings, entries, refused) if entries else None
         except SettingError as error:
             builder.refused_change = str(error)
             logger.warning("%s", error)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -72,7 +74,9 @@ class Buffer:
                 torch.zeros(num_bytes, dtype=torch.uint8, pin_memory=is_pinned)
                 for _ in range(IN_FLIGHT)
             ]
-        for fields in (self._live, self._written):
+        head = torch.zeros(header_bytes(num_layers), dtype=torch.uint8, device=device)
+        self._full = Fields.over(head, num_layers)  # caps that cut nothing, and no row classes
+        for fields in (self._live, self._written, self._full):
             fields.caps.fill_(num_experts)
             fields.floor.fill_(floor)
             fields.demand.fill_(1.0)
@@ -105,6 +109,19 @@ class Buffer:
         block[head + rows : end] = RowClass.PAD
         self._live.memory[:end].copy_(block[:end], non_blocking=True)
         self._num_rows_sent = rows
+
+    @contextmanager
+    def uncapped(self, lane: int) -> Iterator[None]:
+        """Inside, the step that ``send`` queued from a lane runs at full quality.
+
+        Its row classes stay. Both ends queue a copy on the current stream.
+        """
+        head = self._live.memory[: header_bytes(len(self.caps))]
+        head.copy_(self._full.memory)
+        try:
+            yield
+        finally:
+            head.copy_(self._blocks[lane][: len(head)], non_blocking=True)
 
     def send_exact(self, lane: int) -> None:
         """Queue a copy under which every row is exact and no cap binds; see ``send``."""

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +24,7 @@ from lynx_sglang.loop.layers import MoeLayers
 from lynx_sglang.loop.prefill import Pacing, Prefill
 from lynx_sglang.loop.ranks import Order, Ranks
 from lynx_sglang.loop.scores import RouterScores
+from lynx_sglang.loop.shadow import Sampler
 from lynx_sglang.loop.step import SIZE_CLASSES, Step, batch_ahead, size_class_of, step_of
 from lynx_sglang.loop.telemetry import Telemetry
 from lynx_sglang.loop.tier import Tier
@@ -56,6 +56,7 @@ class Runtime(ABC):
         self.ranks = Ranks.of_process()
         self.telemetry = Telemetry()
         self.step: Step | None = None  # in the forward that runs now
+        self._sampler = Sampler()
         self._scheduler: Any = None  # from the first step on
         self._put_in_force(full_quality(layers), settings.floor)
         self.control: Control | None = None  # on rank 0 alone
@@ -100,8 +101,15 @@ class Runtime(ABC):
         """Run ``Scheduler.run_batch`` as one step."""
 
     @abstractmethod
-    def shadow_refusal(self) -> str | None:
-        """The reason to refuse shadow passes on this server; None if it can run them."""
+    def run_twice(self, step: Step, forward: Callable[[], Any]) -> Any:
+        """Run a sampled step's forward with every expert, then as it is served; compare both.
+
+        Args:
+            forward: one pass of the model; returns SGLang's ``ModelRunnerOutput``.
+
+        Returns:
+            The served pass' output.
+        """
 
     # ---------------------------------------------------------------- a step
 
@@ -150,16 +158,14 @@ class Runtime(ABC):
         if not self.telemetry.is_idle:
             self.telemetry.idle(self.settings, unloaded(self.settings, self.layers))
 
-    @contextmanager
-    def all_experts(self) -> Iterator[None]:
-        """Inside, every row keeps its own experts and nothing is noted."""
-        step, self.step = self.step, None
-        self.buffer.write(full_quality(self.layers), self.layers.num_experts)
-        try:
-            yield
-        finally:
-            self.buffer.write(self.decision, self.layers.num_experts)
-            self.step = step
+    def is_sampled(self, step: Step) -> bool:
+        """Whether a step that is about to run is to run twice; counts it where it is capped.
+
+        The same on every rank: it follows from orders and settings, which all ranks share.
+        """
+        is_capped = step.is_selecting and step.batch.flexible_rows > 0 and not self.buffer.is_full
+        is_decode = step.batch.phase is Phase.DECODE
+        return is_capped and is_decode and self._sampler.pick(self.settings.shadowed_share)
 
     # ------------------------------------------------------------- decisions
 

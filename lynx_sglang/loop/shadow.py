@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from lynx_kernels import RowClass
+
 GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 # Upper bounds of the histogram of a row's KL, in nats: 1, 2, 5 per decade.
 KL_BUCKETS = tuple(float(f"{digit}e{power}") for power in range(-6, 1) for digit in (1, 2, 5))
@@ -67,23 +69,42 @@ def refusal(model_config: Any) -> str | None:
 
 def compare(full: torch.Tensor, served: torch.Tensor) -> Comparison:
     """``full`` and ``served``: log-probabilities [rows, V] float32 of the same rows."""
+    kl, agrees = divergence(full, served)
+    return Comparison(kl.tolist(), agrees.tolist())
+
+
+def divergence(full: torch.Tensor, served: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """KL(full || served) in nats, float32 [rows], and whether both have one top token, bool [rows].
+
+    ``full`` and ``served``: log-probabilities [rows, V] float32 of the same rows.
+    """
     terms = full.exp() * (full - served)
     kl = terms.masked_fill(full == -torch.inf, 0.0).sum(dim=-1).clamp(min=0.0)  # 0 log 0 = 0
-    agrees = full.argmax(dim=-1) == served.argmax(dim=-1)
-    return Comparison(kl.tolist(), agrees.tolist())
+    return kl, full.argmax(dim=-1) == served.argmax(dim=-1)
+
+
+def flexible_rows(row_class: torch.Tensor) -> torch.Tensor:
+    """Indices int64 of the rows to compare; ``row_class``: uint8 [rows]."""
+    return (row_class == RowClass.FLEXIBLE).nonzero().squeeze(1)
 
 
 def log_probabilities(output: Any, rows: torch.Tensor) -> torch.Tensor:
     """Next-token log-probabilities [rows, V] float32, a copy.
 
-    They are the model's own: before penalties, grammar, temperature and sampling.
-
     Args:
         output: SGLang's ``ModelRunnerOutput``.
-        rows: bool [M], the rows to take.
+        rows: int64, indices of the rows to take.
+    """
+    return take_logits(output, rows).float().log_softmax(dim=-1)
+
+
+def take_logits(output: Any, rows: torch.Tensor) -> torch.Tensor:
+    """Next-token logits [rows, V], a copy; see ``log_probabilities``.
+
+    They are the model's own: before penalties, grammar, temperature and sampling.
     """
     logits: torch.Tensor = output.logits_output.next_token_logits
-    return logits[: rows.shape[0]][rows].float().log_softmax(dim=-1)
+    return logits.index_select(0, rows)
 
 
 @dataclass(slots=True)

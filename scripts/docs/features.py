@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lynx_sglang.integration.features import rows
+from lynx_sglang.integration.features import COUNTED_TWICE, rows
 from lynx_sglang.integration.formats import ROUTING_RUNNERS
 from lynx_sglang.integration.model_files import MODEL_FILES, Way
 from scripts.docs.markdown import table
@@ -22,6 +22,20 @@ def features_table() -> str:
         if reason is not None and row.remedy != REMOVE:
             why += f" {row.remedy}"
         lines.append((f"{row.name}<br>{flags}", verdict(row.cpu), verdict(row.cuda), why))
+    return table(("Feature", "CPU", "GPU", "Reason"), lines)
+
+
+def shadow_features_table() -> str:
+    """SGLang's features that are refused beside shadow passes."""
+    lines = [
+        (
+            f"{each.name}<br>`{each.flag}`",
+            verdict(each.cpu),
+            verdict(each.cuda),
+            f"{str(each.cuda)[:1].upper()}{str(each.cuda)[1:]}.",
+        )
+        for each in COUNTED_TWICE
+    ]
     return table(("Feature", "CPU", "GPU", "Reason"), lines)
 
 

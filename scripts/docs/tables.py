@@ -16,6 +16,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "versions": reference.versions_table,
     "tested-versions": reference.tested_versions_table,
     "features": features.features_table,
+    "shadow-features": features.shadow_features_table,
     "served-models": features.served_models_table,
     "refused-models": features.refused_models_table,
     "runners": features.runners_table,

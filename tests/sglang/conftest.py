@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from lynx_sglang import calibration
 
@@ -30,12 +32,30 @@ def one_rank() -> Iterator[None]:
         yield
 
 
+class HostEvent(torch.cpu.Event):
+    """A CPU's event with the timing that a GPU's has; torch's own takes no argument."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        self.at_s = 0.0 if enable_timing else float("nan")
+
+    def record(self, stream: object = None) -> None:
+        self.at_s = time.perf_counter()
+
+    def elapsed_time(self, end: HostEvent) -> float:
+        return (end.at_s - self.at_s) * 1e3
+
+
 @pytest.fixture
-def cpu_for_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def timed_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events of CPU tensors are timed."""
+    monkeypatch.setattr(torch.cpu, "Event", HostEvent)
+
+
+@pytest.fixture
+def cpu_for_gpu(monkeypatch: pytest.MonkeyPatch, timed_events: None) -> None:
     """Lynx's kernels take CPU tensors: the interpreter multiplies float32 alone, and a CPU has no
     compute capability.
     """
-    import torch
     from sglang.srt.layers.moe.utils import MoeRunnerBackend
     from sglang.srt.runtime_context import get_flags
 

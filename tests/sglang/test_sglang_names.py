@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lynx_sglang import sglang_contract, sglang_names
-from lynx_sglang.integration.features import FEATURES
+from lynx_sglang.integration import features
 from lynx_sglang.sglang_source import Source
 
 INSTALLED = sglang_names.names_of(sglang_names.sglang_version())
@@ -44,7 +44,7 @@ def other() -> Source:
 
 
 def test_the_installed_source_has_all_that_is_relied_on() -> None:
-    source, arguments = Source.installed(), [feature.field for feature in FEATURES]
+    source, arguments = Source.installed(), features.fields()
     assert source.version == sglang_names.sglang_version()
     assert list(sglang_contract.faults(source, arguments)) == []
     for name in INSTALLED:  # what is read in the source is what Python sees
@@ -55,7 +55,7 @@ def test_the_installed_source_has_all_that_is_relied_on() -> None:
 
 def test_another_supported_source_has_it_too(other: Source) -> None:
     assert other.version in set(sglang_names.SUPPORTED_VERSIONS) - {sglang_names.sglang_version()}
-    assert list(sglang_contract.faults(other, [feature.field for feature in FEATURES])) == []
+    assert list(sglang_contract.faults(other, features.fields())) == []
 
 
 def test_what_a_version_is_said_to_lack_it_lacks(other: Source) -> None:

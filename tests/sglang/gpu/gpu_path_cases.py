@@ -8,6 +8,7 @@ buffer's memory. Streams, pinned memory and real graphs are left to a GPU.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -30,7 +31,7 @@ from lynx_sglang.gpu import fused_runner
 from lynx_sglang.gpu.runtime import GpuBuilder
 from lynx_sglang.integration import experts as expert_hooks
 from lynx_sglang.integration import routing
-from lynx_sglang.integration.model_runner import capture, capture_prefill
+from lynx_sglang.integration.model_runner import capture, capture_prefill, forward
 from lynx_sglang.integration.scheduler import process_result, receive
 from lynx_sglang.integration.state import server_info
 from lynx_sglang.loop.ranks import Ranks
@@ -39,6 +40,7 @@ from lynx_sglang.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("one_rank", "cpu_for_gpu")
 LAYERS, E, K, H, INNER = 2, 16, 4, 32, 16
+SHARPNESS = 20.0  # of the logits, so that a cut shows in them
 GRAPHS = [4, 8]
 PREFILL_GRAPHS = [16]  # in tokens
 
@@ -66,6 +68,8 @@ class Model:
         self.experts, self.topks = [], []
         self.num_shared = num_shared  # experts that every row has, in slots of their own
         self.num_plain = 0  # calls of SGLang's own runner
+        self.passes: list[int] = []  # rows of each
+        self.outputs: dict[int, torch.Tensor] = {}  # logits by rows of a forward, in one place
         for layer in range(LAYERS):
             experts = object.__new__(FusedMoE)
             build(
@@ -119,8 +123,10 @@ class Model:
         return SimpleNamespace(hidden_states=output)
 
     def forward(self, rows: int) -> torch.Tensor:
-        """The layers in turn, each on a hidden state of its own."""
+        """The layers in turn, each on a hidden state of its own; logits [rows, H]."""
+        self.passes.append(rows)
         self.routed = []
+        logits = self.outputs.setdefault(rows, torch.empty(rows, H)).zero_()
         rng = torch.Generator().manual_seed(rows)
         for gate, topk, experts in zip(self.gates, self.topks, self.experts, strict=True):
             hidden = torch.randn(rows, H, generator=rng)
@@ -139,7 +145,8 @@ class Model:
             )
             torch.testing.assert_close(ran, expected, rtol=1e-5, atol=1e-5)
             self.routed.append(routing_.topk_ids.clone())
-        return ran
+            logits += SHARPNESS * ran
+        return logits
 
     def route(self, topk: Any, hidden: torch.Tensor, logits: torch.Tensor) -> Any:
         if not self.num_shared:
@@ -175,19 +182,22 @@ class Model:
         return batch, self.runtime.run_batch(self.replay, self.scheduler, batch)
 
     def replay(self, _scheduler: Any, batch: Any) -> Any:
-        """A graph of the next size where there is one; else Python runs the layers."""
         self.scheduler.forward_ct += 1
+        return SimpleNamespace(ran=forward(self.builder)(self.run_once, batch))
+
+    def run_once(self, batch: Any) -> Any:
+        """A graph of the next size where there is one; else Python runs the layers."""
         is_mixed, is_decode = batch.forward_mode.is_mixed(), batch.forward_mode.is_decode()
         rows = sum(batch.extend_lens) if is_mixed else len(batch.reqs)
         graphs = self.graphs if is_decode else self.prefill_graphs
         if (size := next((size for size in graphs if rows <= size), None)) is not None:
             step, self.runtime.step = self.runtime.step, None
             with self.runtime.capturing(Phase.DECODE if is_decode else Phase.MIXED):
-                self.forward(size)
+                logits = self.forward(size)
             self.runtime.step = step
         else:
-            self.forward(rows)
-        return SimpleNamespace()
+            logits = self.forward(rows)
+        return SimpleNamespace(logits_output=SimpleNamespace(next_token_logits=logits[:rows]))
 
     def finish(self, launched: Any) -> None:
         process_result(self.builder)(lambda *_: None, self.scheduler, *launched)
@@ -434,6 +444,93 @@ def test_a_cap_holds_above_256_rows(graphs: list[int], monkeypatch: pytest.Monke
     assert all(account_of(one).degraded_tokens == 1 for one in requests)
     model.finish(model.launch(requests_of(4)))  # and those below are scheduled again
     assert model.num_plain == LAYERS
+
+
+def logits_of(launched: Any) -> torch.Tensor:
+    logits: torch.Tensor = launched[1].ran.logits_output.next_token_logits
+    return logits
+
+
+@pytest.mark.parametrize("rows", [3, 8, 12], ids=["padded graph", "graph", "eager"])
+def test_a_shadowed_step_runs_twice_and_is_served_as_without(model_of: Any, rows: int) -> None:
+    full = logits_of(model_of(budget="full").launch(requests_of(rows))).log_softmax(-1)
+    found = {}
+    for share in (0.0, 1.0):
+        model = model_of(budget=5, floor=0, shadow_share=share)
+        requests = [*requests_of(1, lynx="exact"), *requests_of(rows - 1)]
+        model.passes.clear()
+        launched = model.launch(requests)
+        logits, routed, passes = logits_of(launched).clone(), model.routed, list(model.passes)
+        model.finish(launched)
+        found[share] = (logits, routed, [account_of(one).degraded_tokens for one in requests])
+        info = server_info(model.builder)
+        sums = {name: info[name] for name in ("active_experts_sum", "retained_mass_sum")}
+        found[share] += (sums,)
+    for plain, shadowed in zip(found[0.0], found[1.0], strict=True):
+        torch.testing.assert_close(shadowed, plain, rtol=0, atol=0)
+    assert len(passes) == 2
+    shadow = info["shadow"]
+    assert (shadow["steps"], shadow["rows"]) == (1, rows - 1)  # the exact row is not compared
+    served = logits.log_softmax(-1)
+    expected = (full.exp() * (full - served)).sum(-1)
+    assert expected[0] < 1e-6 < expected[1:].sum()
+    assert shadow["kl_sum"] == pytest.approx(float(expected[1:].sum()), rel=1e-4)
+    agrees = (full.argmax(-1) == served.argmax(-1))[1:]
+    assert shadow["agreements"] == int(agrees.sum())
+
+
+def test_a_cap_that_cuts_nothing_has_a_kl_of_0_beside_one_that_does(model_of: Any) -> None:
+    """Two steps are in flight at once: neither takes the other's caps or comparison."""
+    model = model_of(budget=5, floor=0, shadow_share=1.0)
+    requests = requests_of(3)  # which use less than E - 1 experts
+    launched = [model.launch(requests)]
+    for budget in (E - 1, 5, "full"):
+        model.builder.apply(Settings(budget=budget, floor=0, shadow_share=1.0))
+        launched.append(model.launch(requests))
+        model.finish(launched[-2])
+    model.finish(launched[-1])
+    cut, uncut, again, full = (each[1].lynx_flight.step.shadow for each in launched)
+    assert uncut.kl == [0.0] * 3
+    assert all(uncut.agrees)
+    assert cut.mean_kl > 1e-3
+    assert cut == again
+    assert full is None  # nothing to compare at full quality
+    assert server_info(model.builder)["shadow"]["steps"] == 3
+
+
+def test_the_steps_that_are_compared(model_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(budget=5, floor=0, shadow_share=0.5)
+    for mode in (ForwardMode.EXTEND, *[ForwardMode.DECODE] * 10):
+        model.finish(model.launch(requests_of(8), mode))
+    assert server_info(model.builder)["shadow"]["steps"] == 5
+    model.finish(model.launch(requests_of(8, lynx="exact")))
+    assert model.runtime._sampler.count == 10
+    monkeypatch.setattr("lynx_sglang.gpu.shadow.MAX_COMPARED_ROWS", 4)
+    model.builder.apply(Settings(budget=5, floor=0, shadow_share=1.0))
+    before = server_info(model.builder)["shadow"]["rows"]
+    model.finish(model.launch([*requests_of(1, lynx="exact"), *requests_of(7)]))
+    assert server_info(model.builder)["shadow"]["rows"] - before == 4
+
+
+def test_streams_wait_for_a_full_pass_that_is_no_part_of_a_steps_cost(model_of: Any) -> None:
+    model, slept_s = model_of(budget=5, floor=0, shadow_share=1.0), 0.05
+    run_once, buffer = model.run_once, model.runtime.buffer
+
+    def slow_when_full(batch: Any) -> Any:
+        if int(buffer.caps[0]) == E:
+            time.sleep(slept_s)
+        return run_once(batch)
+
+    model.run_once = slow_when_full
+    launched = model.launch(requests_of(8))
+    model.finish(launched)
+    assert launched[1].lynx_flight.step.shadow_ms >= 1e3 * slept_s
+    seen: list[Any] = []
+    controller = model.runtime.control.controller
+    step = controller.step
+    controller.step = lambda observation: seen.append(observation) or step(observation)
+    model.finish(model.launch(requests_of(8)))
+    assert seen[0].itl_ms - seen[0].step_ms >= 1e3 * slept_s
 
 
 def on_a_cpu(model: Model, rows: int, classes: torch.Tensor, budget: int) -> list[torch.Tensor]:

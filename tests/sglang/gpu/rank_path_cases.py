@@ -24,7 +24,7 @@ from lynx_sglang.gpu.device_path import DevicePath, Sizes
 from lynx_sglang.gpu.runtime import GpuBuilder
 from lynx_sglang.integration import experts as expert_hooks
 from lynx_sglang.integration import routing
-from lynx_sglang.integration.model_runner import capture
+from lynx_sglang.integration.model_runner import capture, forward
 from lynx_sglang.integration.scheduler import process_result, receive
 from lynx_sglang.integration.state import server_info
 from lynx_sglang.settings import Settings
@@ -91,6 +91,7 @@ class Rank:
             last_batch=None,
         )
         self.num_plain = 0  # calls of SGLang's own runner
+        self.num_passes = 0
         graphs: Any = SimpleNamespace(capture_bs=[GRAPH])
         with get_parallel().override(**self.place):
             capture(self.builder)(lambda _graphs: self.forward(GRAPH), graphs)
@@ -120,16 +121,23 @@ class Rank:
         self.output = ran.hidden_states.clone()
 
     def replay(self, _scheduler: Any, batch: Any) -> Any:
-        """A captured graph's launches, or Python where there is none."""
         self.scheduler.forward_ct += 1
+        forward(self.builder)(self.run_once, batch)
+        return SimpleNamespace()
+
+    def run_once(self, batch: Any) -> Any:
+        """A captured graph's launches, or Python where there is none."""
+        self.num_passes += 1
         if not batch.forward_mode.is_decode():
             self.forward(len(batch.reqs))
-            return SimpleNamespace()
-        step, self.runtime.step = self.runtime.step, None
-        with self.runtime.capturing():
-            self.forward(GRAPH)
-        self.runtime.step = step
-        return SimpleNamespace()
+        else:
+            step, self.runtime.step = self.runtime.step, None
+            with self.runtime.capturing():
+                self.forward(GRAPH)
+            self.runtime.step = step
+        # As the logits after an all-gather, the same on every rank.
+        logits = 1.0 * self.ids
+        return SimpleNamespace(logits_output=SimpleNamespace(next_token_logits=logits))
 
     def run(self, mode: ForwardMode) -> int:
         """A step of ROWS requests; T."""
@@ -165,10 +173,10 @@ class Replica:
         output = torch.stack([rank.output for rank in self.ranks]).sum(0)
         return output[:ROWS], first.ids[:ROWS], actives.pop()
 
-    def fix(self, budget: int) -> None:
+    def fix(self, budget: int, shadow_share: float = 0.0) -> None:
         """As /set_internal_state, which reaches every rank."""
         for rank in self.ranks:
-            rank.builder.apply(Settings(budget=budget))
+            rank.builder.apply(Settings(budget=budget, shadow_share=shadow_share))
 
 
 def batch_of(rows: int, mode: ForwardMode = ForwardMode.DECODE) -> Any:
@@ -222,6 +230,26 @@ def test_ranks_add_up_to_the_model_at_every_budget_of_one_capture(
     assert found[0] > found[1] > found[2]
     assert sum(rank.num_plain for rank in replica.ranks) == 0
     assert server_info(replica.ranks[0].builder)["ranks"]["size"] == tp_size
+
+
+def test_ranks_run_the_same_steps_twice() -> None:
+    """A rank alone in its second pass would wait for the others' all-reduce for ever."""
+    replica, alone = Replica(2, 1), Replica()
+    passes = []
+    for step in range(12):
+        if step == 2:
+            replica.fix(5, shadow_share=0.4)
+            alone.fix(5)
+        (output, ids, active), (expected, own, count) = replica.run(), alone.run()
+        torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+        assert torch.equal(ids, own)
+        assert active == count
+        first, second = (rank.num_passes for rank in replica.ranks)
+        assert first == second
+        passes.append(first)
+    assert passes[-1] == 12 + 4
+    assert [rank.runtime._sampler.count for rank in replica.ranks] == [10, 10]
+    assert server_info(replica.ranks[0].builder)["shadow"]["steps"] == 4
 
 
 @pytest.mark.parametrize(("tp_size", "ep_size"), SPREADS)

@@ -8,11 +8,19 @@ from typing import Any
 import pytest
 import torch
 from sglang.srt.arg_groups import overrides, resolution_hooks
+from sglang.srt.configs import Qwen3NextConfig
 from sglang.srt.server_args import ServerArgs
+from transformers import PretrainedConfig
 
 from lynx_sglang.errors import UnsupportedError
 from lynx_sglang.integration import compatibility, formats
-from lynx_sglang.integration.compatibility import FIRST_STEP, LAST_STEP, pacing_refusal, refusal
+from lynx_sglang.integration.compatibility import (
+    FIRST_STEP,
+    LAST_STEP,
+    pacing_refusal,
+    refusal,
+    shadow_refusal,
+)
 from lynx_sglang.integration.formats import Experts, num_experts_of, routes_inside
 from lynx_sglang.settings import TRANSPORT_VARIABLE, Settings
 
@@ -44,16 +52,36 @@ def test_the_tables_reasons_are_the_checks() -> None:
     assert str(reason).startswith("--attn-dp-size 8 (or --dp-size with --enable-dp-attention)")
 
 
-@pytest.mark.parametrize(
-    ("settings", "text"),
-    [
-        (Settings(shadow_share=0.1), "--lynx-shadow-share"),
-        (Settings(max_quality_loss=0.01), "--lynx-max-quality-loss"),
-    ],
-)
-def test_shadow_passes_are_not_served_on_a_gpu(settings: Settings, text: str) -> None:
-    assert text in str(refusal(settings, arguments("cuda"), Experts(64)))
-    assert refusal(settings, arguments("cpu"), Experts(64)) is None
+PLAIN = SimpleNamespace(hf_config=PretrainedConfig(), linear_attn_registry_result=None)
+RECURRENT = SimpleNamespace(hf_config=Qwen3NextConfig(), linear_attn_registry_result=None)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_shadow_passes_are_served_where_a_step_may_run_twice(device: str) -> None:
+    assert shadow_refusal(arguments(device), PLAIN) is None
+    assert "its recurrent layers" in str(shadow_refusal(arguments(device), RECURRENT))
+    routed = arguments(device, enable_return_routed_experts=True)  # the last pass writes them
+    assert shadow_refusal(routed, PLAIN) is None
+
+
+def test_shadow_passes_are_refused_where_a_captured_graph_counts_both() -> None:
+    changes = {"expert_distribution_recorder_mode": "stat"}
+    reason = str(shadow_refusal(arguments("cuda", **changes), PLAIN))
+    assert "--expert-distribution-recorder-mode stat is not served on a GPU" in reason
+    assert shadow_refusal(arguments("cpu", **changes), PLAIN) is None
+
+
+@pytest.mark.parametrize("settings", [Settings(shadow_share=0.1), Settings(max_quality_loss=0.01)])
+def test_a_server_that_asks_for_refused_shadow_passes_stops(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, steps: Any
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    _, last = steps(None)
+    recorder = {"expert_distribution_recorder_mode": "stat"}
+    last(arguments("cuda", **recorder), lambda _args: None)
+    monkeypatch.setenv(TRANSPORT_VARIABLE, settings.to_json())
+    with pytest.raises(UnsupportedError, match="both passes"):
+        last(arguments("cuda", **recorder), lambda _args: None)
 
 
 @pytest.mark.parametrize("policy", ["random", "lynx-v3"])

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 from sglang.srt.server_args import ServerArgs
 
-from lynx_sglang.integration.features import FEATURES, Feature, refusals, rows
+from lynx_sglang.integration.features import (
+    COUNTED_TWICE,
+    FEATURES,
+    Feature,
+    refusals,
+    rows,
+    shadow_refusals,
+)
 
 WITHOUT_EFFECT = Path(__file__).with_name("fields_without_effect.txt")
 # Fields that the check reads by itself, or that SGLang resolves into fields of the table.
@@ -33,6 +40,9 @@ ASKED: dict[str, Any] = {
     "dllm_algorithm": "LowConfidence",
     "disaggregation_mode": "decode",
     "modelopt_quant": "fp8",
+    "expert_distribution_recorder_mode": "stat",
+    "kv_canary": "log",
+    "debug_tensor_dump_output_folder": "/dumps",
 }
 
 
@@ -45,7 +55,7 @@ def asked(feature: Feature) -> Any:
 def test_every_argument_of_sglang_is_classified() -> None:
     lines = WITHOUT_EFFECT.read_text().splitlines()
     names = [name for line in lines if not line.startswith("#") for name in line.split()]
-    without, table = set(names), {feature.field for feature in FEATURES}
+    without, table = set(names), {feature.field for feature in (*FEATURES, *COUNTED_TWICE)}
     assert len(names) == len(without)
     assert not without & table
     fields = set(ServerArgs.__struct_fields__)
@@ -57,15 +67,17 @@ def test_flags_are_sglangs_and_set_the_field_that_is_read() -> None:
     parser = argparse.ArgumentParser()
     ServerArgs.add_cli_args(parser)
     options = parser._option_string_actions
-    assert {each.flag: options[each.flag].dest for each in FEATURES} == {
-        each.flag: each.field for each in FEATURES
+    every = (*FEATURES, *COUNTED_TWICE)
+    assert {each.flag: options[each.flag].dest for each in every} == {
+        each.flag: each.field for each in every
     }
-    assert all(name.split()[0] in options for each in FEATURES for name in each.also)
+    assert all(name.split()[0] in options for each in every for name in each.also)
 
 
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
 def test_a_server_without_options_asks_for_nothing(device: Any) -> None:
-    assert list(refusals(ServerArgs(model_path="m"), device)) == []
+    args = ServerArgs(model_path="m")
+    assert list(refusals(args, device)) == list(shadow_refusals(args, device)) == []
 
 
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
@@ -83,6 +95,23 @@ def test_each_is_served_or_refused_in_one_line(feature: Feature, device: Any) ->
     assert str(feature.reason_on(device)) in line
     assert line.endswith(feature.remedy)
     assert "\n" not in line
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+@pytest.mark.parametrize("feature", COUNTED_TWICE, ids=lambda each: each.field)
+def test_what_counts_a_forward_is_served_without_shadow_passes_alone(
+    feature: Feature, device: Any
+) -> None:
+    args = ServerArgs(model_path="m", **{feature.field: asked(feature)})
+    assert list(refusals(args, device)) == []
+    lines = list(shadow_refusals(args, device))
+    if feature.reason_on(device) is None:
+        assert lines == []
+        return
+    (line,) = lines
+    assert line.startswith("beside shadow passes (--lynx-shadow-share, --lynx-max-quality-loss), ")
+    assert f"{feature.flag} {asked(feature)} is not served" in line
+    assert line.endswith(f"{feature.reason_on(device)}. Remove it.")
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,24 @@ def test_rows_above_a_batch_are_padding_after_a_larger_one() -> None:
         assert buffer.row_class.tolist() == [FLEXIBLE] * rows + [PAD] * (6 - rows)
 
 
+def test_a_step_in_flight_runs_uncapped_and_then_as_it_was_sent() -> None:
+    buffer = Buffer(LAYERS, E, floor=1, max_rows=6)
+    buffer.write(DECISION, E)
+    buffer.set_floor(2)
+    buffer.send(classes(FLEXIBLE, EXACT), lane=3)
+    buffer.write(replace(DECISION, budget=(4,) * 3, demand=0.5), E)  # for a later step
+    address = buffer.caps[5].data_ptr()
+    with buffer.uncapped(lane=3):
+        assert ({int(cap) for cap in buffer.caps.values()}, float(buffer.demand)) == ({E}, 1.0)
+        assert buffer.row_class.tolist() == [FLEXIBLE, EXACT] + [PAD] * 4
+        assert buffer.caps[5].data_ptr() == address
+    assert [int(cap) for cap in buffer.caps.values()] == [8, 9, 10]
+    assert (float(buffer.demand), int(buffer.floor)) == (0.75, 2)
+    assert buffer.row_class.tolist() == [FLEXIBLE, EXACT] + [PAD] * 4
+    buffer.send(classes(FLEXIBLE), lane=0)
+    assert [int(cap) for cap in buffer.caps.values()] == [4, 4, 4]
+
+
 def test_a_step_of_exact_rows_alone_has_no_cap_and_leaves_the_next_ones_in_force() -> None:
     buffer = Buffer(LAYERS, E, floor=1, max_rows=6)
     buffer.write(DECISION, E)

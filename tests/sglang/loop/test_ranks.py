@@ -38,8 +38,7 @@ clock = SimpleNamespace(now_s=0.0)  # of both ranks, which run in turn
 @pytest.fixture(autouse=True)
 def _timed_by_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in = SimpleNamespace(monotonic=lambda: clock.now_s)
-    for module in ("cpu.runtime", "integration.model_runner"):
-        monkeypatch.setattr(f"lynx_sglang.{module}.time", stand_in)
+    monkeypatch.setattr("lynx_sglang.cpu.runtime.time", stand_in)
 
 
 def request(rid: str, **params: Any) -> SimpleNamespace:

@@ -11,16 +11,20 @@ import torch
 from sglang.srt.configs import Qwen3NextConfig
 from transformers import PretrainedConfig
 
+from lynx_kernels import RowClass
 from lynx_sglang.loop.shadow import (
     KL_BUCKETS,
     Comparison,
     ShadowTotals,
     compare,
+    flexible_rows,
     is_sampled,
     log_probabilities,
     quantile,
     refusal,
 )
+
+PAD, EXACT, FLEXIBLE = RowClass.PAD, RowClass.EXACT, RowClass.FLEXIBLE
 
 
 def logs(*rows: list[float]) -> torch.Tensor:
@@ -49,7 +53,8 @@ def test_equal_rows_lose_nothing_and_impossible_tokens_count_nothing() -> None:
 def test_log_probabilities_are_of_the_chosen_rows_and_a_copy() -> None:
     logits = torch.randn(6, 5)  # the last row is padding
     output = SimpleNamespace(logits_output=SimpleNamespace(next_token_logits=logits))
-    rows = torch.tensor([True, False, False, True, True])
+    classes = torch.tensor([FLEXIBLE, EXACT, PAD, FLEXIBLE, FLEXIBLE], dtype=torch.uint8)
+    rows = flexible_rows(classes)
     expected = logits[[0, 3, 4]].log_softmax(-1)
     got = log_probabilities(output, rows)
     logits.zero_()  # as the next replay of a graph would
