@@ -9,6 +9,10 @@ were made. Plain SGLang comes first, then one Lynx server that takes its budgets
 full's median gap. Each server runs the published skew first, then even routing. When the time is
 up, the server is stopped; the rows so far are in the file. Quoted rows go to
 benchmarks/results/<gpu>/.
+
+Before that, shadow passes of every step hold the Lynx server against itself: under a cap that cuts
+nothing its KL to the full model is 0, at half of the active experts it is not. A KL that is
+otherwise fails the run, at its end.
 """
 
 from __future__ import annotations
@@ -27,8 +31,17 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.command import command
-from benchmarks.gpu.e2e_client import Load, measure
-from benchmarks.gpu.e2e_model import QWEN3_30B, ROUTERS, TINY, Shape, write_model, write_router
+from benchmarks.gpu.e2e_client import Load, change, measure
+from benchmarks.gpu.e2e_model import (
+    QWEN3_30B,
+    ROUTERS,
+    TINY,
+    Shape,
+    write_model,
+    write_router,
+    write_sensitive,
+)
+from benchmarks.gpu.e2e_quality import compared, fault_of
 from loadtests.server import Server
 
 ROOT = Path(__file__).parents[2]
@@ -105,6 +118,7 @@ def rows_of(
     make_importable(folder / "site")
     model = write_model(folder / "model", shape)
     routers = {name: write_router(folder / name, shape, name) for name in ROUTERS}
+    sensitive = write_sensitive(folder / "sensitive", shape)
     base = (*COMMON, *(ON_CPU if is_dry_run else ON_GPU))
     for side, extra in (("sglang", ()), ("lynx", LYNX)):
         began_s = time.monotonic()
@@ -120,17 +134,13 @@ def rows_of(
             if compiler is not None:
                 await_end(compiler)  # its processes would slow the server that is timed
             print(f"{side}: ready after {time.monotonic() - began_s:.0f} s", flush=True)
+            if side == "lynx":
+                load_weights(server, sensitive)
+                yield from compared(server, shape, load, batches[0])
             for router, weights in routers.items():
-                load_router(server, weights)
+                load_weights(server, weights)
                 measure(server, load, batches[0])  # warm-up
                 yield from measured(server, side, router, load, batches)
-
-
-def change(server: Server, **values: float) -> None:
-    body = {"server_args": {f"lynx_{name}": value for name, value in values.items()}}
-    (is_taken,) = server.post("/set_internal_state", body)
-    if not is_taken:
-        raise RuntimeError(f"the server refused {body}")
 
 
 def compile_ahead(stack: ExitStack, folder: Path, is_dry_run: bool) -> subprocess.Popen[bytes]:
@@ -161,11 +171,11 @@ def end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def load_router(server: Server, folder: Path) -> None:
+def load_weights(server: Server, folder: Path) -> None:
     body = {"model_path": str(folder), "load_format": "safetensors"}
     reply = server.post("/update_weights_from_disk", body)
     if not reply["success"]:
-        raise RuntimeError(f"the router's weights: {reply['message']}")
+        raise RuntimeError(f"weights of {folder}: {reply['message']}")
 
 
 def make_importable(folder: Path) -> None:
@@ -206,13 +216,14 @@ def show(row: dict[str, Any], plain: dict[tuple[str, int], float]) -> None:
     """One line; the ratio is plain SGLang's median gap over this one."""
     key = (row["router"], row["batch"])
     gain = f"{plain[key] / row['itl_p50_ms']:.2f}x" if key in plain else ""
+    kl = f"KL {row['kl']} of {row['kl_rows']} rows" if "kl_rows" in row else ""
     name = f"{row['side']} {row.get('setting', '')}"
     experts = row["active_experts"]
     print(
         f"{row['router']:8} {name:12} batch {row['batch']:3}  TPOT {row['tpot_ms']:7.2f}  "
         f"ITL p50 {row['itl_p50_ms']:7.2f} p95 {row['itl_p95_ms']:7.2f} ms  "
         f"{row['tokens_per_s']:8.0f} tok/s  T {'-' if experts is None else f'{experts:.1f}':>5}  "
-        f"graphs {row['graph_share']}  {gain}",
+        f"graphs {row['graph_share']}  {gain or kl}",
         flush=True,
     )
 
@@ -238,6 +249,7 @@ def main() -> int:
     plain: dict[tuple[str, int], float] = {}
     all_rows = rows_of(shape, load, batches, is_dry_run=options.dry_run, end_s=end_s)
     num_rows, is_time_up = 0, False
+    faults: list[str] = []
     with options.out.open("a") as out:
         out.write(json.dumps(header(options.dry_run)) + "\n")
         out.flush()
@@ -247,13 +259,16 @@ def main() -> int:
                     out.write(json.dumps(row) + "\n")
                     out.flush()
                     num_rows += 1
+                    faults += filter(None, [fault_of(row)])
                     if row["side"] == "sglang":
                         plain[row["router"], row["batch"]] = row["itl_p50_ms"]
                     show(row, plain)
         except TimeIsUp:
             is_time_up = True
     print(f"{'time is up' if is_time_up else 'done'}: {num_rows} rows are in {options.out}")
-    return int(num_rows == 0)
+    for fault in faults:
+        print(f"FAIL {fault}")
+    return int(num_rows == 0 or bool(faults))
 
 
 if __name__ == "__main__":

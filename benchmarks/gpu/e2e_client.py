@@ -87,6 +87,13 @@ def measure(server: Server, load: Load, rows: int) -> Point:
     )
 
 
+def change(server: Server, **values: float) -> None:
+    body = {"server_args": {f"lynx_{name}": value for name, value in values.items()}}
+    (is_taken,) = server.post("/set_internal_state", body)
+    if not is_taken:
+        raise RuntimeError(f"the server refused {body}")
+
+
 def counts(server: Server) -> tuple[float, float, float] | None:
     part = server.lynx()
     if part is None:

@@ -11,6 +11,11 @@ expert is popular for the length of its gate row. `uniform`: all lengths equal, 
 routing would as was published for Qwen3-30B-A3B: 48.8 experts (OEA, arXiv 2511.02237), of 82.4.
 How sharp a row's own weights are is not published there: LOGIT_STD lets the strongest of its eight
 hold about 0.3 of them under either router.
+
+Under both, dummy experts add next to nothing to a hidden state, and all next tokens are about
+equally probable: the KL to the full model would be 0 whatever is cut. A third checkpoint routes as
+`skewed` does, with larger norms: outputs of gate and up projections have a standard deviation of
+PROJECTION_STD, so that the experts outweigh the embedding, and the logits one of TOKEN_STD.
 """
 
 from __future__ import annotations
@@ -26,6 +31,8 @@ import numpy as np
 PUBLISHED_ROWS, PUBLISHED_UNION, PUBLISHED_EVEN = 16, 48.8, 82.4
 LOGIT_STD = {"skewed": 0.25, "uniform": 1.5}  # of an expert of median scale
 ROUTERS = tuple(LOGIT_STD)
+DUMMY_STD = 1e-3 / 3**0.5  # of SGLang's dummy weights, uniform in [-1e-3, 1e-3]
+PROJECTION_STD, TOKEN_STD = 3.0, 2.0
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,11 @@ def write_model(folder: Path, shape: Shape) -> Path:
 def write_router(folder: Path, shape: Shape, router: str) -> Path:
     """A checkpoint of the gates, and of the norms before them, which dummy weights would shrink."""
     write_model(folder, shape)
+    save(folder / "model.safetensors", router_of(shape, router))
+    return folder
+
+
+def router_of(shape: Shape, router: str) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     experts, hidden = shape.num_experts, shape.hidden_size
     spread = spread_of(experts, shape.num_experts_per_tok) if router == "skewed" else 0.0
@@ -85,6 +97,19 @@ def write_router(folder: Path, shape: Shape, router: str) -> Path:
         name = f"model.layers.{layer}"
         tensors[f"{name}.mlp.gate.weight"] = gate.astype(np.float32)
         tensors[f"{name}.post_attention_layernorm.weight"] = np.ones(hidden, np.float32)
+    return tensors
+
+
+def write_sensitive(folder: Path, shape: Shape) -> Path:
+    """A checkpoint under which a cut shows in the next token: it routes as `skewed` does."""
+    write_model(folder, shape)
+    unit = np.float32(DUMMY_STD * shape.hidden_size**0.5)  # std of a projection of unit inputs
+    scale = PROJECTION_STD / unit
+    tensors = {
+        name: tensor / scale if name.endswith("gate.weight") else tensor * scale
+        for name, tensor in router_of(shape, "skewed").items()
+    }
+    tensors["model.norm.weight"] = np.full(shape.hidden_size, TOKEN_STD / unit, np.float32)
     save(folder / "model.safetensors", tensors)
     return folder
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.gpu.e2e_quality import CUT_KL, SHADOW_GAPS, UNCUT_KL
+
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
 
@@ -26,6 +28,11 @@ def test_the_dry_run_has_a_row_of_every_setting(tmp_path: Path) -> None:
         found = [(row["side"], row.get("setting")) for row in rows if row["router"] == router]
         assert found == [("sglang", None), *lynx]
     assert all(row["itl_p50_ms"] > 0 and row["batch"] == 4 for row in rows)
+    uncut, half = (row for row in rows if row["router"] == "sensitive")
+    assert (uncut["setting"], half["setting"]) == ("uncut", "half")
+    assert uncut["kl"] <= UNCUT_KL < CUT_KL <= half["kl"]
+    assert uncut["kl_rows"] == half["kl_rows"] > 4 * SHADOW_GAPS
+    assert half["active_experts"] < 0.7 * uncut["active_experts"]
     shared = [row["active_experts"] for row in rows if row.get("setting") == "30%"]
     full = [row["active_experts"] for row in rows if row.get("setting") == "100%"]
     assert all(few < many for few, many in zip(shared, full, strict=True))

@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from benchmarks.gpu import e2e_model as model
+from benchmarks.gpu.e2e_quality import fault_of
 
 ROOT = Path(__file__).parents[3]
 E2E = (sys.executable, "-m", "benchmarks.gpu.e2e")
@@ -37,6 +38,46 @@ def test_a_routers_checkpoint_has_its_gates_and_nothing_else(tmp_path) -> None:
         lengths = np.linalg.norm(gate, axis=1)
         is_even = bool(lengths.max() < 2 * lengths.min())
         assert is_even is (router == "uniform")
+
+
+def test_the_sensitive_checkpoint_routes_as_the_skewed_one(tmp_path) -> None:
+    shape = model.TINY
+    found = {
+        name: load_file(folder / "model.safetensors")
+        for name, folder in (
+            ("skewed", model.write_router(tmp_path / "skewed", shape, "skewed")),
+            ("sensitive", model.write_sensitive(tmp_path / "sensitive", shape)),
+        )
+    }
+    added = found["sensitive"].keys() - found["skewed"].keys()
+    assert added == {"model.norm.weight"}
+    hidden = np.random.default_rng(0).normal(size=(50, shape.hidden_size))
+    for layer in range(shape.num_hidden_layers):
+        logits = [
+            (hidden * tensors[f"model.layers.{layer}.post_attention_layernorm.weight"])
+            @ tensors[f"model.layers.{layer}.mlp.gate.weight"].T
+            for tensors in found.values()
+        ]
+        np.testing.assert_allclose(*logits, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("setting", "kl", "kl_rows", "said"),
+    [
+        ("uncut", 0.0, 80, None),
+        ("uncut", 2e-6, 80, "KL 2e-06 nats a token, expected at most 1e-06"),
+        ("half", 0.3, 80, None),
+        ("half", 0.0, 80, "KL 0 nats a token, expected at least 0.001"),
+        ("half", None, 0, "no step was shadowed"),
+    ],
+)
+def test_a_kl_that_is_otherwise_is_a_fault(
+    setting: str, kl: float | None, kl_rows: int, said: str | None
+) -> None:
+    row = {"batch": 4, "budget": 15, "setting": setting, "kl": kl, "kl_rows": kl_rows}
+    fault = fault_of(row)
+    assert fault is None if said is None else said in str(fault)
+    assert fault_of({"batch": 4, "setting": "50%"}) is None
 
 
 def test_a_rows_strongest_expert_has_the_same_share_under_either_router() -> None:
