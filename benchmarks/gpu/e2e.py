@@ -215,7 +215,8 @@ def header(is_dry_run: bool) -> dict[str, Any]:
 def show(row: dict[str, Any], plain: dict[tuple[str, int], float]) -> None:
     """One line; the ratio is plain SGLang's median gap over this one."""
     key = (row["router"], row["batch"])
-    gain = f"{plain[key] / row['itl_p50_ms']:.2f}x" if key in plain else ""
+    gap_ms = row["itl_p50_ms"]  # 0 where most tokens came together
+    gain = f"{plain[key] / gap_ms:.2f}x" if key in plain and gap_ms else ""
     kl = f"KL {row['kl']} of {row['kl_rows']} rows" if "kl_rows" in row else ""
     name = f"{row['side']} {row.get('setting', '')}"
     experts = row["active_experts"]

@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from benchmarks.gpu import e2e_model as model
+from benchmarks.gpu.e2e import show
 from benchmarks.gpu.e2e_quality import fault_of
 
 ROOT = Path(__file__).parents[3]
@@ -78,6 +79,16 @@ def test_a_kl_that_is_otherwise_is_a_fault(
     fault = fault_of(row)
     assert fault is None if said is None else said in str(fault)
     assert fault_of({"batch": 4, "setting": "50%"}) is None
+
+
+@pytest.mark.parametrize(("gap_ms", "gain"), [(2.0, "2.00x"), (0.0, "")])
+def test_a_row_is_printed_whatever_its_gaps(
+    gap_ms: float, gain: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("tpot_ms", "itl_p95_ms", "tokens_per_s", "graph_share")
+    row = {"router": "skewed", "side": "lynx", "batch": 4, "itl_p50_ms": gap_ms}
+    show(row | dict.fromkeys(names, 1.0) | {"active_experts": 8.0}, {("skewed", 4): 4.0})
+    assert capsys.readouterr().out.rstrip().endswith(f"graphs 1.0  {gain}".rstrip())
 
 
 def test_a_rows_strongest_expert_has_the_same_share_under_either_router() -> None:
