@@ -349,6 +349,11 @@ UPDATE_HANDLERS = Name(
 START = Name(
     "sglang.srt.server_args:PortArgs.init_new", ("server_args",), "the launcher starts a server"
 )
+RESOLVE_LORA = Name(
+    "sglang.srt.managers.tokenizer_manager:TokenizerManager._validate_and_resolve_lora",
+    ("obj",),
+    "a tier that is named like an adapter",
+)
 VERIFY_SAMPLING = Name(
     "sglang.srt.sampling.sampling_params:SamplingParams.verify",
     ("vocab_size",),
@@ -402,10 +407,10 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "sglang.srt.sampling.sampling_params:SamplingParams": "custom_params",
         "sglang.srt.observability.req_time_stats:SchedulerReqTimeStats": "wait_queue_entry_time",
         "sglang.srt.managers.tokenizer_manager:TokenizerManager": (
-            "get_internal_state rid_to_state"
+            "enable_lora get_internal_state lora_ref_cache rid_to_state"
         ),
         "sglang.srt.managers.tokenizer_manager:ReqState": "obj out_list output_ids",
-        "sglang.srt.managers.io_struct:GenerateReqInput": "sampling_params",
+        "sglang.srt.managers.io_struct:GenerateReqInput": "lora_path sampling_params",
         "sglang.srt.managers.io_struct:AbortReq": "rid",
         "sglang.srt.managers.io_struct:SetInternalStateReq": "server_args",
         "sglang.srt.managers.io_struct:SetInternalStateReqOutput": "updated",

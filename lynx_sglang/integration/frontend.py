@@ -14,7 +14,7 @@ from typing import Any
 
 from lynx_sglang import sglang_names
 from lynx_sglang.errors import SettingError
-from lynx_sglang.integration import flags
+from lynx_sglang.integration import flags, tier_alias
 from lynx_sglang.loop import changes
 from lynx_sglang.loop.tier import KEY, Account, Tier, asked_tier
 
@@ -33,6 +33,7 @@ def install() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     for name, hook, kind in (
+        (sglang_names.RESOLVE_LORA, tier_alias.resolve, HookType.AROUND),
         (sglang_names.VERIFY_SAMPLING, refuse_tier, HookType.AFTER),
         (sglang_names.UPDATE_META_INFO, report_once, HookType.AROUND),
         (sglang_names.HANDLE_ABORT, report_unserved, HookType.AROUND),

@@ -40,6 +40,16 @@ class Client:
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)
 
+    def text(self, path: str, body: Any) -> tuple[int, str]:
+        """Status and body, which may be a stream of events."""
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
+        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), headers)
+        try:
+            with urllib.request.urlopen(request, timeout=120) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
     def generate(self, custom_params: Any, **sampling: Any) -> tuple[int, Any]:
         greedy = {"temperature": 0, "max_new_tokens": 6, "ignore_eos": True, **sampling}
         sampling_params = {**greedy, "custom_params": custom_params}
@@ -106,6 +116,32 @@ def test_every_route_reads_the_tier(client: Client, form: str, tier: str) -> Non
         assert answer["choices"][0]["meta_info"]["lynx"]["tier"] == "exact"
     elif form != "completions":
         assert [each["meta_info"]["lynx"]["tier"] for each in answer][-1] == "exact"
+
+
+@pytest.mark.parametrize("tier", ["exact", "exakt"])
+@pytest.mark.parametrize("form", ["native", "batch", "chat", "stream", "completions", "anthropic"])
+def test_a_models_name_carries_the_tier(client: Client, form: str, tier: str) -> None:
+    """For clients and routers that cannot send ``custom_params``."""
+    before = client.lynx()["tiers"]["exact"]["requests"]
+    named = {"model": f"m:{tier}", "max_tokens": 6, "temperature": 0}
+    chat = {**named, "messages": [{"role": "user", "content": PROMPT}]}
+    few = {"sampling_params": {"temperature": 0, "max_new_tokens": 6}}
+    path, body = {
+        "native": ("/generate", {"text": PROMPT, "lora_path": tier, **few}),
+        "batch": ("/generate", {"text": [PROMPT] * 2, "lora_path": [None, tier], **few}),
+        "chat": ("/v1/chat/completions", chat),
+        "stream": ("/v1/chat/completions", {**chat, "stream": True}),
+        "completions": ("/v1/completions", {**named, "prompt": PROMPT}),
+        "anthropic": ("/v1/messages", chat),
+    }[form]
+    status, answer = client.text(path, body)
+    if tier == "exact":
+        assert status == 200, answer
+        assert client.lynx()["tiers"]["exact"]["requests"] == before + 1
+    else:
+        assert "exakt" in answer
+        assert "tiers are flexible and exact" in answer
+        assert status == 400, answer
 
 
 def test_beams_are_exact(client: Client) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.testclient import TestClient
+from sglang.srt.managers.io_struct import GenerateReqInput
 
-from lynx_sglang.integration import flags, frontend
+from lynx_sglang.integration import flags, frontend, tier_alias
 from lynx_sglang.loop.tier import Account, Tier
 from lynx_sglang.settings import BACKEND
 
@@ -109,3 +110,60 @@ def test_the_filter_reads_changes_alone(path: str, body: Any, seen: Any, status:
     assert got == ([] if seen is None else [seen])
     if status == 400:
         assert "lynx_slo_itl_ms" in response.json()["message"]
+
+
+def resolved(
+    lora_path: Any, sampling_params: Any, adapters: frozenset[str] = frozenset()
+) -> tuple[Any, Any]:
+    """A request's adapter and sampling values once SGLang looks its adapters up."""
+    manager = SimpleNamespace(enable_lora=bool(adapters), lora_ref_cache=dict.fromkeys(adapters))
+    request = GenerateReqInput(
+        text="x" if isinstance(lora_path, str) else ["x"] * len(lora_path),
+        lora_path=lora_path,
+        sampling_params=sampling_params,
+    )
+    request.normalize_batch_and_arguments()
+    if not request.is_single:
+        assert request[0] is request[0]  # made once
+
+    async def look_up(_manager: Any, request: Any) -> None:
+        names = [request.lora_path] if isinstance(request.lora_path, str) else request.lora_path
+        for name in names or ():
+            if name is not None and name not in adapters:
+                raise ValueError(f"LoRA adapter '{name}' was requested.")
+
+    asyncio.run(tier_alias.resolve(look_up, manager, request))
+    if request.is_single:
+        return request.lora_path, request.sampling_params
+    parts = [request[place] for place in range(len(lora_path))]
+    return request.lora_path, [part.sampling_params for part in parts]
+
+
+def test_a_models_name_names_the_tier() -> None:
+    exact = {"custom_params": {"lynx": "exact"}}
+    assert resolved("exact", {"top_k": 2}) == (None, {"top_k": 2, **exact})
+    assert resolved("exact", {"custom_params": {"x": 1}}) == (
+        None, {"custom_params": {"x": 1, "lynx": "exact"}},
+    )  # fmt: skip
+    assert resolved("exact", exact) == (None, exact)
+    shared: dict[str, Any] = {}
+    assert resolved(["exact", None], [shared, shared]) == (None, [exact, {}])
+    assert shared == {}
+
+
+def test_adapters_win_over_tiers() -> None:
+    adapters = frozenset({"exact", "poet"})
+    assert resolved("exact", {}, adapters) == ("exact", {})
+    assert resolved(["poet", "flexible"], [{}, {}], adapters) == (
+        ["poet", None], [{}, {"custom_params": {"lynx": "flexible"}}],
+    )  # fmt: skip
+
+
+def test_a_name_that_is_neither_names_the_tiers() -> None:
+    with pytest.raises(ValueError, match=r"'exakt' was requested\. Lynx's tiers are flexible and"):
+        resolved("exakt", {})
+    with pytest.raises(ValueError, match="asks for the tier exact, custom_params for 'flexible'"):
+        resolved("exact", {"custom_params": {"lynx": "flexible"}})
+    flags.publish(None, {})
+    with pytest.raises(ValueError, match=r"'exact' was requested\.$"):
+        resolved("exact", {})  # a plain server has no tiers
