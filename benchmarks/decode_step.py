@@ -1,6 +1,7 @@
 """Decode step of a real server on this CPU: plain SGLang, Lynx at full quality, Lynx at a cap.
 
     make bench
+    python -m benchmarks.decode_step --width 8 --calibration FILE --share 0.3   with sketches, too
 
 All servers run at once (idle ones sleep) and take turns, round after round, on the same prompts of
 the bundled model, so that other load on the machine slows all alike. No ratio is printed unless
@@ -32,6 +33,20 @@ VARIANTS = {
     "lynx full": ("--moe-backend=lynx", "--lynx-budget=full"),
     "lynx {cap}": ("--moe-backend=lynx", "--lynx-budget={cap}"),
 }
+
+
+def calibrated(file: Path, share: float) -> dict[str, tuple[str, ...]]:
+    """Servers at a share of the uncapped experts: with the calibration's sketches, and without."""
+    without = ROOT / "build/bench/without_sketches.json"
+    without.write_text(json.dumps({**json.loads(file.read_text()), "sketches": None}))
+    return {
+        f"{form} {share:.0%}": (
+            "--moe-backend=lynx",
+            f"--lynx-calibration={path}",
+            f"--lynx-share={share}",
+        )
+        for form, path in (("refill", without), ("sketch", file))
+    }
 
 
 def prompts_of(count: int) -> list[str]:
@@ -75,6 +90,8 @@ def main() -> int:
     parser.add_argument("--width", type=int, default=1, help="of the experts, times as stored")
     parser.add_argument("--rows", type=int, default=16, help="running requests (%(default)s)")
     parser.add_argument("--cap", default="25%", help="fixed --lynx-budget (%(default)s)")
+    parser.add_argument("--calibration", type=Path, help="with sketches, of the model as widened")
+    parser.add_argument("--share", type=float, default=0.3, help="with it (%(default)s)")
     parser.add_argument("--rounds", type=int, default=13)
     # Within an answer: past its end a batch falls into one common loop, on few experts.
     parser.add_argument("--tokens", type=int, default=40)
@@ -89,6 +106,8 @@ def main() -> int:
         model = widen(model, ROOT / "build/bench" / f"{model.name}-x{args.width}", args.width)
 
     named = {name.format(cap=args.cap): options for name, options in VARIANTS.items()}
+    if args.calibration is not None:
+        named |= calibrated(args.calibration, args.share)
     stages = Stages(*(f"start {name}" for name in named), "compare answers", "time decode steps")
     with ExitStack() as stack:
         servers: dict[str, Server] = {}
@@ -98,7 +117,7 @@ def main() -> int:
             with stages.next():
                 server = Server(model, log, ["--sleep-on-idle", *filled])
                 servers[name] = stack.enter_context(server)
-        plain, full, capped = servers
+        plain, full, *capped = servers
         with stages.next():
             answers = {
                 name: [
@@ -109,7 +128,7 @@ def main() -> int:
         if answers[plain] != answers[full]:
             print("FAILED: Lynx at full quality does not answer as plain SGLang does")
             return 1
-        counts = {name: active_experts(servers[name]) for name in (full, capped)}
+        counts = {name: active_experts(servers[name]) for name in (full, *capped)}
         times: dict[str, list[float]] = {name: [] for name in servers}
         with stages.next():
             for _ in track(range(args.rounds), "round", lambda _: "every server"):

@@ -1,7 +1,8 @@
 """A model's calibration: its quality loss under caps, measured once by ``lynx-sglang calibrate``.
 
-One small JSON file that ``--lynx-calibration`` reads at start. It is valid for the model, the
-policy and the version of Lynx that it was measured with.
+One small JSON file that ``--lynx-calibration`` reads at start, and the file of its sketches beside
+it where it has any. It is valid for the model, the policy and the version of Lynx that it was
+measured with; sketches are valid for the model's weights.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from typing import Any
 import torch
 
 from lynx_controller.decide.budget import MOST_OFFSET
+from lynx_sglang import sketches
 from lynx_sglang.errors import SettingError, short
+from lynx_sglang.sketches import StandIns
 
-FORMAT = 4
+FORMAT = 5
 # Fields of a Hugging Face configuration that differ by library or folder for the same model.
 INCIDENTAL = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 
@@ -37,13 +40,18 @@ class Calibration:
     rows: int  # tokens of a group that shared experts, as in a decode step
     tokens: int  # measured tokens behind prompts
     quality_loss: float  # allowed KL
-    min_retained_mass: float  # mass kept by the deepest cut measured that stays within it
-    shares: list[dict[str, Any]]  # share, active_experts, retained_mass, kl, kl_interval_95
+    min_retained_mass: float  # mass covered by the deepest cut measured that stays within it
+    # share, active_experts, retained_mass, covered_mass, kl, kl_interval_95
+    shares: list[dict[str, Any]]
     layer_share: float
     layer_kl: list[float]  # of capping that layer alone, at layer_share
     layer_offsets: list[float]  # difference of a layer's share from the mean share
     # [L][E] in [0, 1], typical size of an expert's output; None where the policy does not use it.
     contributions: list[list[float]] | None
+    sketch_bytes: float = 0.0  # share of the experts' bytes that was allowed to sketches
+    # file, sha256, weights_sha256, share, bytes, unexplained [L], mean_rank [L]; None: no sketches.
+    sketches: dict[str, Any] | None = None
+    refilled: list[dict[str, Any]] | None = None  # as ``shares``, without the sketches
 
     def save(self, path: Path) -> None:
         """Write the whole file or, on an error, none of it."""
@@ -68,6 +76,29 @@ class Calibration:
         rows = torch.tensor(self.contributions, dtype=torch.float32)
         return dict(zip(layer_ids, rows, strict=True))
 
+    def stand_ins_of(
+        self, path: str, model_path: str, layer_ids: list[int], num_experts: int
+    ) -> dict[int, StandIns]:
+        """Sketches by layer id, on the CPU, of a calibration that has them.
+
+        Args:
+            path: of this calibration; the sketches' file is beside it.
+            model_path: folder or name of the model that is served.
+
+        Raises:
+            SettingError: the file is not the one that was measured with, or of other weights.
+        """
+        assert self.sketches is not None
+        found = sketches.weights_fingerprint(model_path)
+        if found != self.sketches["weights_sha256"]:
+            raise SettingError(
+                "--lynx-calibration: its sketches are of other weights: they were fitted on "
+                f"{self.model} (weights {self.sketches['weights_sha256'][:12]}), these are "
+                f"{found[:12]}. Calibrate this model."
+            )
+        file = Path(path).with_name(self.sketches["file"])
+        return sketches.load(file, self.sketches["sha256"], layer_ids, num_experts)
+
     def refusal(self, model_config: Any) -> str | None:
         """The reason to refuse this file for a Hugging Face text configuration; None if it fits."""
         found = fingerprint(model_config)
@@ -78,6 +109,9 @@ class Calibration:
             f"(configuration {self.model_sha256[:12]}), this one has {found[:12]}. "
             "Calibrate this model, or remove the option."
         )
+
+
+SKETCH_NAMES = ("file", "sha256", "weights_sha256")
 
 
 def _is_number(value: object, low: float, high: float) -> bool:
@@ -100,6 +134,14 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
     "contributions": lambda layers: (
         layers is None
         or (isinstance(layers, list) and all(_are_numbers(layer, 0.0, 1.0) for layer in layers))
+    ),
+    "sketches": lambda value: (
+        value is None
+        or (
+            isinstance(value, dict)
+            and all(isinstance(value.get(key), str) for key in SKETCH_NAMES)
+            and Path(value["file"]).name == value["file"]
+        )
     ),
 }
 

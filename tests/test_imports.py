@@ -32,14 +32,14 @@ ORDER = {
         {"loop"},
         {"settings"},
         {"calibration", "connection", "parsers", "sglang_contract"},
-        {"sglang_source"},
+        {"sglang_source", "sketches"},
         {"errors", "sglang_names", ""},
     ),
     "lynx_kernels": (
         {""},
         {"fused_moe"},
         {"select"},
-        {"schedule"},
+        {"schedule", "sketch"},
         {"device", "scratch"},
     ),
     "lynx_controller": (

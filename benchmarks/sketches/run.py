@@ -23,9 +23,11 @@ from benchmarks.frontier.importance import calibrated
 from benchmarks.frontier.measure import figures
 from benchmarks.frontier.sensitivity import layer_budgets
 from benchmarks.frontier.transcripts import transcribe
-from benchmarks.sketches.fitted import Budgeted, Sketches, gather
+from benchmarks.sketches.fitted import fitted
 from benchmarks.sketches.sketched import Sketched, sketching
 from lynx_kernels import POLICIES
+from lynx_sglang.calibrate.sketch_budget import Budgeted, within
+from lynx_sglang.calibrate.sketch_layer import FittedLayer
 from models.checkpoint import load
 from models.model import Model
 
@@ -44,9 +46,9 @@ def expert_values(model: Model) -> int:
     return layer.gate_up[0].numel() + layer.down[0].numel()
 
 
-def budgeted(model: Model, sketches: Sketches, percent: float) -> Budgeted:
+def budgeted(model: Model, sketches: dict[int, FittedLayer], percent: float) -> Budgeted:
     experts = sum(len(layer.down) for layer in model.moe_layers())
-    return sketches.within(int(percent / 100 * experts * expert_values(model)))
+    return within(sketches, int(percent / 100 * experts * expert_values(model)))
 
 
 def plain(forced: Forced, setting: Setting, weigh: list[torch.Tensor] | None) -> Row:
@@ -58,7 +60,10 @@ def with_sketches(
 ) -> Row:
     """A setting's figures; `read` counts the sketches' bytes of a layer's step in experts."""
     gate = Sketched(
-        setting, steps=forced.steps(ROWS), contribution=weigh, factors=tuple(found.factors)
+        setting,
+        steps=forced.steps(ROWS),
+        contribution=weigh,
+        factors=[each.sketches for each in found.layers.values()],
     )
     with sketching(forced.model, gate):
         row = figures(forced, gate)
@@ -67,7 +72,7 @@ def with_sketches(
 
 
 def cells(
-    name: str, forced: Forced, sketches: Sketches, split: str, importances: list[str]
+    name: str, forced: Forced, sketches: dict[int, FittedLayer], split: str, importances: list[str]
 ) -> Iterator[Row]:
     """Rows of one model and split."""
     offsets, weigh = calibrated(name)
@@ -90,12 +95,13 @@ def cells(
             found = budgeted(forced.model, sketches, percent)
             about |= {
                 "percent": percent,
-                "unexplained": found.unexplained,
-                "mean_rank": sum(found.ranks) / len(found.ranks),
-                "ridge": sketches.ridge,
+                "unexplained": sum(found.unexplained.values()) / len(found.unexplained),
+                "mean_rank": sum(map(sum, found.ranks.values()))
+                / sum(map(len, found.ranks.values())),
             }
+            residual = [each.contribution for each in found.layers.values()]
             for importance in importances:
-                by = weigh if importance == "output" else found.contribution
+                by = weigh if importance == "output" else residual
                 row = with_sketches(forced, setting, by, found)
                 yield about | {"form": "sketch", "importance": importance} | row
 
@@ -115,7 +121,7 @@ def main() -> None:
         wanted = (split, PROBLEMS[split], SEEDS[split], ROOT / "build/frontier")
         return Forced(model, transcribe(model, tokenizer, arguments.model, *wanted))
 
-    sketches = Sketches(gather(forced("train")))
+    sketches = fitted(forced("train"))
     name, split = arguments.model.name, arguments.split
     for row in cells(name, forced(split), sketches, split, arguments.importance):
         row = {"model": name, "split": split, **row}

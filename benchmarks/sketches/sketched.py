@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.frontier.gate import Gate
-from benchmarks.sketches.factors import Factors
-from benchmarks.sketches.operator import add_sketches, lost_slots, values_read
+from lynx_kernels.sketch import LayerSketches, add_sketches, lost_slots
 from models.experts import Experts
 from models.model import Model
 
@@ -24,7 +23,7 @@ class Sketched(Gate):
     the last layer; factors: each layer's; read: numbers of factors that each full step reads.
     """
 
-    factors: Sequence[Factors] = ()
+    factors: Sequence[LayerSketches] = ()
     lost: tuple[Tensor, Tensor] | None = None
     read: list[Tensor] = field(default_factory=list)
 
@@ -44,12 +43,22 @@ class Sketched(Gate):
         return float(torch.cat(self.read).double().mean())
 
 
+def values_read(ids: Tensor, factors: LayerSketches) -> Tensor:
+    """Numbers that each step reads of factors: int64 [S] of lost ids [S, M, K]."""
+    steps = ids.flatten(1)
+    is_lost = torch.zeros(len(steps), factors.num_experts + 1, dtype=torch.bool)
+    is_lost.scatter_(1, steps + 1, True)  # column 0: slots that are not lost
+    return (is_lost[:, 1:] * factors.sizes).sum(dim=1)
+
+
 @contextmanager
 def sketching(model: Model, gate: Sketched) -> Iterator[None]:
     """Inside, what `gate` takes from a layer's rows is sketched into the layer's output."""
     layers = model.moe_layers()
 
-    def computing(layer: Experts, factors: Factors) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def computing(
+        layer: Experts, factors: LayerSketches
+    ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         def compute(x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
             out = Experts.compute(layer, x, ids, weights)
             if gate.lost is None:

@@ -21,21 +21,22 @@ class ExpertOutputs:
         self._weights: dict[int, Tensor] = {}
 
     def note(
-        self, layer_id: int, num_experts: int, ids: Tensor, weights: Tensor, norms2: Tensor
+        self, layer_id: int, num_experts: int, ids: Tensor, weights: Tensor, outputs: Tensor
     ) -> None:
         """Count tokens that use one expert each.
 
         Args:
             ids: [N]; those outside of the routed experts, [0, num_experts), are left out.
             weights: float [N], the router's.
-            norms2: float [N], squared norms of the experts' outputs, before any weight.
+            outputs: float [N, H], of the experts, before any weight.
         """
         is_routed = (ids >= 0) & (ids < num_experts)
         ids, w2 = ids[is_routed].long().cpu(), weights[is_routed].double().square().cpu()
         if layer_id not in self._weights:
             self._squares[layer_id] = torch.zeros(num_experts, dtype=torch.float64)
             self._weights[layer_id] = torch.zeros(num_experts, dtype=torch.float64)
-        self._squares[layer_id].index_add_(0, ids, w2 * norms2[is_routed].double().cpu())
+        norms2 = outputs[is_routed].float().square().sum(1)
+        self._squares[layer_id].index_add_(0, ids, w2 * norms2.double().cpu())
         self._weights[layer_id].index_add_(0, ids, w2)
 
     @property
@@ -73,7 +74,7 @@ def by_slot(
         run: SGLang's ``FusedMoE.run_moe_core``, called once for each routed slot.
 
     Yields:
-        ids [M], router weights [M] and squared norms [M] float32 of what the experts put out.
+        ids [M], router weights [M] and the experts' outputs [M, H], before any weight.
     """
     given = dispatch_output.topk_output
     num_shared = layer.moe_runner_config.num_fused_shared_experts or 0
@@ -86,4 +87,4 @@ def by_slot(
             topk_output=given._replace(topk_weights=alone),
         )
         output = run(layer, call).hidden_states
-        yield given.topk_ids[:, slot], given.topk_weights[:, slot], output.float().square().sum(1)
+        yield given.topk_ids[:, slot], given.topk_weights[:, slot], output

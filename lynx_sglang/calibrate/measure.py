@@ -5,6 +5,7 @@ Prompts keep every expert, as in a server. The tokens behind them share experts 
 rows of a decode step do (``capped_prefill``). KL compares their next-token probabilities in the two
 passes over the same text (teacher forcing); earlier answer tokens were capped too. The pass with
 every expert also measures the size of each expert's output, for policies that rank experts by it.
+With ``--sketch-bytes`` it also fits sketches, and the capped passes run with them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 from lynx_controller.decide.budget import offsets_at_least_kl
 from lynx_sglang import calibration
+from lynx_sglang.calibrate import sketching
 from lynx_sglang.calibrate.capped_prefill import scheduler_process
 from lynx_sglang.calibrate.passes import Passes
 from lynx_sglang.calibrate.text import read
@@ -34,6 +36,7 @@ from lynx_sglang.evaluation.server import EvaluationError
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.35, 0.3, 0.25, 0.2)
 LAYER_SHARE = 0.4
 SLOPE_SHARES = (0.6, 0.4)  # KL's growth is read between them
+REFILL_SHARES = (0.5, 0.3)  # also measured without sketches, where there are any
 LEAST_KL = 1e-7  # nats; a smaller KL is rounding
 
 
@@ -45,7 +48,7 @@ def measure(passes: Passes, journal: Journal) -> tuple[list[dict[str, Any]], lis
     Raises:
         EvaluationError: a pass capped nothing.
     """
-    done = {(row["share"], row["layer"]): row for row in journal.rows}
+    done = {(row["share"], row["layer"]): row for row in journal.rows if not row.get("is_refilled")}
     layers = passes.state()["layers"]
     asked = [(share, -1) for share in SHARES] + [(LAYER_SHARE, layer) for layer in layers]
     todo = [each for each in asked if each not in done]
@@ -60,12 +63,26 @@ def measure(passes: Passes, journal: Journal) -> tuple[list[dict[str, Any]], lis
             bar.update()
             bar.write(
                 f"{name_of(share, layer)}: {row['active_experts']:.1f} active experts, "
-                f"{row['retained_mass']:.4f} retained mass, KL {row['kl']:.2e} nats"
+                f"{row['covered_mass']:.4f} covered mass, KL {row['kl']:.2e} nats"
             )
     shares = [
         {key: value for key, value in done[share, -1].items() if key != "layer"} for share in SHARES
     ]
     return shares, [done[LAYER_SHARE, layer]["kl"] for layer in layers]
+
+
+def measure_refill(passes: Passes, journal: Journal) -> list[dict[str, Any]]:
+    """Cost of REFILL_SHARES without sketches; ``journal`` marks these rows."""
+    done = {row["share"]: row for row in journal.rows if row.get("is_refilled")}
+    passes.sketch(None)
+    for share in REFILL_SHARES:
+        if share not in done:
+            done[share] = {**cost_of(passes, share, -1), "is_refilled": True}
+            journal.add(done[share])
+    return [
+        {key: value for key, value in done[share].items() if key not in ("layer", "is_refilled")}
+        for share in REFILL_SHARES
+    ]
 
 
 def name_of(share: float, layer: int) -> str:
@@ -86,6 +103,7 @@ def cost_of(passes: Passes, share: float, layer: int) -> dict[str, Any]:
         "layer": layer,
         "active_experts": state["active_experts"],
         "retained_mass": state["retained_mass"],
+        "covered_mass": state["covered_mass"],
         "kl": float(np.concatenate(kl).mean()),
         "kl_interval_95": mean_interval(kl),
     }
@@ -140,6 +158,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"tokens that share experts, as a server's running requests do {default}",
     )
     add("--policy", default="lynx", help=f"the server's --lynx-policy {default}")
+    add(
+        "--sketch-bytes",
+        type=share_of_bytes,
+        default=0.0,
+        metavar="PERCENT",
+        help="fit low-rank sketches within this share of the experts' bytes, such as 5%%: they "
+        "stand in for the experts that a cap takes from a row, on a CPU (default 0: none)",
+    )
     add("--device", default=None, help="SGLang's --device")
 
 
@@ -150,11 +176,42 @@ def main(args: argparse.Namespace) -> int:
     except (LynxError, OSError) as error:
         report(str(error))
         return 1
+    print("\n".join(sketch_lines(made)))
     print(
         f"{args.out}: a KL of at most {made.quality_loss:g} nats per token needs "
-        f"{made.min_retained_mass:g} retained mass"
+        f"{made.min_retained_mass:g} {'covered' if made.sketches else 'retained'} mass"
     )
     return 0
+
+
+def sketch_lines(made: Calibration) -> list[str]:
+    """Sketches in words: what they explain, what they weigh, what they change."""
+    if made.sketches is None or made.refilled is None:
+        return []
+    found = made.sketches
+    lines = ["layer  mean rank  unexplained energy, held out"]
+    lines += [
+        f"{layer:5}  {rank:9.2f}  {missed:.3f}"
+        for layer, (rank, missed) in enumerate(
+            zip(found["mean_rank"], found["unexplained"], strict=True)
+        )
+    ]
+    lines.append(
+        f"sketches: {found['bytes'] / 2**20:.1f} MiB, {found['share']:.1%} of the experts' numbers"
+    )
+    kl = {row["share"]: row["kl"] for row in made.shares}
+    lines += [
+        f"share {row['share']:g} of the experts: KL {kl[row['share']]:.2e} with sketches, "
+        f"{row['kl']:.2e} with a refill ({kl[row['share']] / max(row['kl'], LEAST_KL):.2f}x)"
+        for row in made.refilled
+    ]
+    is_better = all(kl[row["share"]] < row["kl"] for row in made.refilled)
+    lines.append(
+        "recommended: serve with these sketches"
+        if is_better
+        else "recommended: calibrate with more --sketch-bytes, or without sketches"
+    )
+    return lines
 
 
 def calibrate(args: argparse.Namespace) -> Calibration:
@@ -183,11 +240,17 @@ def calibrate(args: argparse.Namespace) -> Calibration:
             "policy": args.policy,
             "rows": args.rows,
             "tokens": sum(len(each.tokens) - each.prompt for each in sequences),
+            "sketch_bytes": args.sketch_bytes,
         }
         sample = {"text_sha256": hashlib.sha256(text).hexdigest()[:16]}
         journal = Journal(args.out.with_name(args.out.name + ".rows"), {**about, **sample})
         report(f"running {about['tokens']} tokens with every expert; next: under caps")
         passes = Passes(engine, sequences, args.rows, args.policy)
+        found, refilled = None, None
+        if args.sketch_bytes:
+            found = sketch(passes, args, config)
+            refilled = measure_refill(passes, journal)
+            passes.sketch(sketch_file(args.out), found["sha256"], num_experts_of(passes))
         shares, layer_kl = measure(passes, journal)
     finally:
         engine.shutdown()
@@ -195,16 +258,61 @@ def calibrate(args: argparse.Namespace) -> Calibration:
     made = Calibration(
         **about,
         quality_loss=args.quality_loss,
-        min_retained_mass=1.0 if cheapest is None else round(cheapest["retained_mass"], 4),
+        min_retained_mass=1.0 if cheapest is None else round(cheapest["covered_mass"], 4),
         shares=shares,
         layer_share=LAYER_SHARE,
         layer_kl=layer_kl,
         layer_offsets=layer_offsets(shares, layer_kl),
         contributions=passes.contributions,
+        sketches=found,
+        refilled=refilled,
     )
     made.save(args.out)
     journal.path.unlink()
+    sketching.remove(sketch_folder(args.out))
     return made
+
+
+def sketch(passes: Passes, args: argparse.Namespace, config: Any) -> dict[str, Any]:
+    """Fit sketches and write their file; returns the calibration's entry about it."""
+    report("fitting sketches; next: under caps")
+    shape = sketching.Shape.of(config, num_experts_of(passes))
+    folder = sketch_folder(args.out)
+    found = sketching.fit_sketches(passes, folder, shape, args.sketch_bytes)
+    return sketching.save(found, sketch_file(args.out), args.model_path, shape)
+
+
+def num_experts_of(passes: Passes) -> int:
+    """Routed experts of a layer.
+
+    Raises:
+        EvaluationError: the policy weighs by no expert's output, so none was measured.
+    """
+    if passes.contributions is None:
+        raise EvaluationError(
+            f"--sketch-bytes: expected with --policy lynx, got --policy {passes.policy}"
+        )
+    return len(passes.contributions[0])
+
+
+def sketch_file(out: Path) -> Path:
+    return out.with_name(out.stem + ".safetensors")
+
+
+def sketch_folder(out: Path) -> Path:
+    return out.with_name(out.name + ".sketches")
+
+
+def share_of_bytes(text: str) -> float:
+    """``5%`` or ``0.05``: a share in [0, 1)."""
+    number = text.strip()
+    try:
+        share = float(number[:-1]) / 100 if number.endswith("%") else float(number)
+    except ValueError:
+        share = math.nan
+    if not 0 <= share < 1:
+        raise argparse.ArgumentTypeError(f"expected a share such as 5%, below 100%, got {text!r}")
+    return share
 
 
 def report(text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from sglang.srt.layers.moe.moe_runner.base import DispatchMoeRunnerCore
 from sglang.srt.layers.moe.moe_runner.runner import register_moe_runner_core
 from sglang.srt.layers.moe.moe_runner.triton import TritonMoeQuantInfo
@@ -15,12 +16,20 @@ from lynx_kernels import CpuExperts
 from lynx_sglang.errors import UnsupportedError
 from lynx_sglang.settings import BACKEND
 
+Finish = Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor], None]
+
 
 class LynxRunnerCore(DispatchMoeRunnerCore):
     """Runs one layer's experts on the ids after selection."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, finish: Finish) -> None:
+        """
+        Args:
+            finish: called with the configuration, hidden and router weights as the experts got
+                them, and their output, which it may write.
+        """
         super().__init__(config)
+        self._finish = finish
         if reason := _unsupported(config):
             raise UnsupportedError(f"--moe-backend lynx: MoE layer {config.layer_id}: {reason}")
         self._experts: CpuExperts | None = None
@@ -52,6 +61,7 @@ class LynxRunnerCore(DispatchMoeRunnerCore):
             topk_output.topk_weights,
             apply_router_weight_on_input=runner_config.apply_router_weight_on_input,
         )
+        self._finish(runner_config, dispatch_output.hidden_states, topk_output.topk_weights, output)
         return StandardCombineInput(hidden_states=output)
 
 
@@ -66,13 +76,18 @@ def _unsupported(config: Any) -> str | None:
     return None
 
 
-def install(add_layer: Callable[[Any], None]) -> None:
-    """Register the core; call ``add_layer`` with the configuration of each layer that is built."""
+def install(add_layer: Callable[[Any], None], finish: Finish) -> None:
+    """Register the core.
+
+    Args:
+        add_layer: called with the configuration of each layer that is built.
+        finish: see ``LynxRunnerCore``.
+    """
     from sglang.kernels.fused_op import BaseFusedOp
     from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
 
     def factory(config: Any) -> LynxRunnerCore:
-        core = LynxRunnerCore(config)
+        core = LynxRunnerCore(config, finish)
         add_layer(config)
         return core
 

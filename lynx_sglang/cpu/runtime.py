@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 
-from lynx_kernels import select, warm_up
+from lynx_kernels import POLICIES, select, sketch, warm_up
+from lynx_kernels.sketch import add_sketches, lost_slots
 from lynx_sglang.errors import LynxError
 from lynx_sglang.loop.buffer import Buffer
 from lynx_sglang.loop.builder import Builder
@@ -20,6 +23,7 @@ from lynx_sglang.loop.scores import RouterScores
 from lynx_sglang.loop.shadow import compare, flexible_rows, log_probabilities
 from lynx_sglang.loop.step import Step, pad_to
 from lynx_sglang.settings import Settings
+from lynx_sglang.sketches import StandIns, require_weights
 
 
 class CpuRuntime(Runtime):
@@ -30,13 +34,21 @@ class CpuRuntime(Runtime):
         settings: Settings,
         layers: MoeLayers,
         contributions: Mapping[int, torch.Tensor],
+        stand_ins: Mapping[int, StandIns] = MappingProxyType({}),
     ) -> None:
         """
         Args:
             contributions: by layer id, float32 [E]; see ``lynx_kernels.select``.
+            stand_ins: by layer id; their experts' sketches take the place of a refill.
         """
         super().__init__(settings, layers, Buffer(layers.ids, layers.num_experts, settings.floor))
-        self._contributions = contributions
+        self._policy, self._contributions = POLICIES[settings.policy], contributions
+        self._stand_ins = stand_ins
+        if stand_ins:
+            self._policy = replace(self._policy, is_refilling=False)
+            self._contributions = {layer: each.contribution for layer, each in stand_ins.items()}
+        # Of the layer that runs next: lost ids, the router's weights, those after selection.
+        self._lost: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
     def select(
         self,
@@ -62,12 +74,39 @@ class CpuRuntime(Runtime):
             budget=buffer.caps[layer_id],
             floor=buffer.floor,
             demand=buffer.demand,
-            policy=self.settings.policy,
+            policy=self._policy,
             correction_bias=correction_bias,
             contribution=self._contributions.get(layer_id),
         )
-        step.note_layer(layer_id, int(selection.num_active), selection.retained_mass.numpy())
+        masses = selection.retained_mass
+        covered = masses
+        if self._stand_ins:
+            lost = lost_slots(topk_ids, selection.topk_ids)
+            lost[len(step.row_class) :] = -1  # pads
+            self._lost = lost, topk_weights, selection.topk_weights
+            is_routed = (topk_ids >= 0) & (topk_ids < self.layers.num_experts)
+            own = topk_weights.masked_fill(~is_routed, 0.0)
+            covered = self._stand_ins[layer_id].covered(masses, own, lost)
+        step.note_layer(layer_id, int(selection.num_active), masses.numpy(), covered.numpy())
         return selection.topk_ids, selection.topk_weights
+
+    def finish_layer(
+        self, config: Any, hidden: torch.Tensor, topk_weights: torch.Tensor, output: torch.Tensor
+    ) -> None:
+        """Add the sketches of the experts that the layer's rows lost to its output [M, H].
+
+        Of several ranks, whose outputs are summed, rank 0 adds them.
+
+        Args:
+            config: SGLang's ``MoeRunnerConfig`` of the layer.
+            hidden, topk_weights: [M, H] and [M, K], as the experts got them.
+        """
+        if self._lost is None:
+            return
+        (lost, weights, chosen), self._lost = self._lost, None
+        require_weights(config, chosen, topk_weights)
+        if self.ranks.leads:
+            add_sketches(output, hidden, lost, weights, self._stand_ins[config.layer_id].sketches)
 
     def run_batch(
         self, original: Callable[..., Any], scheduler: Any, batch: Any, *rest: Any
@@ -130,9 +169,17 @@ class CpuBuilder(Builder[CpuRuntime]):
         settings: Settings,
         layers: MoeLayers,
         contributions: Mapping[int, torch.Tensor],
+        stand_ins: Mapping[int, StandIns],
     ) -> CpuRuntime:
         warm_up(layers.num_experts, layers.top_k)
-        return CpuRuntime(settings, layers, contributions)
+        if stand_ins:
+            sketch.warm_up()
+        return CpuRuntime(settings, layers, contributions, stand_ins)
+
+    def finish_layer(self, *layer: Any) -> None:
+        """See ``CpuRuntime.finish_layer``; nothing before the first step."""
+        if self._runtime is not None:
+            self._runtime.finish_layer(*layer)
 
 
 def count_active(topk_ids: torch.Tensor, num_experts: int) -> int:

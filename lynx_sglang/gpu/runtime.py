@@ -28,6 +28,7 @@ from lynx_sglang.loop.runtime import Routing, Runtime
 from lynx_sglang.loop.scores import RouterScores
 from lynx_sglang.loop.step import SIZE_CLASSES, Step
 from lynx_sglang.settings import Settings
+from lynx_sglang.sketches import SKETCHES_ON_GPU, StandIns
 
 logger = logging.getLogger(__name__)
 
@@ -196,7 +197,10 @@ class GpuBuilder(Builder[GpuRuntime]):
         settings: Settings,
         layers: MoeLayers,
         contributions: Mapping[int, torch.Tensor],
+        stand_ins: Mapping[int, StandIns],
     ) -> GpuRuntime:
+        if stand_ins:
+            raise UnsupportedError(SKETCHES_ON_GPU)
         sizes = Sizes(
             layers.ids,
             layers.num_experts,

@@ -21,6 +21,7 @@ from lynx_sglang.integration import features, flags, model_files
 from lynx_sglang.integration.formats import Experts, routes_inside, widens
 from lynx_sglang.loop import shadow
 from lynx_sglang.settings import BACKEND, Settings
+from lynx_sglang.sketches import SKETCHES_ON_GPU
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +98,8 @@ def admit(settings: Settings, server_args: Any) -> None:
         measured = calibration.load(settings.calibration, settings.policy)
         if reason := measured.refusal(model_config.hf_text_config):
             raise UnsupportedError(reason)
+        if measured.sketches is not None and device_of(view) == "cuda":
+            raise UnsupportedError(SKETCHES_ON_GPU)
     if reason := pacing_refusal(settings, view, model_config):
         raise UnsupportedError(reason)
     if settings.shadowed_share and (reason := shadow_refusal(view, model_config)):

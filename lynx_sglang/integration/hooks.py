@@ -33,8 +33,9 @@ def install(settings: Settings) -> None:
         from lynx_sglang.cpu import runner
         from lynx_sglang.cpu.runtime import CpuBuilder
 
-        builder = CpuBuilder(settings)
-        runner.install(builder.add_layer)
+        cpu = CpuBuilder(settings)
+        builder = cpu
+        runner.install(cpu.add_layer, cpu.finish_layer)
         around = cpu_hooks()
     pauses = scheduler.Pauses(builder)
     on_both: Hooks = {

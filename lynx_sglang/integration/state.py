@@ -57,6 +57,7 @@ def server_info(builder: Builder[Runtime]) -> dict[str, Any]:
         "decode_steps": telemetry.decode_steps,
         "active_experts_sum": telemetry.active_experts_sum,
         "retained_mass_sum": telemetry.retained_mass_sum,
+        "covered_mass_sum": telemetry.covered_mass_sum,
         "tiers": telemetry.tiers(),
         "refused_change": builder.refused_change,
         "shadow": telemetry.shadow.report(),

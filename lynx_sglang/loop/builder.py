@@ -13,6 +13,7 @@ from lynx_sglang.errors import LynxError
 from lynx_sglang.loop.layers import MoeLayers
 from lynx_sglang.loop.runtime import Runtime
 from lynx_sglang.settings import Settings
+from lynx_sglang.sketches import StandIns
 
 RuntimeForm = TypeVar("RuntimeForm", bound=Runtime, covariant=True)
 
@@ -54,17 +55,23 @@ class Builder(ABC, Generic[RuntimeForm]):
 
         Raises:
             LynxError: the model was built without a MoE layer.
-            SettingError: the calibration file is of other layers or experts.
+            SettingError: the calibration file is of other layers or experts, or its sketches are
+                of other weights.
         """
         if self._runtime is None:
             layers = self.layers
             contributions: dict[int, torch.Tensor] = {}
+            stand_ins: dict[int, StandIns] = {}
             if not layers.ids:
                 raise LynxError("--moe-backend lynx: the model has no MoE layer that lynx runs")
             if self._settings.calibration is not None:
                 measured = calibration.load(self._settings.calibration, self._settings.policy)
                 contributions = measured.contributions_of(layers.ids, layers.num_experts)
-            self._runtime = self.make(self._settings, layers, contributions)
+                if measured.sketches is not None:
+                    stand_ins = measured.stand_ins_of(
+                        self._settings.calibration, model_path(), layers.ids, layers.num_experts
+                    )
+            self._runtime = self.make(self._settings, layers, contributions, stand_ins)
         return self._runtime
 
     def apply(self, settings: Settings) -> None:
@@ -80,9 +87,18 @@ class Builder(ABC, Generic[RuntimeForm]):
         settings: Settings,
         layers: MoeLayers,
         contributions: Mapping[int, torch.Tensor],
+        stand_ins: Mapping[int, StandIns],
     ) -> RuntimeForm:
         """Allocate the data path at full quality.
 
         Args:
             contributions: by layer id, float32 [E] on the CPU; see ``lynx_kernels.select``.
+            stand_ins: by layer id, on the CPU; empty without sketches.
         """
+
+
+def model_path() -> str:
+    """Of the model that this process serves."""
+    from sglang.srt.runtime_context import get_server_args
+
+    return str(get_server_args().model_path)

@@ -43,6 +43,10 @@ class Control:
         self.pacing: Pacing | None = None  # with --lynx-prefill-pacing, from the first step on
         self._last_prefill: Prefill | None = None
         self.clock = StepClock()
+        measured = None
+        if settings.calibration is not None:
+            measured = calibration.load(settings.calibration, settings.policy)
+        self.has_sketches = measured is not None and measured.sketches is not None
         make: Callable[..., Controller] = Controller
         if settings.decision_log is not None:
             make = partial(LoggedController, Log(Path(settings.decision_log)))
@@ -52,7 +56,7 @@ class Control:
             num_experts=layers.num_experts,
             top_k=layers.top_k,
             config=ControllerConfig(min_retained_mass=settings.min_retained_mass),
-            layer_offsets=offsets_of(settings),
+            layer_offsets=None if measured is None else measured.layer_offsets,
         )
         self.decided_for = Batch.of(1)  # the batch of ``decision``
         self.decision = self.apply(settings)
@@ -134,15 +138,16 @@ class Control:
 
     def _account(self, step: Step) -> None:
         """Add each decode row's retained mass to the accounts of its request and its tier."""
-        masses = [1.0] * len(step.requests)
-        if step.row_retained_mass is not None:
+        masses = covered = [1.0] * len(step.requests)
+        if step.row_retained_mass is not None and step.row_covered_mass is not None:
             masses = (step.row_retained_mass / len(self.layers)).tolist()
+            covered = (step.row_covered_mass / len(self.layers)).tolist()
         default = tier.Tier(self.settings.default_tier)
         of_step = {name: tier.Account() for name in tier.Tier}
-        for request, mass in zip(step.requests, masses, strict=True):
-            mass = min(1.0, mass)
-            tier.account_of(request).add(mass)
-            of_step[tier.tier_of(request, default)].add(mass)
+        for request, *of_row in zip(step.requests, masses, covered, strict=True):
+            mass, with_sketches = (min(1.0, each) for each in of_row)
+            tier.account_of(request).add(mass, with_sketches)
+            of_step[tier.tier_of(request, default)].add(mass, with_sketches)
         for name, account in of_step.items():
             if account.decode_tokens:
                 self.telemetry.decoded(name, account)
@@ -156,7 +161,7 @@ class Control:
             step_ms=step_ms,
             itl_ms=itl_ms,
             active_experts=[step.num_active[layer] for layer in self.layers.ids],
-            retained_mass=[step.retained_mass.get(layer, 1.0) for layer in self.layers.ids],
+            retained_mass=[step.covered_mass.get(layer, 1.0) for layer in self.layers.ids],
             kv_tokens=step.kv_tokens,
             queue=None if step.waiting is None else step.waiting.requests,
             queue_ms=None if step.waiting is None else step.waiting.oldest_ms,
@@ -189,14 +194,8 @@ class Control:
         )
         if settings.calibration is not None:
             logger.info(
-                "lynx is calibrated by %s: retained mass >= %g",
+                "lynx is calibrated by %s: retained mass >= %g%s",
                 settings.calibration,
                 settings.min_retained_mass,
+                ", with what its sketches stand in for" if self.has_sketches else "",
             )
-
-
-def offsets_of(settings: Settings) -> list[float] | None:
-    """[L] offsets of the layers' shares from the calibration file; None without one."""
-    if settings.calibration is None:
-        return None
-    return calibration.load(settings.calibration, settings.policy).layer_offsets

@@ -29,6 +29,7 @@ class Reading:
     settings: Settings
     active_experts: float  # T, mean over layers
     retained_mass: float  # of flexible rows, mean over layers
+    covered_mass: float  # so, with what sketches stand in for
     floor_hits: int  # layers whose floors needed more experts than the cap
     pace: Pace | None = None  # of the next prefill, where it is paced
 
@@ -39,7 +40,15 @@ class Reading:
         Args:
             unloaded: the decision that holds without load.
         """
-        return cls(None, unloaded, settings, active_experts=0.0, retained_mass=1.0, floor_hits=0)
+        return cls(
+            None,
+            unloaded,
+            settings,
+            active_experts=0.0,
+            retained_mass=1.0,
+            covered_mass=1.0,
+            floor_hits=0,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +105,11 @@ GAUGES = (
         "lynx_retained_mass",
         "Share of their top-k routing mass that flexible rows retained, mean over layers.",
         lambda at: at.retained_mass,
+    ),
+    GaugeSpec(
+        "lynx_covered_mass",
+        "Retained mass, and that of lost experts which their sketches stand in for.",
+        lambda at: at.covered_mass,
     ),
     GaugeSpec(
         "lynx_saturated",

@@ -39,29 +39,61 @@ class Step:
     shadow_ms: float = 0.0  # duration of the shadow pass
     num_active: dict[int, int] = field(default_factory=dict)  # by layer id
     retained_mass: dict[int, float] = field(default_factory=dict)  # mean over flexible rows
+    covered_mass: dict[int, float] = field(default_factory=dict)  # so, with what sketches add
     row_retained_mass: np.ndarray[Any, Any] | None = None  # sum over layers, [requests]
-    _row_masses: dict[int, np.ndarray[Any, Any]] = field(default_factory=dict)  # until added up
+    row_covered_mass: np.ndarray[Any, Any] | None = None  # sum over layers, [requests]
+    _row_masses: dict[int, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = field(
+        default_factory=dict
+    )  # until added up
 
-    def note_layer(self, layer_id: int, num_active: int, row_mass: np.ndarray[Any, Any]) -> None:
-        """Record one layer after selection: T, and each row's retained mass [M >= rows]."""
+    def note_layer(
+        self,
+        layer_id: int,
+        num_active: int,
+        row_mass: np.ndarray[Any, Any],
+        row_covered: np.ndarray[Any, Any] | None = None,
+    ) -> None:
+        """Record one layer after selection.
+
+        Args:
+            num_active: T.
+            row_mass: [M >= rows], each row's retained mass.
+            row_covered: [M >= rows], with the mass that sketches stand in for; None: no sketches.
+        """
         self.num_active[layer_id] = num_active
-        self._row_masses[layer_id] = row_mass
+        self._row_masses[layer_id] = row_mass, row_mass if row_covered is None else row_covered
 
     def add_up_layers(self) -> None:
         """Add up the layers of ``note_layer``, once per step."""
         if self._row_masses:
             rows = slice(self.first_decode_row, self.first_decode_row + self.batch.rows)
-            masses = np.stack([row_mass[rows] for row_mass in self._row_masses.values()])
-            self.note_masses(list(self._row_masses), masses)
+            masses, covered = (
+                np.stack([row_mass[rows] for row_mass in each])
+                for each in zip(*self._row_masses.values(), strict=True)
+            )
+            self.note_masses(list(self._row_masses), masses, covered)
 
-    def note_masses(self, layer_ids: list[int], masses: np.ndarray[Any, Any]) -> None:
-        """Record the retained mass of each layer and decode row: masses [L, rows]."""
+    def note_masses(
+        self,
+        layer_ids: list[int],
+        masses: np.ndarray[Any, Any],
+        covered: np.ndarray[Any, Any] | None = None,
+    ) -> None:
+        """Record the retained and the covered mass of each layer and decode row: [L, rows]."""
         masses = masses[:, : len(self.requests)]
+        covered = masses if covered is None else covered[:, : len(self.requests)]
         self.row_retained_mass = masses.sum(axis=0, dtype=float)
-        if self.batch.flexible_rows:
-            # Exact rows lose nothing: the sum of losses is that of the flexible rows.
-            means = 1.0 - (1.0 - masses).sum(axis=1, dtype=float) / self.batch.flexible_rows
-            self.retained_mass = dict(zip(layer_ids, means.tolist(), strict=True))
+        self.row_covered_mass = covered.sum(axis=0, dtype=float)
+        self.retained_mass = self._means(layer_ids, masses)
+        self.covered_mass = self._means(layer_ids, covered)
+
+    def _means(self, layer_ids: list[int], masses: np.ndarray[Any, Any]) -> dict[int, float]:
+        """Mean over the flexible rows, by layer; empty without any."""
+        if not self.batch.flexible_rows:
+            return {}
+        # Exact rows lose nothing: the sum of losses is that of the flexible rows.
+        means = 1.0 - (1.0 - masses).sum(axis=1, dtype=float) / self.batch.flexible_rows
+        return dict(zip(layer_ids, means.tolist(), strict=True))
 
 
 def phase_of(batch: Any) -> Phase:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from lynx_controller import Decision, Pace
@@ -23,6 +24,7 @@ class Telemetry:
         self.decode_steps = 0
         self.active_experts_sum = 0.0  # over decode steps, of the mean over layers
         self.retained_mass_sum = 0.0
+        self.covered_mass_sum = 0.0
         self.shadow = ShadowTotals()
         self.requests = dict.fromkeys(Tier, 0)  # finished
         self.tokens = {tier: Account() for tier in Tier}  # decoded
@@ -92,7 +94,8 @@ class Telemetry:
             decision,
             settings,
             active_experts=sum(step.num_active.values()) / len(caps),
-            retained_mass=mean_retained_mass(step),
+            retained_mass=mean_mass(step.retained_mass),
+            covered_mass=mean_mass(step.covered_mass),
             pace=self.pace,
             floor_hits=sum(step.num_active[layer] > cap for layer, cap in caps.items()),
         )
@@ -101,11 +104,11 @@ class Telemetry:
         self.floor_hits += reading.floor_hits
         self.active_experts_sum += reading.active_experts
         self.retained_mass_sum += reading.retained_mass
+        self.covered_mass_sum += reading.covered_mass
         if self._metrics is not None:
             self._metrics.decided(reading)
 
 
-def mean_retained_mass(step: Step) -> float:
-    """Of the flexible rows, over layers; 1 where nothing was selected."""
-    masses = step.retained_mass.values()
-    return sum(masses) / len(masses) if masses else 1.0
+def mean_mass(masses: Mapping[int, float]) -> float:
+    """Mean over layers of the flexible rows' masses; 1 where nothing was selected."""
+    return sum(masses.values()) / len(masses) if masses else 1.0

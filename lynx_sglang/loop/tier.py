@@ -87,11 +87,13 @@ class Account:
     decode_tokens: int = 0
     degraded_tokens: int = 0
     retained_mass_sum: float = 0.0
+    covered_mass_sum: float = 0.0
 
-    def add(self, retained_mass: float) -> None:
-        """Count one decoded token and its mean retained mass over layers, in [0, 1]."""
+    def add(self, retained_mass: float, covered_mass: float) -> None:
+        """Count one decoded token and its mean masses over layers, in [0, 1]."""
         self.decode_tokens += 1
         self.retained_mass_sum += retained_mass
+        self.covered_mass_sum += covered_mass
         self.degraded_tokens += retained_mass < 1.0
 
     def merge(self, other: Account) -> None:
@@ -99,6 +101,7 @@ class Account:
         self.decode_tokens += other.decode_tokens
         self.degraded_tokens += other.degraded_tokens
         self.retained_mass_sum += other.retained_mass_sum
+        self.covered_mass_sum += other.covered_mass_sum
 
     def report(self, tier: Tier) -> dict[str, Any]:
         """JSON for ``meta_info``; a request without decoded tokens kept all its mass."""
@@ -109,6 +112,7 @@ class Account:
             "degraded_tokens": self.degraded_tokens,
             "decode_tokens": tokens,
             "retained_mass": round(self.retained_mass_sum / tokens, 6) if tokens else 1.0,
+            "covered_mass": round(self.covered_mass_sum / tokens, 6) if tokens else 1.0,
         }
 
 

@@ -77,3 +77,22 @@ def shadow_table() -> str:
 def spread(values: dict[str, float], form: str) -> str:
     """Median and quartiles."""
     return f"{values['median']:{form}} [{values['q1']:{form}}, {values['q3']:{form}}]"
+
+
+def sketches_table() -> str:
+    """Servers at the same share of their experts, with a refill and with sketches."""
+    rows = []
+    for model, found in load("sketches_served.json").items():
+        for refill, sketch in zip(found["refill"], found["sketch"], strict=True):
+            is_full = refill["point"] == "budget full"
+            forms = {"none": refill} if is_full else {"refill": refill, "sketches": sketch}
+            rows += [(model, leg["point"], form, *figures_of(leg)) for form, leg in forms.items()]
+    header = ("Model", "Setting", "Lost experts", "T", "KL, nats", "KL p99", "Maths", "Code")
+    about = "`python -m benchmarks.sketches.served MODEL`, 16 requests at a time, test problems."
+    return f"{about}\n\n{table(header, rows)}"
+
+
+def figures_of(leg: dict[str, Any]) -> list[str]:
+    """Active experts, KL and right answers of one leg of an evaluation."""
+    right = (f"{each['share']:.1%}" for each in leg["accuracy"].values())
+    return [f"{leg['active_experts']:.1f}", f"{leg['kl']:.1e}", f"{leg['kl_p99']:.1e}", *right]

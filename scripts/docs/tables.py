@@ -24,4 +24,5 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "demo": results.demo_table,
     "decode": results.decode_table,
     "shadow": results.shadow_table,
+    "sketches": results.sketches_table,
 }

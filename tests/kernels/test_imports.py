@@ -30,8 +30,12 @@ EXPORTS = {
         "Selection, build_schedule, find_policy, policies_for_triton, select, select_reference, "
         "select_triton, warm_up"
     ),
+    "lynx_kernels.sketch": (
+        "LayerSketches, Sketch, add_sketches, add_sketches_reference, covered_mass, lost_slots, "
+        "warm_up"
+    ),
 }
-ROOMS = ("schedule", "select", "fused_moe")  # each stands on those before it
+ROOMS = ("sketch", "schedule", "select", "fused_moe")  # each stands on those before it
 # A first import by each of these, then the others: `select` is a function and a room.
 FIRST = (
     "from lynx_kernels.select.policies import Policy",

@@ -234,8 +234,8 @@ def test_contributions_are_root_mean_squares_over_squared_weights() -> None:
     ids = torch.tensor([0, 0, 1, 3, -1, 4])  # 4: a fused shared expert; 2: used by none
     weights = torch.tensor([0.6, 0.3, 0.5, 0.2, 9.0, 9.0])
     norms = torch.tensor([1.0, 2.0, 4.0, 1.0, 9.0, 9.0])
-    outputs.note(5, 4, ids, weights, norms**2)
-    outputs.note(5, 4, ids[:1], weights[:1], norms[:1] ** 2)  # the next batch adds up
+    outputs.note(5, 4, ids, weights, norms.unsqueeze(1))
+    outputs.note(5, 4, ids[:1], weights[:1], norms[:1].unsqueeze(1))  # the next batch adds up
     first = math.sqrt((0.36 + 0.36 + 0.09 * 4) / (0.36 + 0.36 + 0.09))
     expected = torch.tensor([first, 4.0, first, 1.0]) / 4.0
     assert torch.allclose(outputs.contributions(5), expected, atol=1e-4)
@@ -297,7 +297,7 @@ class FakePasses:
         return [[1.0 - share, 1.0 - share], [1.0 - share]]
 
     def state(self) -> dict[str, Any]:
-        return {"layers": [3, 5], "active_experts": 8.0, "retained_mass": 0.9}
+        return {"layers": [3, 5], "active_experts": 8.0, "retained_mass": 0.9, "covered_mass": 0.95}
 
 
 def test_passes_say_how_far_they_are_and_are_not_run_twice(
@@ -309,7 +309,7 @@ def test_passes_say_how_far_they_are_and_are_not_run_twice(
     assert layer_kl == pytest.approx([1.0 - LAYER_SHARE] * 2)
     assert passes.runs[-2:] == [(LAYER_SHARE, 3), (LAYER_SHARE, 5)]
     shown = capsys.readouterr()
-    assert "share 0.9: 8.0 active experts, 0.9000 retained mass" in shown.out
+    assert "share 0.9: 8.0 active experts, 0.9500 covered mass" in shown.out
     for part in ("share 0.9: ", "next: share 0.8", "12/12", "next: layer 5 alone", "the last pass"):
         assert part in shown.err
     again = FakePasses()

@@ -62,7 +62,7 @@ def test_a_servers_process_gets_the_runtime(
     hooks: dict[str, list[object]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(TRANSPORT_VARIABLE, Settings(slo_itl_ms=20.0).to_json())
-    monkeypatch.setattr("lynx_sglang.cpu.runner.install", lambda add_layer: None)
+    monkeypatch.setattr("lynx_sglang.cpu.runner.install", lambda add_layer, finish: None)
     plugin.register()
     assert set(hooks) == LAUNCHER | SERVER
 

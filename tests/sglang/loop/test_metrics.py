@@ -64,7 +64,8 @@ def step(**values: Any) -> Step:
         num_active={0: 5, 1: 6},
         **values,
     )
-    made.note_masses([0, 1], np.array([[0.5, 0.7], [0.9, 0.9]]))
+    masses = np.array([[0.5, 0.7], [0.9, 0.9]])
+    made.note_masses([0, 1], masses, masses + 0.1)
     return made
 
 
@@ -82,6 +83,7 @@ def test_a_decode_step_sets_every_gauge(telemetry: Telemetry) -> None:
         "budget_experts": 5.0,
         "active_experts": 5.5,
         "retained_mass": 0.75,
+        "covered_mass": 0.85,
         "saturated": 1.0,
         "predicted_step_seconds": 0.012,
         "max_quality_loss_nats": 0.01,
@@ -121,7 +123,8 @@ def test_gauges_of_an_idle_server_tell_of_no_load_and_of_the_settings(
     telemetry.idle(Settings(slo_itl_ms=20.0), unloaded)
     idle = {
         "slo_itl_seconds": 0.02, "queue_seconds": 0.0, "active_experts": 0.0,
-        "retained_mass": 1.0, "saturated": 0.0, "guard_binds": 0.0, "budget_experts": 64.0,
+        "retained_mass": 1.0, "covered_mass": 1.0, "saturated": 0.0, "guard_binds": 0.0,
+        "budget_experts": 64.0,
     }  # fmt: skip
     assert {name: shown(name) for name in idle} == idle
     assert telemetry.is_idle
@@ -151,7 +154,7 @@ def test_requests_and_tokens_count_by_tier(telemetry: Telemetry) -> None:
     assert shown("decode_tokens_total", tier="exact") == 0.0  # before the first
     account = Account()
     for mass in (1.0, 0.5, 0.25):
-        account.add(mass)
+        account.add(mass, mass)
     telemetry.decoded(Tier.FLEXIBLE, account)
     telemetry.finished(Tier.FLEXIBLE)
     telemetry.finished(Tier.EXACT)

@@ -138,19 +138,22 @@ def test_layers_add_up_to_a_rows_retained_mass() -> None:
     requests = [request("a"), request("b", lynx="exact")]
     step = step_of(batch(ForwardMode.DECODE, requests), 1, Tier.FLEXIBLE, size_class_of)
     step.note_layer(0, 9, torch.tensor([0.5, 1.0]).numpy())
-    step.note_layer(1, 7, torch.tensor([0.7, 1.0]).numpy())
+    step.note_layer(1, 7, torch.tensor([0.7, 1.0]).numpy(), torch.tensor([0.9, 1.0]).numpy())
     step.add_up_layers()
     assert step.num_active == {0: 9, 1: 7}
     assert step.retained_mass == pytest.approx({0: 0.5, 1: 0.7})
     assert step.row_retained_mass is not None
     assert step.row_retained_mass.tolist() == pytest.approx([1.2, 2.0])
+    assert step.covered_mass == pytest.approx({0: 0.5, 1: 0.9})
+    assert step.row_covered_mass is not None
+    assert step.row_covered_mass.tolist() == pytest.approx([1.4, 2.0])
 
 
 def test_an_account_reports_its_requests_loss() -> None:
     one = request()
     account = account_of(one)
-    account.add(1.0)
-    account.add(0.5)
+    account.add(1.0, 1.0)
+    account.add(0.5, 0.8)
     assert account_of(one) is account
     assert account.report(Tier.FLEXIBLE) == {
         "tier": "flexible",
@@ -158,6 +161,7 @@ def test_an_account_reports_its_requests_loss() -> None:
         "degraded_tokens": 1,
         "decode_tokens": 2,
         "retained_mass": 0.75,
+        "covered_mass": 0.9,
     }
     assert Account().report(Tier.EXACT)["retained_mass"] == 1.0
 

@@ -27,21 +27,21 @@ class Sketch:
 
 
 @dataclass(frozen=True, slots=True)
-class Factors:
+class LayerSketches:
     """Sketches of a layer's E experts, end to end.
 
-    down, up: [R, H], R the sum of ranks; starts: E + 1 bounds of each expert's ranks;
+    down, up: [R, H], R the sum of ranks; starts: int64 [E + 1], bounds of each expert's ranks;
     bias: [E, H], zeros for an expert without one; sizes: int64 [E], numbers that each one reads.
     """
 
     down: Tensor
     up: Tensor
-    starts: tuple[int, ...]
+    starts: Tensor
     bias: Tensor
     sizes: Tensor
 
     @classmethod
-    def of(cls, sketches: Sequence[Sketch]) -> Factors:
+    def of(cls, sketches: Sequence[Sketch]) -> LayerSketches:
         """Put sketches together, one for each expert.
 
         Raises:
@@ -56,7 +56,7 @@ class Factors:
         return cls(
             torch.cat([each.down for each in sketches]),
             torch.cat([each.up.t() for each in sketches]),
-            tuple(starts),
+            torch.tensor(starts),
             torch.stack([zeros if each.bias is None else each.bias for each in sketches]),
             torch.tensor([each.num_values for each in sketches]),
         )
@@ -65,7 +65,16 @@ class Factors:
     def num_experts(self) -> int:
         return len(self.bias)
 
+    @property
+    def hidden_size(self) -> int:
+        return self.bias.shape[1]
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> LayerSketches:
+        """The factors on a device and in a dtype; bounds and sizes stay on the CPU."""
+        down, up, bias = (each.to(device, dtype) for each in (self.down, self.up, self.bias))
+        return LayerSketches(down, up, self.starts, bias, self.sizes)
+
     def of_expert(self, expert: int, x: Tensor) -> Tensor:
         """An expert's sketch of x [N, H]: [N, H]."""
-        ranks = slice(self.starts[expert], self.starts[expert + 1])
+        ranks = slice(int(self.starts[expert]), int(self.starts[expert + 1]))
         return torch.addmm(self.bias[expert], x @ self.down[ranks].t(), self.up[ranks])

@@ -4,9 +4,8 @@ Sums are all that is kept of tokens, so traffic streams through. A second set of
 tokens, judges a fit: no token is looked at twice.
 
 Memory: an expert holds 2 H^2 + 2 H float64 numbers, whatever the number of tokens. A layer of
-Qwen3-30B-A3B (H 2048, 128 experts) would be 8.6 GB, and 17 GB with the sums that judge: one layer
-at a time on a host, and 48 passes over the traffic or its stored inputs of layers (16,384 tokens:
-67 MB a layer in bf16).
+Qwen3-30B-A3B (H 2048, 128 experts) is 8.6 GB, and 17 GB with the sums that judge: one layer at a
+time, and 48 passes over the text.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.sketches.factors import Sketch
+from lynx_kernels.sketch import Sketch
 
 LEAST_RIDGE = 1e-9  # of the mean diagonal: a Gram matrix of few tokens is singular
 
