@@ -81,8 +81,8 @@ def contributions(forced: Forced) -> list[Tensor]:
         _, ids, weights = Experts.choose(layer, layer.router(x))
         for expert in range(len(layer.down)):
             rows, slots = (ids == expert).nonzero(as_tuple=True)
-            squares = output_of(layer, expert, x[rows]).square().sum(dim=1)
-            outputs.note(index, len(layer.down), ids[rows, slots], weights[rows, slots], squares)
+            found = output_of(layer, expert, x[rows])
+            outputs.note(index, len(layer.down), ids[rows, slots], weights[rows, slots], found)
     return [outputs.contributions(layer) for layer in outputs.layer_ids]
 
 
