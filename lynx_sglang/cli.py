@@ -135,6 +135,9 @@ def run_status(args: argparse.Namespace) -> int:
         print(f"lynx-sglang: {error}", file=sys.stderr)
         return 1
     for part in parts:
+        replica = (part.get("ranks") or {}).get("replica")
+        if replica is not None and not args.json:
+            print(f"replica {replica}")
         print(json.dumps(part, indent=2) if args.json else describe(part))
     return 0
 

@@ -51,11 +51,11 @@ class Connection:
         request = urllib.request.Request(f"{self.url}/server_info", headers=self.headers())
         return self.parsed(self._answer(request))
 
-    def change(self, entries: Mapping[str, float]) -> None:
+    def change(self, entries: Mapping[str, Any]) -> None:
         """Change settings, all or none.
 
         Args:
-            entries: of ``changes.wire_entries``.
+            entries: of the body of ``/set_internal_state``, numbers or words.
 
         Raises:
             ConnectionFailed: the server did not take them; with its reason.
@@ -80,12 +80,12 @@ class Connection:
         return body
 
     def lynx_parts(self) -> list[dict[str, Any]]:
-        """The ``lynx`` part of each scheduler's state; ConnectionFailed where there is none."""
+        """The ``lynx`` part of each replica's state, in order; ConnectionFailed without any."""
         states = self.server_info()["internal_states"]
         parts = [state["lynx"] for state in states if isinstance(state.get("lynx"), dict)]
         if not parts:
             raise ConnectionFailed(f"{self.url} runs without --moe-backend lynx")
-        return parts
+        return sorted(parts, key=replica_of)  # SGLang answers in the order that they answered
 
     def refused(self, status: int, body: bytes = b"") -> str:
         if status in (401, 403):
@@ -108,6 +108,11 @@ class Connection:
             raise ConnectionFailed(f"{self.url}: no SGLang server, it answers {short(text)}")
         whole: dict[str, Any] = info
         return whole
+
+
+def replica_of(part: dict[str, Any]) -> int:
+    """Number of a replica in its server (--dp-size); 0 for the only one."""
+    return (part.get("ranks") or {}).get("replica") or 0
 
 
 def reason_of(body: bytes) -> str:

@@ -129,7 +129,8 @@ class Settings:
         None,
         parsers.writable_file,
         "a file in a folder that exists and may be written to, or none",
-        "File for a log of every decision and its inputs; `lynx-sglang replay` explains it.",
+        "File for a log of every decision and its inputs; `lynx-sglang replay` explains it. With "
+        "--dp-size each replica has its own: FILE.dp0.jsonl of FILE.jsonl.",
     )
     max_quality_loss: float | None = option(
         None,

@@ -84,16 +84,23 @@ def change(
     """
     for place, server in enumerate(servers):
         try:
-            server.change(changes.wire_entries(asked))
+            server.change(entries_of(asked))
         except ConnectionFailed as error:
             lost = []
             for changed in servers[:place]:
                 try:
-                    changed.change(changes.wire_entries(before[changed]))
+                    changed.change(entries_of(before[changed]))
                 except ConnectionFailed as failed:
                     lost.append(str(failed))
             kept = "; no server is changed" if not lost else f"; NOT put back: {'; '.join(lost)}"
             raise ConnectionFailed(f"{error}{kept}") from None
+
+
+def entries_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The body's entries that set these settings, in words where they have any."""
+    return {
+        changes.PREFIX + name: "none" if value is None else value for name, value in values.items()
+    }
 
 
 def described(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:

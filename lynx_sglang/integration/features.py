@@ -111,10 +111,7 @@ FEATURES: tuple[Feature, ...] = (
         "Attention data parallelism", "--attn-dp-size", "attn_dp_size", OTHER_ROWS, above_one,
         also=("--dp-size with --enable-dp-attention",),
     ),
-    both(
-        "Data parallelism", "--dp-size", "dp_size",
-        "one controller serves one replica", above_one, "Start a server for each replica.",
-    ),
+    Feature("Replicas", "--dp-size", "dp_size", above_one, None, None),
     both("Pipeline parallelism", "--pp-size", "pp_size", OTHER_LAYERS, above_one),
     both(
         "Attention context parallelism", "--attn-cp-size", "attn_cp_size", OTHER_ROWS, above_one

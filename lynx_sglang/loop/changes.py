@@ -102,11 +102,6 @@ def wire_number(name: str, value: Any) -> float:
     return float(value)
 
 
-def wire_entries(values: Mapping[str, Any]) -> dict[str, float]:
-    """The entries that set these settings."""
-    return {PREFIX + name: wire_number(name, value) for name, value in values.items()}
-
-
 def wire_body(body: bytes) -> bytes:
     """The body of a ``/set_internal_state`` request with Lynx's entries as numbers.
 

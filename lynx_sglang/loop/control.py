@@ -37,7 +37,12 @@ class Control:
         settings: Settings,
         layers: MoeLayers,
         telemetry: Telemetry,
+        replica: int | None = None,
     ) -> None:
+        """
+        Args:
+            replica: number of this replica in its server; None where it is the only one.
+        """
         self.layers, self.telemetry = layers, telemetry
         self.replica: Replica | None = None  # of a fleet, with --lynx-store
         self.pacing: Pacing | None = None  # with --lynx-prefill-pacing, from the first step on
@@ -49,7 +54,8 @@ class Control:
         self.has_sketches = measured is not None and measured.sketches is not None
         make: Callable[..., Controller] = Controller
         if settings.decision_log is not None:
-            make = partial(LoggedController, Log(Path(settings.decision_log)))
+            log = Log(log_of(Path(settings.decision_log), replica))
+            make = partial(LoggedController, log)
         self.controller = make(
             slo=self._slo(settings),
             num_layers=len(layers),
@@ -199,3 +205,8 @@ class Control:
                 settings.min_retained_mass,
                 ", with what its sketches stand in for" if self.has_sketches else "",
             )
+
+
+def log_of(path: Path, replica: int | None) -> Path:
+    """The decision log of one replica: ``log.jsonl``, or ``log.dp1.jsonl`` of several."""
+    return path if replica is None else path.with_name(f"{path.stem}.dp{replica}{path.suffix}")

@@ -82,10 +82,19 @@ class Ranks:
     """This process's place among the ranks of its replica, and its side of their agreement."""
 
     def __init__(
-        self, rank: int, size: int, ep_size: int = 1, is_any: Callable[[bool], bool] = bool
+        self,
+        rank: int,
+        size: int,
+        ep_size: int = 1,
+        is_any: Callable[[bool], bool] = bool,
+        replica: int | None = None,
     ) -> None:
-        """``is_any``: whether any rank says yes; all ranks ask at once."""
-        self.rank, self.size, self.ep_size = rank, size, ep_size
+        """
+        Args:
+            is_any: whether any rank says yes; all ranks ask at once.
+            replica: number of this replica in its server (--dp-size); None without replicas.
+        """
+        self.rank, self.size, self.ep_size, self.replica = rank, size, ep_size, replica
         self._is_any = is_any
         self.orders = 0  # put in force
         self.checks = 0  # orders whose checksum was compared
@@ -101,7 +110,13 @@ class Ranks:
         from sglang.srt.runtime_context import get_parallel
 
         parallel = get_parallel()
-        return cls(parallel.tp_rank, parallel.tp_size, parallel.moe_ep_size, is_any_rank)
+        return cls(
+            parallel.tp_rank,
+            parallel.tp_size,
+            parallel.moe_ep_size,
+            is_any_rank,
+            parallel.dp_rank,
+        )
 
     @property
     def leads(self) -> bool:
@@ -122,9 +137,9 @@ class Ranks:
         over = f", experts over {self.ep_size}" if self.ep_size > 1 else ""
         return "" if self.is_alone else f"x {self.size}{over}"
 
-    def state(self) -> dict[str, int]:
+    def state(self) -> dict[str, int | None]:
         """For ``/server_info``."""
-        names = ("size", "orders", "checks", "mismatches", "unforeseen")
+        names = ("replica", "size", "orders", "checks", "mismatches", "unforeseen")
         return {name: getattr(self, name) for name in names}
 
     def note_batch(self, batch: Batch) -> None:

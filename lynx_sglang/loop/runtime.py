@@ -61,7 +61,7 @@ class Runtime(ABC):
         self._put_in_force(full_quality(layers), settings.floor)
         self.control: Control | None = None  # on rank 0 alone
         if self.ranks.leads:
-            self.control = Control(settings, layers, self.telemetry)
+            self.control = Control(settings, layers, self.telemetry, self.ranks.replica)
             self._adopt(self.control.decision)
 
     @property

@@ -162,8 +162,8 @@ def import_sglang() -> None:
             importlib.import_module(name).register()
         HookRegistry.apply_hooks()
 
-    for process in (scheduler, data_parallel_controller):
-        process.load_plugins = load_in_scheduler
+    scheduler.load_plugins = load_in_scheduler
+    data_parallel_controller.load_plugins = HookRegistry.apply_hooks  # its schedulers are its forks
 
 
 def serve(job: dict[str, Any]) -> None:

@@ -212,6 +212,12 @@ def test_set_changes_a_server_and_says_what_it_refuses(
     to_server = ["set", "--url", server.url]
     assert cli.main([*to_server, "slo-itl-ms=25", "max-quality-loss=0.01"]) == 0
     assert "slo-itl-ms 0.01 -> 25, max-quality-loss none -> 0.01" in capsys.readouterr().out
+    assert cli.main([*to_server, "budget=25%"]) == 0
+    assert "budget auto -> 25%" in capsys.readouterr().out
+    assert cli.main([*to_server, "budget=auto", "demand=0.5"]) == 0
+    assert "budget 25% -> auto, demand auto -> 0.5" in capsys.readouterr().out
+    assert cli.main([*to_server, "demand=auto"]) == 0
+    capsys.readouterr()
     assert cli.main([*to_server, "shadow-share=0", "floor=2"]) == 1
     assert "shadow" in capsys.readouterr().err
     assert cli.main([*to_server, "--url", plain.url, "floor=2"]) == 1

@@ -15,6 +15,7 @@ ONE_RANK = {
     **dict.fromkeys(("moe_ep_rank", "moe_tp_rank", "tp_rank"), 0),
     **dict.fromkeys(("moe_ep_size", "moe_tp_size", "tp_size", "attn_tp_size"), 1),
     "tp_group": None,
+    "dp_rank": None,
 }
 
 

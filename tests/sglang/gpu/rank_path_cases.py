@@ -54,7 +54,7 @@ class Rank:
             moe_dp_size=1,
             moe_ep_size=ep_size,
         )
-        self.place = {**widths, **ranks}
+        self.place = {**widths, **ranks, "dp_rank": None}
         self.builder = GpuBuilder(Settings())
         rng = torch.Generator().manual_seed(0)  # the same model on every rank
         self.gate = torch.randn(E, H, generator=rng)

@@ -139,6 +139,7 @@ def test_rows_are_the_table() -> None:
     assert served == {
         "--tp-size",
         "--ep-size",
+        "--dp-size",
         "--enable-mixed-chunk",
         "--expert-distribution-recorder-mode",
     }

@@ -61,8 +61,8 @@ def test_a_refusal_is_one_line_with_flag_reason_and_remedy(answers: list[dict[st
 
 def test_all_lines_are_classified(answers: list[dict[str, Any]]) -> None:
     counts = Counter(answer["verdict"] for answer in answers)
-    assert counts == {"served": 91, "refused": 124}
-    assert Counter(answer["verdict"] for answer in answers[:176]) == {"served": 73, "refused": 103}
+    assert counts == {"served": 93, "refused": 122}
+    assert Counter(answer["verdict"] for answer in answers[:176]) == {"served": 74, "refused": 102}
 
 
 @pytest.mark.parametrize(

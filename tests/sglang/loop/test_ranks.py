@@ -90,7 +90,7 @@ class Rank:
     def run(self, requests: list[Any], mode: ForwardMode = ForwardMode.DECODE) -> None:
         self.routed = []
         batch = batch_of(requests, mode)
-        with get_parallel().override(tp_rank=self.rank, tp_size=2, moe_ep_size=1):
+        with get_parallel().override(tp_rank=self.rank, tp_size=2, moe_ep_size=1, dp_rank=None):
             run_batch(self.builder)(self.forward, self, batch)
         self.last_batch = batch
         if mode is ForwardMode.DECODE:
@@ -300,7 +300,7 @@ def test_ranks_that_are_set_otherwise_are_an_error(other: Settings) -> None:
 def test_a_single_rank_sends_nothing() -> None:
     replica = Replica(CONTROLLED)
     builder = replica.ranks[0].builder
-    with get_parallel().override(tp_rank=0, tp_size=1, moe_ep_size=1):
+    with get_parallel().override(tp_rank=0, tp_size=1, moe_ep_size=1, dp_rank=None):
         runtime = builder.start()
     runtime.begin(replica.ranks[0], batch_of([request("a")], ForwardMode.DECODE))
     assert runtime.ranks.is_alone
