@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lynx_controller.decide.budget import offsets_at_least_kl
-from lynx_sglang import calibration
+from lynx_sglang import calibration, sketches
 from lynx_sglang.calibrate import sketching
 from lynx_sglang.calibrate.capped_prefill import scheduler_process
 from lynx_sglang.calibrate.passes import Passes
@@ -225,6 +225,11 @@ def calibrate(args: argparse.Namespace) -> Calibration:
             raise EvaluationError(f"{flag}: expected {least} or more, got {value}")
     if not args.quality_loss > 0:
         raise EvaluationError(f"--quality-loss: expected above 0 nats, got {args.quality_loss}")
+    if args.sketch_bytes and args.out.resolve().parent == Path(args.model_path).resolve():
+        raise EvaluationError(
+            f"--out: expected a file outside of the model's folder {args.model_path}: sketches "
+            f"must not lie beside its weights; got {args.out}"
+        )
     text = args.text.read_bytes()
     report(f"loading {args.model_path}; next: the text with every expert")
     engine = engine_of(args)
@@ -243,12 +248,17 @@ def calibrate(args: argparse.Namespace) -> Calibration:
             "sketch_bytes": args.sketch_bytes,
         }
         sample = {"text_sha256": hashlib.sha256(text).hexdigest()[:16]}
-        journal = Journal(args.out.with_name(args.out.name + ".rows"), {**about, **sample})
+        if args.sketch_bytes:
+            sample["weights_sha256"] = sketches.weights_fingerprint(args.model_path)
+        rows = args.out.with_name(args.out.name + ".rows")
+        if not rows.exists():  # no run to go on with
+            sketching.remove(sketch_folder(args.out))
+        journal = Journal(rows, {**about, **sample})
         report(f"running {about['tokens']} tokens with every expert; next: under caps")
         passes = Passes(engine, sequences, args.rows, args.policy)
         found, refilled = None, None
         if args.sketch_bytes:
-            found = sketch(passes, args, config)
+            found = sketch(passes, args, config, sample["weights_sha256"])
             refilled = measure_refill(passes, journal)
             passes.sketch(sketch_file(args.out), found["sha256"], num_experts_of(passes))
         shares, layer_kl = measure(passes, journal)
@@ -273,13 +283,15 @@ def calibrate(args: argparse.Namespace) -> Calibration:
     return made
 
 
-def sketch(passes: Passes, args: argparse.Namespace, config: Any) -> dict[str, Any]:
+def sketch(
+    passes: Passes, args: argparse.Namespace, config: Any, weights_sha256: str
+) -> dict[str, Any]:
     """Fit sketches and write their file; returns the calibration's entry about it."""
     report("fitting sketches; next: under caps")
     shape = sketching.Shape.of(config, num_experts_of(passes))
     folder = sketch_folder(args.out)
     found = sketching.fit_sketches(passes, folder, shape, args.sketch_bytes)
-    return sketching.save(found, sketch_file(args.out), args.model_path, shape)
+    return sketching.save(found, sketch_file(args.out), weights_sha256, shape)
 
 
 def num_experts_of(passes: Passes) -> int:
@@ -296,7 +308,7 @@ def num_experts_of(passes: Passes) -> int:
 
 
 def sketch_file(out: Path) -> Path:
-    return out.with_name(out.stem + ".safetensors")
+    return out.with_name(out.stem + ".sketches.safetensors")
 
 
 def sketch_folder(out: Path) -> Path:

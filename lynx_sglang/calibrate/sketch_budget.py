@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from lynx_kernels.sketch import LayerSketches, Sketch
+from lynx_sglang.calibrate.expert_outputs import contributions_of
 from lynx_sglang.calibrate.sketch_layer import FittedLayer
 from lynx_sglang.sketches import StandIns
 
@@ -90,13 +91,12 @@ def within(fitted: Mapping[int, FittedLayer], numbers: int) -> Budgeted:
                 missed = float(layer.missed[expert, form, rank])
             sketches.append(sketch)
             explained += gain
-            judged, mass = float(layer.judged[expert]), float(layer.mass[expert])
-            misses.append((missed / mass) ** 0.5 if mass > 0 else 0.0)
+            judged = float(layer.judged[expert])
+            misses.append(missed)
             covers.append(1.0 - max(1.0 - gain / judged, 0.0) ** 0.5 if judged > 0 else 0.0)
-        contribution = torch.tensor(misses)
         layers[layer_id] = StandIns(
             LayerSketches.of(sketches),
-            (contribution / contribution.max().clamp(min=1e-12)).float(),
+            contributions_of(torch.tensor(misses, dtype=torch.float64), layer.mass),
             torch.tensor(covers).clamp(0.0, 1.0).float(),
         )
         unexplained[layer_id] = 1.0 - explained / max(float(layer.judged.sum()), 1e-30)

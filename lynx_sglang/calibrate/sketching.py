@@ -68,13 +68,13 @@ def fit_sketches(passes: Passes, folder: Path, shape: Shape, share: float) -> Bu
     return within(fitted, int(share * len(layers) * shape.num_experts * shape.expert_values))
 
 
-def save(found: Budgeted, path: Path, model_path: str, shape: Shape) -> dict[str, Any]:
+def save(found: Budgeted, path: Path, weights_sha256: str, shape: Shape) -> dict[str, Any]:
     """Write the sketches' file; returns the calibration's entry about it."""
     values = sum(int(each.sketches.sizes.sum()) for each in found.layers.values())
     return {
         "file": path.name,
         "sha256": sketches.save(path, found.layers),
-        "weights_sha256": sketches.weights_fingerprint(model_path),
+        "weights_sha256": weights_sha256,
         "share": values / (len(found.layers) * shape.num_experts * shape.expert_values),
         "bytes": path.stat().st_size,
         "unexplained": [round(each, 4) for each in found.unexplained.values()],

@@ -118,8 +118,8 @@ def test_sketches_of_other_weights_are_refused(
     )
     damaged = tmp_path / "tiny.json"
     damaged.write_text(calibrated.read_text())
-    factors = calibrated.with_suffix(".safetensors").read_bytes()
-    (tmp_path / "tiny.safetensors").write_bytes(factors[:-1] + b"\\0")
+    factors = calibrated.with_suffix(".sketches.safetensors").read_bytes()
+    (tmp_path / "tiny.sketches.safetensors").write_bytes(factors[:-1] + b"\\0")
     options = ["--moe-backend=lynx", f"--lynx-calibration={damaged}"]
     assert "are not those that it was measured with" in refusal(
         forks, model, tmp_path / "damaged.log", options

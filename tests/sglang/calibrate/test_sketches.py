@@ -13,11 +13,13 @@ from safetensors.torch import save_file
 
 from lynx_kernels.sketch import LayerSketches
 from lynx_sglang import sketches
+from lynx_sglang.calibrate.measure import calibrate, sketch_file
 from lynx_sglang.calibrate.sketch_budget import allocate, hull, within
 from lynx_sglang.calibrate.sketch_fit import Moments, fit
 from lynx_sglang.calibrate.sketch_layer import ExpertSums, FittedLayer
 from lynx_sglang.calibrate.sketch_sums import SketchSums, bytes_of_layer, groups_of
 from lynx_sglang.errors import SettingError, UnsupportedError
+from lynx_sglang.evaluation.server import EvaluationError
 from lynx_sglang.sketches import StandIns
 
 H = 12
@@ -191,6 +193,7 @@ def test_bytes_go_to_the_experts_that_weigh(tokens: Tokens) -> None:
         assert each.cover[0] > 0.5
         assert each.cover[1:].tolist() == [0.0, 0.0]
         assert each.contribution.max() == 1.0
+        assert each.contribution[2] in each.contribution[:2]  # of no tokens: as the median one
         assert found.unexplained[layer] < 0.2
     nothing = within({4: fitted_layer(tokens)}, 0)
     assert nothing.unexplained[4] == 1.0
@@ -272,3 +275,15 @@ def test_a_layer_that_scales_its_weights_is_refused() -> None:
     config.apply_router_weight_on_input = True
     with pytest.raises(UnsupportedError, match="layer 3"):
         sketches.require_weights(config, weights, weights)
+
+
+def test_sketches_never_lie_beside_the_models_weights(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    args = SimpleNamespace(
+        tokens=512, rows=16, quality_loss=0.01, sketch_bytes=0.05, model_path=str(tmp_path),
+        out=tmp_path / "model.json", text=tmp_path / "none",
+    )  # fmt: skip
+    with pytest.raises(EvaluationError, match="--out: expected a file outside of the model's"):
+        calibrate(args)  # type: ignore[arg-type]
+    assert sketch_file(tmp_path / "model.json").name == "model.sketches.safetensors"
+    assert (tmp_path / "model.safetensors").read_bytes() == b"weights"
