@@ -9,6 +9,7 @@ bootstrap sample of the problems.
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -30,6 +31,9 @@ def at_bytes(curve: Sequence[Row], experts: float, draws: Floats) -> Floats:
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     rows = [json.loads(line) for line in OUT.read_text().splitlines()]
     rows = [row for row in rows if row["split"] == "test"]
     ratios: dict[float, list[float]] = {}
